@@ -1,0 +1,38 @@
+"""The one error that this package raises for bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CompressionError(ValueError):
+    """Something asked for cannot be done; the message says what, where and how to mend it."""
+
+    @classmethod
+    def field(cls, name: str, *, expected: str, got: object, fix: str = "") -> CompressionError:
+        """Build the one-paragraph message for a bad setting.
+
+        Args:
+            name: Full name of the field, for example ``GradualMagnitudePruning.final_sparsity``.
+            expected: What is allowed.
+            got: What came.
+            fix: How to mend it.
+
+        Example:
+            >>> print(CompressionError.field("bits", expected="an integer from 2 to 8", got=9))
+            bits: expected an integer from 2 to 8, got 9.
+        """
+        return cls(f"{name}: expected {expected}, got {got!r}.{' ' + fix if fix else ''}")
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Say which of the known names come nearest to a name that matched nothing.
+
+    Example:
+        >>> closest("conv_1", ["conv1", "fc"])
+        'Closest: conv1.'
+    """
+    known = list(known)
+    near = get_close_matches(name, known, n=3, cutoff=0.5) or known[:5]
+    return f"Closest: {', '.join(near)}." if near else "There is nothing to match."
