@@ -1,0 +1,261 @@
+"""From a tensor to its quantization range: pure functions, without a host synchronization."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_compress.errors import CompressionError
+
+# Scales are kept normal numbers, so that no division by them overflows to NaN.
+_SMALLEST_SCALE = 2.0**-100
+# Order statistics and searches look at this many values at most; the moving average smooths the rest.
+_SAMPLE = 65_536
+# Clipping fractions that the squared-error search tries: 1, 0.96, 0.96², ... down to 0.05.
+_FRACTIONS = tuple(0.96**k for k in range(74))
+
+
+def minmax(x: torch.Tensor) -> torch.Tensor:
+    """Smallest and largest value.
+
+    Args:
+        x: Float tensor.
+
+    Returns:
+        float32, ``[2]``; NaN if ``x`` holds NaN.
+
+    Example:
+        >>> minmax(torch.tensor([3.0, -1.0, 2.0]))
+        tensor([-1.,  3.])
+    """
+    return torch.stack(torch.aminmax(x)).float()
+
+
+def percentile(x: torch.Tensor, q: float = 99.99) -> torch.Tensor:
+    """The values below and above which lie ``100 - q`` percent each, interpolated like ``numpy.percentile``.
+
+    Of more than 65,536 values every n-th is looked at.
+
+    Args:
+        x: Float tensor.
+        q: Percentile of the upper end, from 50 to 100.
+
+    Returns:
+        float32, ``[2]``; NaN if the values looked at hold NaN.
+
+    Example:
+        >>> percentile(torch.arange(101.0), 99)
+        tensor([ 1., 99.])
+    """
+    values = sample(x)
+    position = (values.numel() - 1) * q / 100
+    count = values.numel() - int(position)
+    fraction = position - int(position)
+    top = values.topk(count, sorted=True).values
+    bottom = values.topk(count, largest=False, sorted=True).values
+    ends = []
+    for tail in (bottom, top):
+        inner, outer = tail[-1], tail[-2] if count > 1 else tail[-1]
+        ends.append(inner + (outer - inner) * fraction)
+    # topk sorts NaN last or first by its own rules; the sum is NaN whenever a value is.
+    return torch.where(values.sum().isnan(), torch.nan, torch.stack(ends))
+
+
+def mse(x: torch.Tensor, bits: int, *, symmetric: bool = False) -> torch.Tensor:
+    """The part of the min-max range with the smallest squared error after quantization.
+
+    Both ends of the range are shrunk together, in 74 steps of 4 percent. Of more than 65,536 values every n-th is
+    looked at.
+
+    Args:
+        x: Float tensor.
+        bits: Bit width.
+        symmetric: Whether the quantizer is symmetric.
+
+    Returns:
+        float32, ``[2]``; NaN if ``x`` holds NaN.
+
+    Example:
+        >>> bool(mse(torch.randn(1000), 2, symmetric=True)[1] < 3)
+        True
+    """
+    values = sample(x)
+    full = minmax(x)
+    best = torch.full((), torch.inf, device=x.device)
+    found = full.clone()
+    for fraction in _FRACTIONS:
+        candidate = full * fraction
+        if symmetric:
+            scale, zero_point = symmetric_qparams(candidate[0], candidate[1], bits)
+            qmin, qmax = 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1
+        else:
+            scale, zero_point = affine_qparams(candidate[0], candidate[1], bits)
+            qmin, qmax = 0, 2**bits - 1
+        restored = (values / scale).round_().add_(zero_point).clamp_(qmin, qmax).sub_(zero_point).mul_(scale)
+        error = restored.sub_(values).square_().sum()
+        better = error < best
+        best = torch.where(better, error, best)
+        found = torch.where(better, candidate, found)
+    return found
+
+
+def observe(x: torch.Tensor, method: str, bits: int, *, symmetric: bool = False) -> torch.Tensor:
+    """The range of one tensor by the method's name; ``learned`` ranges start from the ``mse`` range.
+
+    Returns:
+        float32, ``[2]``.
+
+    Example:
+        >>> observe(torch.tensor([3.0, -1.0]), "minmax", 8)
+        tensor([-1.,  3.])
+    """
+    if method == "minmax":
+        return minmax(x)
+    if method == "percentile":
+        return percentile(x)
+    return mse(x, bits, symmetric=symmetric)
+
+
+def sample(x: torch.Tensor) -> torch.Tensor:
+    """At most 65,536 values of a tensor, evenly spread over its memory: float32, ``[n]``."""
+    flat = x.reshape(-1)
+    stride = -(-flat.numel() // _SAMPLE)
+    return flat[::stride].float()
+
+
+@torch.no_grad()
+def ema_(
+    range_: torch.Tensor, observed: torch.Tensor, momentum: float, nonfinite: torch.Tensor | None = None
+) -> None:
+    """Move a range towards an observed one, in place.
+
+    The first finite observation is taken as it is. One with NaN or infinity changes nothing and is counted.
+
+    Args:
+        range_: float32, ``[2]``; NaN until something was observed.
+        observed: float32, ``[2]``.
+        momentum: Weight of the observation, in (0, 1].
+        nonfinite: Count of observations left out: int64, ``[]``.
+
+    Example:
+        >>> r = torch.full((2,), torch.nan)
+        >>> ema_(r, torch.tensor([0.0, 1.0]), 0.1)
+        >>> ema_(r, torch.tensor([0.0, torch.inf]), 0.1)
+        >>> ema_(r, torch.tensor([0.0, 2.0]), 0.1)
+        >>> r
+        tensor([0.0000, 1.1000])
+    """
+    finite = observed.isfinite().all()
+    moved = torch.where(range_.isnan(), observed, range_ + (observed - range_) * momentum)
+    range_.copy_(torch.where(finite, moved, range_))
+    if nonfinite is not None:
+        nonfinite.add_(~finite)
+
+
+def affine_qparams(
+    minimum: torch.Tensor, maximum: torch.Tensor, bits: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero point of unsigned integers for a range, widened to hold 0.0, which is exact.
+
+    Args:
+        minimum: float32 tensor.
+        maximum: float32 tensor of the same shape.
+        bits: Bit width.
+
+    Returns:
+        Scale (positive, finite) and zero point (an integer from 0 to 2^bits - 1), both float32. A range that was never
+        observed (NaN) gives 1 and 0.
+
+    Example:
+        >>> affine_qparams(torch.tensor(-1.0), torch.tensor(2.0), 2)
+        (tensor(1.), tensor(1.))
+    """
+    levels = 2**bits - 1
+    low = minimum.clamp(max=0)
+    # Divided before subtracting: the width of a finite range can overflow.
+    scale = _usable(maximum.clamp(min=0) / levels - low / levels)
+    zero_point = (-low / scale).round_().clamp_(0, levels)
+    return scale, torch.nan_to_num(zero_point, nan=0.0)
+
+
+def symmetric_qparams(
+    minimum: torch.Tensor, maximum: torch.Tensor, bits: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale of signed integers from -(2^(bits-1) - 1) to 2^(bits-1) - 1, and the zero point 0.
+
+    Returns:
+        Scale (positive, finite) and zero point, both float32.
+
+    Example:
+        >>> symmetric_qparams(torch.tensor(-1.0), torch.tensor(3.0), 3)
+        (tensor(1.), tensor(0.))
+    """
+    scale = _usable(torch.maximum(-minimum, maximum) / (2 ** (bits - 1) - 1))
+    return scale, torch.zeros_like(scale)
+
+
+def weight_scale(
+    w: torch.Tensor, axis: int | None, qmax: int, method: str = "minmax", *, group_size: int | None = None
+) -> torch.Tensor:
+    """Symmetric scales of a weight.
+
+    Args:
+        w: Float weight.
+        axis: Dimension of the output channels; ``None`` for a single scale.
+        qmax: Largest integer.
+        method: ``"minmax"``, ``"percentile"``, ``"mse"``, or ``"learned"`` (LSQ's initialization).
+        group_size: Neighbours among the flattened inputs of an output channel that share a scale.
+
+    Returns:
+        float32, positive: ``[]``, ``[C]``, or ``[C, groups]``. A channel of zeros takes the largest scale of the
+        others, so that its bias stays representable in integers of that scale.
+
+    Raises:
+        CompressionError: There is no such method.
+
+    Example:
+        >>> weight_scale(torch.tensor([[0.5, -1.0], [0.0, 0.0]]), 0, 1)
+        tensor([1., 1.])
+    """
+    rows = _rows(w.detach(), axis, group_size).float()
+    if method == "minmax":
+        scale = rows.abs().amax(-1) / qmax
+    elif method == "percentile":
+        scale = torch.quantile(rows.abs(), 0.9999, dim=-1) / qmax
+    elif method == "mse":
+        scale = _mse_scale(rows, qmax)
+    elif method == "learned":
+        scale = rows.abs().mean(-1) * (2 / qmax**0.5)
+    else:
+        raise CompressionError.field("range", expected="minmax, percentile, mse or learned", got=method)
+    scale = _usable(torch.where(scale > 0, scale, scale.amax()))
+    return scale.reshape(()) if axis is None else scale
+
+
+def _mse_scale(rows: torch.Tensor, qmax: int) -> torch.Tensor:
+    full = rows.abs().amax(-1, keepdim=True) / qmax
+    best = torch.full_like(full, torch.inf)
+    found = full.clone()
+    for fraction in _FRACTIONS:
+        scale = _usable(full * fraction)
+        restored = (rows / scale).round_().clamp_(-qmax, qmax).mul_(scale)
+        error = restored.sub_(rows).square_().sum(-1, keepdim=True)
+        better = error < best
+        best = torch.where(better, error, best)
+        found = torch.where(better, scale, found)
+    return found.squeeze(-1)
+
+
+def _rows(w: torch.Tensor, axis: int | None, group_size: int | None) -> torch.Tensor:
+    """A weight with the values that share a scale along its last dimension; short groups are filled with zeros."""
+    if axis is None:
+        return w.reshape(1, -1)
+    rows = w.movedim(axis, 0).reshape(w.shape[axis], -1)
+    if group_size is None:
+        return rows
+    missing = -rows.shape[1] % group_size
+    return torch.nn.functional.pad(rows, (0, missing)).reshape(rows.shape[0], -1, group_size)
+
+
+def _usable(scale: torch.Tensor) -> torch.Tensor:
+    """Keep scales positive and finite: 0 and NaN become 1, and the rest stays normal numbers."""
+    return torch.where(scale > 0, scale.clamp(_SMALLEST_SCALE, torch.finfo(torch.float32).max), 1.0)
