@@ -1,0 +1,13 @@
+"""Thin adapters from Lightning's hooks to the core."""
+
+from lightning_compress.callbacks.export import CompressedExport
+from lightning_compress.callbacks.monitor import CompressionMonitor
+from lightning_compress.callbacks.pruning import GradualMagnitudePruning
+from lightning_compress.callbacks.quantization import QuantizationAwareTraining
+
+__all__ = [
+    "CompressedExport",
+    "CompressionMonitor",
+    "GradualMagnitudePruning",
+    "QuantizationAwareTraining",
+]

@@ -1,0 +1,226 @@
+"""Quantization-aware training as a Lightning callback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
+
+from lightning_compress.callbacks.run import refuse_sharded, run_length
+from lightning_compress.errors import CompressionError
+from lightning_compress.quantization.prepare import Quantization, find, install, strip
+from lightning_compress.quantization.recording import Tape, recording
+from lightning_compress.quantization.spec import ActivationScheme, Backend, QuantizationSettings, RangeMethod
+from lightning_compress.timeline import TimePoint, parse
+
+_FIELD = "QuantizationAwareTraining"
+
+
+class QuantizationAwareTraining(Callback):
+    """Trains a model with fake-quantized weights and activations.
+
+    Args:
+        weight_bits: Bits of weights, 2 to 8; ``None`` leaves them float.
+        activation_bits: Bits of activations, 2 to 8; ``None`` leaves them float.
+        weight_granularity: ``"channel"``, ``"tensor"`` or ``"group:<n>"``.
+        activation_scheme: ``"affine"`` or ``"symmetric"``.
+        range: ``"minmax"`` (moving average), ``"percentile"``, ``"mse"`` or ``"learned"`` (LSQ).
+        start: When fake quantization begins.
+        freeze_range: When activation ranges stop moving; ``None`` never.
+        freeze_batchnorm: When batch-norm statistics stop moving; ``None`` never.
+        backend: Runtime that decides where activations are quantized.
+        targets: Patterns of layers to quantize; ``None`` means all that can be.
+        ignore: Patterns of layers to leave in float.
+        overrides: Pattern → ``{"weight_bits", "activation_bits", "weight_granularity"}`` or ``None`` (float).
+        momentum: Weight of a new batch in the moving average of ranges.
+        observe_every: Training forwards between two range observations.
+        example_inputs: Inputs of one forward, to place activation quantizers. By default the module's
+            ``example_input_array``, or else the first training batch, which then runs in float.
+
+    Attributes:
+        quantization: The quantizers of the module; ``None`` before the first run.
+
+    Raises:
+        CompressionError: A setting is not allowed (at construction) or does not fit the run (before training).
+
+    Example:
+        >>> QuantizationAwareTraining(weight_bits=8, activation_bits=8, start=0.5).settings.weight_bits
+        8
+    """
+
+    def __init__(
+        self,
+        weight_bits: int | None = 8,
+        activation_bits: int | None = 8,
+        *,
+        weight_granularity: str = "channel",
+        activation_scheme: ActivationScheme = "affine",
+        range: RangeMethod = "minmax",
+        start: TimePoint = 0,
+        freeze_range: TimePoint | None = None,
+        freeze_batchnorm: TimePoint | None = None,
+        backend: Backend | None = "onnxruntime",
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+        overrides: Mapping[str, Mapping[str, Any] | None] | None = None,
+        momentum: float = 0.1,
+        observe_every: int = 1,
+        example_inputs: Any = None,
+    ) -> None:
+        super().__init__()
+        self.settings = QuantizationSettings(
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            weight_granularity=weight_granularity,
+            activation_scheme=activation_scheme,
+            range=range,
+            backend=backend,
+            targets=targets,
+            ignore=ignore,
+            overrides=overrides,
+            momentum=momentum,
+            observe_every=observe_every,
+            field=_FIELD,
+        )
+        self.quantization: Quantization | None = None
+        self.phases: dict[str, int] = {}
+        self._times = {
+            name: parse(point, f"{_FIELD}.{name}")
+            for name, point in (
+                ("start", start),
+                ("freeze_range", freeze_range),
+                ("freeze_batchnorm", freeze_batchnorm),
+            )
+            if point is not None
+        }
+        self._points = {"start": start, "freeze_range": freeze_range, "freeze_batchnorm": freeze_batchnorm}
+        self._example_inputs = example_inputs
+        self._saved: dict[str, Any] | None = None
+        self._recording: AbstractContextManager[Tape] | None = None
+        self._tape: Tape | None = None
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        refuse_sharded(trainer, _FIELD)
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        run = run_length(trainer)
+        self.phases = {name: time.steps(run) for name, time in self._times.items()}
+        if run.total_steps is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            for name, step in self.phases.items():
+                if step >= run.total_steps:
+                    raise CompressionError.field(
+                        f"{_FIELD}.{name}",
+                        expected=f"a point before the end of the run ({run.total_steps} optimizer steps)",
+                        got=self._points[name],
+                        fix="As it stands, that phase would never begin.",
+                    )
+        if not self._restore(pl_module):
+            strip(pl_module)
+            self.quantization = install(pl_module, self.settings)
+            example = self._example_inputs if self._example_inputs is not None else pl_module.example_input_array
+            if self.quantization.needs_recording and example is not None:
+                self.quantization.record(_on_device(example, pl_module.device))
+        self._enter_phase(trainer.global_step, pl_module)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._enter_phase(trainer.global_step, pl_module)
+        if self._attached.needs_recording and self._recording is None:
+            self._attached.enabled = False
+            self._recording = recording(pl_module)
+            self._tape = self._recording.__enter__()
+
+    @override
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        if pl_module.automatic_optimization:
+            self._finish_recording()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._finish_recording()
+        self._enter_phase(trainer.global_step, pl_module)
+        if trainer.world_size > 1 and not self._attached.frozen:
+            self._average_ranges(trainer)
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self._recording is not None:
+            self._recording.__exit__(None, None, None)
+            self._recording = None
+
+    @override
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore(pl_module)
+
+    @override
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore(pl_module)
+
+    @override
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore(pl_module)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.quantization is None else self.quantization.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict or None
+
+    @property
+    def _attached(self) -> Quantization:
+        if self.quantization is None:
+            raise CompressionError(f"{_FIELD} has not been attached to a module: it works inside Trainer.fit.")
+        return self.quantization
+
+    def _restore(self, module: nn.Module) -> bool:
+        """Attach what a checkpoint held, or take up what is attached already."""
+        if self._saved is not None:
+            strip(module)
+            self.quantization = install(module, self.settings)
+            self.quantization.load_state_dict(self._saved)
+            self._saved = None
+        return self.quantization is not None and find(module) is self.quantization
+
+    def _enter_phase(self, step: int, module: nn.Module) -> None:
+        self._attached.enabled = step >= self.phases["start"]
+        self._attached.frozen = step >= self.phases.get("freeze_range", step + 1)
+        if step >= self.phases.get("freeze_batchnorm", step + 1):
+            for norm in module.modules():
+                if isinstance(norm, _BatchNorm):
+                    norm.eval()
+
+    def _finish_recording(self) -> None:
+        if self._recording is None or self._tape is None:
+            return
+        self._recording.__exit__(None, None, None)
+        self._attached.place(self._tape)
+        self._recording = self._tape = None
+
+    def _average_ranges(self, trainer: L.Trainer) -> None:
+        """Each rank saw other batches: the mean of their ranges keeps all ranks equal, by one reduction."""
+        quantizers = list(self._attached.activations.values())
+        if not quantizers or not all(q.observed for q in quantizers):
+            return
+        ranges = trainer.strategy.reduce(torch.stack([q.range for q in quantizers]), reduce_op="mean")
+        for quantizer, mean in zip(quantizers, ranges, strict=True):
+            quantizer.range.copy_(mean)
+            quantizer.update_scale()
+
+
+def _on_device(example: Any, device: torch.device) -> Any:
+    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), example)

@@ -1,0 +1,262 @@
+"""A deployable copy of a model: quantizers as constants, batch norm folded, the original untouched."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.export.ops import dequantize, quantize_dequantize
+from lightning_compress.quantization.layers import ActivationQuantizer
+from lightning_compress.quantization.placement import place
+from lightning_compress.quantization.prepare import Quantization, call_arguments, find, strip
+from lightning_compress.quantization.recording import Boundary, recording
+from lightning_compress.quantization.structure import replaced
+
+_INT32_ROOM = 2**30
+_SMALLEST_SCALE = 2.0**-60
+
+
+@dataclass(eq=False)
+class IntegerWeight:
+    """A weight as an export stores it.
+
+    Attributes:
+        integers: int8, the weight's shape.
+        scale: float32: ``[]``, ``[C]`` along ``axis``, or ``[C, groups]``.
+        axis: Dimension of the output channels.
+        group_size: Inputs that share a scale, or ``None``.
+    """
+
+    integers: torch.Tensor
+    scale: torch.Tensor
+    axis: int
+    group_size: int | None = None
+
+    def rescale(self, factor: torch.Tensor) -> None:
+        """Multiply output channel c by ``factor[c]`` exactly: the scale takes the size, the integers the sign."""
+        shape = [1] * self.integers.ndim
+        shape[self.axis] = -1
+        self.integers = self.integers * torch.sign(factor).reshape(shape).to(torch.int8)
+        size = factor.abs()
+        if self.scale.ndim == 2:
+            self.scale = self.scale * size[:, None]
+        else:
+            self.scale = self.scale * size
+
+    def values(self) -> torch.Tensor:
+        """The weight as float32."""
+        axis, block = (1, self.group_size) if self.group_size else (self.axis, 0)
+        return dequantize(self.integers, self.scale, None, axis, block)
+
+
+def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
+    """Copy a model into the form that is exported.
+
+    Weights under quantization become integer buffers that are dequantized when read, biases of integer layers
+    become int32, activation quantizers become constants, and batch norm that follows a layer is folded into it
+    (Jacob et al. 2018, section 3.2; exact, since per-channel symmetric scales absorb the factor).
+
+    Args:
+        model: Any module, quantized or not. It is not changed.
+        example_inputs: Inputs of one forward; finds the batch norms to fold where none were recorded.
+
+    Raises:
+        CompressionError: An activation quantizer has observed nothing yet.
+    """
+    duplicate = copy.deepcopy(model).cpu().eval()
+    quantization = find(duplicate)
+    folds = dict(quantization.placement.folds) if quantization and quantization.placement else None
+    integers = _integers(quantization) if quantization else {}
+    sites = _sites(quantization) if quantization else []
+    input_scales = _input_scales(quantization) if quantization else {}
+    strip(duplicate)
+    if folds is None:
+        folds = _folds(duplicate, example_inputs)
+    modules = dict(duplicate.named_modules())
+    for layer, norm in folds.items():
+        _fold(modules[layer], modules[norm], integers.get(f"{layer}.weight"))
+        modules[norm] = nn.Identity()
+        _replace(duplicate, norm, modules[norm])
+    for name, weight in integers.items():
+        owner, _, attribute = name.rpartition(".")
+        _store(duplicate, modules[owner], owner, attribute, weight, input_scales.get(name))
+    for boundary, quantizer in sites:
+        _constant(modules[boundary.module], boundary, quantizer)
+    return duplicate
+
+
+def _integers(quantization: Quantization) -> dict[str, IntegerWeight]:
+    return {
+        name: IntegerWeight(
+            q.integers(),
+            q.scale().detach().float(),
+            q.channel_axis,
+            q.spec.group_size,
+        )
+        for name, q in quantization.layers.items()
+    }
+
+
+def _sites(quantization: Quantization) -> list[tuple[Boundary, ActivationQuantizer]]:
+    unobserved = [name for name, q in quantization.activations.items() if not q.observed]
+    if unobserved:
+        raise CompressionError(
+            f"Activation quantizers have seen no training batch yet: {', '.join(unobserved[:3])}"
+            f"{' …' if len(unobserved) > 3 else ''}. Run training forwards (model.train()) before exporting."
+        )
+    placement = quantization.placement
+    sites = placement.sites if placement else ()
+    return [(b, quantization.activations[site.name]) for site in sites for b in site.boundaries]
+
+
+def _input_scales(quantization: Quantization) -> dict[str, float]:
+    return {weight: float(quantization.activations[site].scale) for weight, site in quantization.layer_input.items()}
+
+
+def _folds(model: nn.Module, example_inputs: Any) -> dict[str, str]:
+    args, kwargs = call_arguments(example_inputs)
+    with torch.no_grad(), recording(model) as tape:
+        model(*args, **kwargs)
+    layers = {name: None for name, _ in model.named_parameters() if name.endswith("weight")}
+    return dict(place(tape, model, layer_bits=layers, bits=None, backend="onnxruntime").folds)
+
+
+def _fold(layer: nn.Module, norm: nn.Module, weight: IntegerWeight | None) -> None:
+    statistics: dict[str, torch.Tensor | None] = {**norm._buffers, **norm._parameters}
+    mean, variance = statistics["running_mean"], statistics["running_var"]
+    parameter = layer._parameters["weight"]
+    if mean is None or variance is None or parameter is None:
+        raise CompressionError(f"{type(norm).__name__} without running statistics cannot be folded.")
+    factor = torch.rsqrt(variance.double() + float(norm.eps))  # type: ignore[arg-type]
+    if (gamma := statistics["weight"]) is not None:
+        factor = factor * gamma.detach().double()
+    shift = -mean.double() * factor
+    if (beta := statistics["bias"]) is not None:
+        shift = shift + beta.detach().double()
+    if (bias := layer._parameters.get("bias")) is not None:
+        shift = shift + bias.detach().double() * factor
+    if weight is not None:
+        weight.rescale(factor.float())
+    else:
+        shape = [1] * parameter.ndim
+        shape[1 if isinstance(layer, _ConvTransposeNd) else 0] = -1
+        folded = parameter.detach().double() * factor.reshape(shape)
+        layer.register_parameter("weight", nn.Parameter(folded.to(parameter.dtype)))
+    layer.register_parameter("bias", nn.Parameter(shift.to(parameter.dtype)))
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, module)
+
+
+class _Shadow:
+    """Puts dequantized constants in front of a module's parameters while it runs."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        self.owner = owner
+        self.reads: dict[str, tuple[int, int]] = {}
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        for attribute, (axis, block) in self.reads.items():
+            integers, scale, zero_point = (
+                self.owner._buffers.get(f"{attribute}_{part}") for part in ("integers", "scale", "zero_point")
+            )
+            self.owner.__dict__[attribute] = dequantize(integers, scale, zero_point, axis, block)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        for attribute in self.reads:
+            self.owner.__dict__.pop(attribute, None)
+
+
+def _store(
+    model: nn.Module,
+    owner: nn.Module,
+    path: str,
+    attribute: str,
+    weight: IntegerWeight,
+    input_scale: float | None,
+) -> None:
+    """Keep a weight, and its layer's bias where the input is quantized, as integer buffers."""
+    shadow = _Shadow(owner)
+    bias = owner._parameters.get("bias") if attribute == "weight" else None
+    if bias is not None and input_scale is not None and weight.scale.ndim <= 1:
+        _make_room(weight, bias.detach(), input_scale)
+        bias_scale = weight.scale * torch.tensor(input_scale, dtype=torch.float32)
+        # float32, as ONNX Runtime's kernels compute it.
+        integers = torch.round(bias.detach().float().double() / bias_scale.double()).to(torch.int32)
+        owner.register_parameter("bias", None)
+        owner.register_buffer("bias_integers", integers)
+        owner.register_buffer("bias_scale", bias_scale)
+        shadow.reads["bias"] = (0, 0)
+    if weight.group_size and weight.integers.ndim != 2:
+        raise CompressionError(
+            f"{path}.{attribute}: weight_granularity 'group:{weight.group_size}' exports for Linear layers alone, got "
+            f"a weight of shape {tuple(weight.integers.shape)}. Give this layer 'channel' in overrides."
+        )
+    axis, block = (1, weight.group_size) if weight.group_size else (weight.axis, 0)
+    owner._parameters.pop(attribute)
+    owner.register_parameter(attribute, None)
+    owner.register_buffer(f"{attribute}_integers", weight.integers)
+    owner.register_buffer(f"{attribute}_scale", weight.scale)
+    owner.register_buffer(f"{attribute}_zero_point", torch.zeros_like(weight.scale, dtype=torch.int8))
+    shadow.reads[attribute] = (axis, block or 0)
+    host = _host(model, path)
+    host.register_forward_pre_hook(shadow.enter)
+    host.register_forward_hook(shadow.leave, always_call=True)
+
+
+def _host(model: nn.Module, path: str) -> nn.Module:
+    """The module whose forward reads the weights of ``path``."""
+    parent, _, attribute = path.rpartition(".")
+    above = model.get_submodule(parent)
+    if isinstance(above, nn.MultiheadAttention) and attribute == "out_proj":
+        return above
+    return model.get_submodule(path)
+
+
+def _make_room(weight: IntegerWeight, bias: torch.Tensor, input_scale: float) -> None:
+    """Widen the scale of channels whose bias would overflow int32, as ONNX Runtime's own quantizer does.
+
+    It happens where a channel's weights are all but zero beside its bias; their integers are rounded anew.
+    """
+    # The floor keeps scales of channels that batch norm switched off (gamma = 0) above zero.
+    needed = (bias.abs().double() / (input_scale * _INT32_ROOM)).clamp(min=_SMALLEST_SCALE)
+    if weight.scale.ndim == 0:
+        needed = needed.max()
+    scale = torch.maximum(weight.scale.double(), needed).float()
+    widened = scale > weight.scale
+    if bool(widened.any()):
+        shape = [1] * weight.integers.ndim
+        if scale.ndim:
+            shape[weight.axis] = -1
+        ratio = torch.where(widened, weight.scale.double() / scale.double(), 1.0).reshape(shape)
+        weight.integers = torch.round(weight.integers.double() * ratio).to(torch.int8)
+        weight.scale = scale
+
+
+def _constant(module: nn.Module, boundary: Boundary, quantizer: ActivationQuantizer) -> None:
+    scale, zero_point = float(quantizer.scale), int(quantizer.zero_point)
+    qmin, qmax = quantizer.qmin, quantizer.qmax
+
+    def apply(x: torch.Tensor) -> torch.Tensor:
+        return quantize_dequantize(x, scale, zero_point, qmin, qmax)
+
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(boundary.path[0], str):
+            return args, replaced(dict(kwargs), boundary.path, apply)
+        return replaced(args, boundary.path, apply), kwargs
+
+    def leave(_module: nn.Module, _args: Any, output: Any) -> Any:
+        return replaced(output, boundary.path, apply)
+
+    if boundary.side == "input":
+        module.register_forward_pre_hook(enter, with_kwargs=True)
+    else:
+        module.register_forward_hook(leave)

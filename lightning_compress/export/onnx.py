@@ -1,0 +1,253 @@
+"""ONNX with QuantizeLinear/DequantizeLinear, the form that ONNX Runtime turns into integer kernels."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.export.atomic import replacing
+from lightning_compress.export.fold import deployable
+from lightning_compress.quantization.prepare import call_arguments
+from lightning_compress.quantization.structure import tensors
+
+OPSET = 21
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A written ONNX file.
+
+    Attributes:
+        path: Where it is.
+        bytes: Its size.
+        input_names: Names of the graph's inputs.
+        output_names: Names of the graph's outputs.
+    """
+
+    path: Path
+    bytes: int
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+
+def to_onnx(
+    model: nn.Module,
+    example_inputs: Any,
+    path: str | Path,
+    *,
+    input_names: Sequence[str] | None = None,
+    dynamic_batch: bool = True,
+    metadata: Mapping[str, str] | None = None,
+) -> OnnxFile:
+    """Write a model, quantized or float, as one ONNX file.
+
+    Args:
+        model: The model; it is not changed.
+        example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments.
+        path: Where to write; replaced atomically.
+        input_names: Names of the graph's inputs; the forward's argument names by default.
+        dynamic_batch: Leave the first dimension of every input free.
+        metadata: Written into the file's ``metadata_props``.
+
+    Returns:
+        The file's path, size and names.
+
+    Raises:
+        CompressionError: The model cannot be exported, or nothing can be written at ``path``.
+    """
+    args, kwargs = call_arguments(example_inputs)
+    args, kwargs = _cpu(tuple(args)), _cpu(dict(kwargs))
+    if dynamic_batch:
+        args, kwargs = _at_least_two(args), _at_least_two(kwargs)
+    exported = deployable(model, (*args, kwargs))
+    for parameter in exported.parameters():
+        parameter.requires_grad_(False)
+    program = _export(exported, args, kwargs, input_names, dynamic_batch, type(model).__name__)
+    graph = program.model
+    _clean(graph)
+    _own_zero_points(graph.graph)
+    if metadata:
+        graph.metadata_props.update({str(k): str(v) for k, v in metadata.items()})
+    path = Path(path)
+    with replacing(path) as temporary:
+        program.save(str(temporary))
+    names = [tuple(str(value.name) for value in values) for values in (graph.graph.inputs, graph.graph.outputs)]
+    return OnnxFile(path, path.stat().st_size, *names)
+
+
+def _export(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    input_names: Sequence[str] | None,
+    dynamic_batch: bool,
+    name: str,
+) -> torch.onnx.ONNXProgram:
+    shapes = None
+    if dynamic_batch:
+        batch = torch.export.Dim("batch", min=1)
+        shapes = (
+            *(_dynamic(arg, batch) for arg in args),
+            *(_dynamic(value, batch) for value in kwargs.values()),
+        )
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                model,
+                args,
+                kwargs=kwargs,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=input_names,
+                dynamic_shapes=shapes,
+                custom_translation_table=_translations(),
+                optimize=True,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            raise CompressionError(
+                f"to_onnx: {name} cannot be exported by torch.onnx: {_first_line(cause)}. "
+                f"If its forward depends on the batch size, try dynamic_batch=False."
+            ) from error
+    if program is None:
+        raise CompressionError(f"to_onnx: torch.onnx returned no program for {name}.")
+    return program
+
+
+def _translations() -> dict[Any, Any]:
+    """ONNX for our two operators."""
+    from onnxscript import opset21 as op
+    from onnxscript.onnx_types import FLOAT, INT8, INT32
+
+    def to_quantize_linear(x: FLOAT, scale: float, zero_point: int, qmin: int, qmax: int) -> FLOAT:
+        unsigned = qmin >= 0
+        dtype = 2 if unsigned else 3
+        step = op.Constant(value_float=scale)
+        zero = op.Cast(op.Constant(value_int=zero_point), to=dtype)
+        integers = op.QuantizeLinear(x, step, zero)
+        full = (0, 255) if unsigned else (-128, 127)
+        if (qmin, qmax) != full:
+            # QuantizeLinear saturates at 8 bits; a narrower grid is clipped among the integers.
+            low = op.Cast(op.Constant(value_int=qmin), to=dtype)
+            high = op.Cast(op.Constant(value_int=qmax), to=dtype)
+            integers = op.Clip(integers, low, high)
+        return op.DequantizeLinear(integers, step, zero)
+
+    def to_dequantize_linear(
+        integers: INT8 | INT32, scale: FLOAT, zero_point: INT8 | INT32 | None, axis: int, block: int
+    ) -> FLOAT:
+        return op.DequantizeLinear(integers, scale, zero_point, axis=axis, block_size=block)
+
+    def to_mean(x: FLOAT, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: int = -1) -> FLOAT:
+        rank = len(x.shape)
+        if dim is None or not dim:
+            return op.ReduceMean(x, keepdims=keepdim, noop_with_empty_axes=0)
+        dims = sorted(d % rank for d in dim)
+        axes = op.Constant(value_ints=dims)
+        if rank > 2 and dims == list(range(2, rank)):
+            # ONNX Runtime has an integer kernel for GlobalAveragePool and none for ReduceMean.
+            pooled = op.GlobalAveragePool(x)
+            return pooled if keepdim else op.Squeeze(pooled, axes)
+        return op.ReduceMean(x, axes, keepdims=keepdim)
+
+    ops = torch.ops.lightning_compress
+    return {
+        ops.quantize_dequantize.default: to_quantize_linear,
+        ops.dequantize.default: to_dequantize_linear,
+        torch.ops.aten.mean.dim: to_mean,
+    }
+
+
+def _clean(model: Any) -> None:
+    """Drop debugging metadata: it is most of a small file, and it names files of the machine that exported."""
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+
+
+def _own_zero_points(graph: Any) -> None:
+    """Give each weight a zero point of its own.
+
+    The exporter merges equal initializers, and ONNX Runtime's int8 → uint8 rewrite for CPUs without VNNI refuses a
+    zero point that two weights share.
+    """
+    import onnx_ir as ir
+
+    seen: set[Any] = set()
+    for node in list(graph):
+        if node.op_type != "DequantizeLinear" or len(node.inputs) < 3 or node.inputs[0].const_value is None:
+            continue
+        zero_point = node.inputs[2]
+        if zero_point in seen:
+            own = ir.Value(name=f"{node.inputs[0].name}_zero_point", const_value=zero_point.const_value)
+            own.type, own.shape = zero_point.type, zero_point.shape
+            graph.register_initializer(own)
+            node.replace_input_with(2, own)
+        seen.add(zero_point)
+
+
+def _dynamic(argument: Any, batch: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return {0: batch} if argument.ndim else None
+    if isinstance(argument, tuple | list):
+        return type(argument)(_dynamic(item, batch) for item in argument)
+    if isinstance(argument, dict):
+        return {key: _dynamic(item, batch) for key, item in argument.items()}
+    return None
+
+
+def _cpu(tree: Any) -> Any:
+    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.detach().cpu(), tree)
+
+
+def _at_least_two(tree: Any) -> Any:
+    # torch.export takes a dimension of size 1 for a constant.
+    def repeat(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor, tensor]) if tensor.ndim and tensor.shape[0] == 1 else tensor
+
+    return torch.utils._pytree.tree_map_only(torch.Tensor, repeat, tree)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about its own internals; nothing of that is the user's."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def inputs_for(path: str | Path, example_inputs: Any) -> dict[str, torch.Tensor]:
+    """Pair the tensors of example inputs with an ONNX file's input names, in order."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    args, kwargs = call_arguments(example_inputs)
+    given = [tensor for _, tensor in tensors((*args, kwargs))]
+    return dict(zip((item.name for item in session.get_inputs()), given, strict=True))

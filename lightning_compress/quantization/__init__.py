@@ -1,0 +1,16 @@
+"""Quantization-aware training: ``prepare`` a model, train it, ``strip`` it again."""
+
+from lightning_compress.quantization.prepare import Quantization, attach, find, install, prepare, strip
+from lightning_compress.quantization.spec import ActivationSpec, QuantizationSettings, WeightSpec
+
+__all__ = [
+    "ActivationSpec",
+    "Quantization",
+    "QuantizationSettings",
+    "WeightSpec",
+    "attach",
+    "find",
+    "install",
+    "prepare",
+    "strip",
+]

@@ -1,0 +1,370 @@
+"""Where activations are quantized: each tensor once, at its producer, where a module's boundary reaches it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from lightning_compress.quantization.backends import RECURRENT, RULES, TRANSPARENT, WEIGHTED, Rules
+from lightning_compress.quantization.recording import Boundary, Op, Tape, Value
+from lightning_compress.quantization.spec import Backend
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One activation quantizer.
+
+    Attributes:
+        name: Its name, made from its first boundary.
+        boundaries: The module boundaries at which it acts; more than one where no single one is before every user.
+        bits: Bit width.
+    """
+
+    name: str
+    boundaries: tuple[Boundary, ...]
+    bits: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """All activation quantizers of a model, and what they rest on.
+
+    Attributes:
+        sites: The quantizers, in the order in which their tensors are made.
+        layer_input: Weight's full name → name of the site that quantizes its layer's input.
+        folds: Name of a layer → name of the batch norm that alone uses its output.
+        unreached: What stays float although the backend could run it in integers, a line each with the reason.
+    """
+
+    sites: tuple[Site, ...] = ()
+    layer_input: Mapping[str, str] = field(default_factory=dict)
+    folds: Mapping[str, str] = field(default_factory=dict)
+    unreached: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """As primitives, for checkpoints."""
+        return {
+            "sites": [
+                {
+                    "name": site.name,
+                    "bits": site.bits,
+                    "boundaries": [[b.module, b.side, list(b.path)] for b in site.boundaries],
+                }
+                for site in self.sites
+            ],
+            "layer_input": dict(self.layer_input),
+            "folds": dict(self.folds),
+            "unreached": list(self.unreached),
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Placement:
+        """The inverse of ``as_dict``."""
+        return cls(
+            sites=tuple(
+                Site(
+                    site["name"],
+                    tuple(Boundary(module, side, tuple(path)) for module, side, path in site["boundaries"]),
+                    site["bits"],
+                )
+                for site in state["sites"]
+            ),
+            layer_input=dict(state["layer_input"]),
+            folds=dict(state["folds"]),
+            unreached=tuple(state["unreached"]),
+        )
+
+
+def place(
+    tape: Tape,
+    model: nn.Module,
+    *,
+    layer_bits: Mapping[str, int | None],
+    bits: int | None,
+    backend: Backend | None,
+) -> Placement:
+    """Decide where activations are quantized.
+
+    Args:
+        tape: A recorded forward of ``model``.
+        model: The model.
+        layer_bits: Weight's full name → bits of its layer's input (``None`` leaves it float), for the layers
+            that are quantized.
+        bits: Bits of tensors that no weight reads (inputs of adds, concats, pools and products).
+        backend: Runtime whose rules apply.
+    """
+    return _Placer(tape, model, layer_bits, bits, RULES[backend]).run()
+
+
+@dataclass(eq=False)
+class _Want:
+    """A tensor that some operation wants quantized; ``consumers`` maps operations to the value they read."""
+
+    source: Value
+    bits: int
+    consumers: dict[Op, Value] = field(default_factory=dict)
+
+
+class _Placer:
+    def __init__(
+        self,
+        tape: Tape,
+        model: nn.Module,
+        layer_bits: Mapping[str, int | None],
+        bits: int | None,
+        rules: Rules,
+    ) -> None:
+        self.tape = tape
+        self.modules = dict(model.named_modules())
+        self.layer_bits = layer_bits
+        self.bits = bits
+        self.rules = rules
+        self.wants: dict[Value, _Want] = {}
+        self.weight_sources: dict[str, list[Value]] = {}
+        reads = Counter(self._weight(op) for op in tape.ops if op.name in WEIGHTED)
+        self.shared_weights = {weight for weight, count in reads.items() if weight and count > 1}
+        self.folds: dict[str, str] = {}
+        self.unreached: list[str] = []
+
+    def run(self) -> Placement:
+        joined = self._joined()
+        for op in self.tape.ops:
+            weight = self._weight(op)
+            if op.name in WEIGHTED:
+                if weight is None:
+                    continue
+                self._fold(op, weight)
+                bits = self.layer_bits[weight]
+                if bits is None:
+                    continue
+                for value in self._data(op):
+                    self._want(value, bits, op)
+                    self.weight_sources.setdefault(weight, []).append(_source(value))
+                if op.name in self.rules.outputs and self.bits is not None:
+                    self._want(self._tail(op.outputs[0]), self.bits)
+            elif self.bits is not None and (op in joined or self._is_pool(op) or self._is_product(op)):
+                for value in self._data(op):
+                    self._want(value, self.bits, op)
+                if op in joined or self._is_pool(op):
+                    self._want(self._tail(op.outputs[0]), self.bits)
+        return self._placement()
+
+    def _weight(self, op: Op) -> str | None:
+        """The quantized weight that an operation reads."""
+        return next((v.parameter for v in op.inputs if v.parameter in self.layer_bits), None)
+
+    def _data(self, op: Op) -> list[Value]:
+        """The activations that an operation reads, each once."""
+        values = [op.inputs[0]] if op.name in RECURRENT else op.inputs
+        return [v for v in dict.fromkeys(values) if v.parameter is None and not self._is_state(v, op)]
+
+    def _is_state(self, value: Value, op: Op) -> bool:
+        # Scalars, masks and buffers have no producer and pass no boundary.
+        return value.producer is None and not value.inputs
+
+    def _is_pool(self, op: Op) -> bool:
+        if op.name not in self.rules.pools or not self._from_integers(op.inputs[0]):
+            return False
+        # A mean over the channels of a sequence is a pool as well; one over the batch or everything is not.
+        return op.outputs[0].ndim >= 2
+
+    def _is_product(self, op: Op) -> bool:
+        return (
+            op.name in self.rules.inputs
+            and op.name not in WEIGHTED
+            and all(v.parameter is None and self._from_integers(v) for v in op.inputs)
+        )
+
+    def _from_integers(self, value: Value) -> bool:
+        """Whether a quantized layer made this value, through whatever keeps it on its grid or fuses."""
+        seen: Value | None = value
+        while seen is not None and seen.producer is not None:
+            op = seen.producer
+            if self._weight(op) is not None or op.name in self.rules.joins or op.name in self.rules.pools:
+                return True
+            if op.name not in TRANSPARENT and op.name not in self.rules.fused and op.name != "batch_norm":
+                return False
+            seen = op.inputs[0]
+        return seen is not None and seen.parameter is None
+
+    def _joined(self) -> set[Op]:
+        """Adds, concats and multiplies worth running in integers: those between integer operations.
+
+        A residual stream that only feeds layer norms stays float, as its consumers do.
+        """
+        joined: set[Op] = set()
+        for op in reversed(self.tape.ops):
+            if op.name not in self.rules.joins or len(self._data(op)) != len(op.inputs) or len(op.inputs) < 2:
+                continue
+            feeds = any(
+                consumer in joined
+                or (consumer.name in self.rules.inputs and self._weight(consumer) is not None)
+                or consumer.name in self.rules.pools
+                for consumer in self._users(self._tail(op.outputs[0]))
+            )
+            made_by_convolution = any(
+                (producer := _source(self._head(value)).producer) is not None
+                and producer.name in self.rules.outputs
+                and self._weight(producer) is not None
+                for value in op.inputs
+            )
+            if feeds or made_by_convolution:
+                joined.add(op)
+        return joined
+
+    def _users(self, value: Value) -> list[Op]:
+        """Operations that read a value, also behind transparent ones."""
+        found: list[Op] = []
+        for op in value.consumers:
+            if op.name in TRANSPARENT:
+                found += [user for output in op.outputs for user in self._users(output)]
+            else:
+                found.append(op)
+        return found
+
+    def _tail(self, value: Value) -> Value:
+        """What an integer kernel really writes: the value behind the batch norm and activation that fuse."""
+        op = _only_user(value)
+        if op is not None and op.name == "batch_norm":
+            value = op.outputs[0]
+            op = _only_user(value)
+        if op is not None and op.name in self.rules.fused and len(op.outputs) == 1:
+            value = op.outputs[0]
+        return value
+
+    def _head(self, value: Value) -> Value:
+        """The inverse of ``_tail``."""
+        while value.producer is not None and (
+            value.producer.name == "batch_norm" or value.producer.name in self.rules.fused
+        ):
+            value = value.producer.inputs[0]
+        return value
+
+    def _fold(self, op: Op, weight: str) -> None:
+        layer = weight.rpartition(".")[0]
+        norm_op = _only_user(op.outputs[0])
+        if norm_op is None or norm_op.name != "batch_norm" or not norm_op.modules:
+            return
+        norm = norm_op.modules[-1]
+        module = self.modules[norm]
+        once = self.tape.calls.get(layer, 0) == 1 and self.tape.calls.get(norm, 0) == 1
+        if once and isinstance(module, _NORMS) and module.track_running_stats:
+            self.folds[layer] = norm
+
+    def _want(self, value: Value, bits: int, consumer: Op | None = None) -> None:
+        source = _source(value)
+        if source.parameter is not None:
+            return
+        want = self.wants.setdefault(source, _Want(source, bits))
+        want.bits = max(want.bits, bits)
+        if consumer is not None:
+            want.consumers.setdefault(consumer, value)
+
+    def _placement(self) -> Placement:
+        located = {want.source: self._boundaries(want) for want in self.wants.values()}
+        # A module that runs twice shows the same boundary for two tensors: they share a quantizer.
+        groups: list[tuple[set[Value], list[Boundary], int]] = []
+        for source, boundaries in located.items():
+            if not boundaries:
+                continue
+            sources, merged, bits = {source}, list(boundaries), self.wants[source].bits
+            for group in [g for g in groups if set(g[1]) & set(boundaries)]:
+                groups.remove(group)
+                sources |= group[0]
+                merged = list(dict.fromkeys([*group[1], *merged]))
+                bits = max(bits, group[2])
+            groups.append((sources, merged, bits))
+        groups.sort(key=lambda group: min(value.serial for value in group[0]))
+        sites = tuple(Site(_site_name(b[0]), tuple(b), bits) for _, b, bits in groups)
+        site_of = {source: site.name for site, (sources, _, _) in zip(sites, groups, strict=True) for source in sources}
+        inputs = {w: {site_of.get(s) for s in sources} for w, sources in self.weight_sources.items()}
+        return Placement(
+            sites=sites,
+            layer_input={w: name for w, (name, *more) in inputs.items() if name is not None and not more},
+            folds=self.folds,
+            unreached=tuple(dict.fromkeys(self.unreached)),
+        )
+
+    def _boundaries(self, want: _Want) -> list[Boundary]:
+        """The fewest boundaries that every user of the tensor lies behind.
+
+        The result of a module that runs once is best. A module that runs twice (one ``ReLU`` for a whole block) would
+        make two tensors share a range, so boundaries of modules that run once come before its own.
+        """
+        # A layer that runs twice has one bias in integers of its input's scale: its inputs must share that scale.
+        shared = [
+            boundary
+            for op, value in want.consumers.items()
+            if self._weight(op) in self.shared_weights
+            for boundary in value.inputs
+            if boundary.module == op.modules[-1]
+        ]
+        if shared:
+            return list(dict.fromkeys(shared))
+        outputs = [b for b in want.source.outputs if b.module] or want.source.outputs[:1]
+        once = [b for b in outputs if self.tape.calls[b.module] == 1]
+        if once:
+            return [once[0]]
+        chosen, missed = self._cover(want, lambda b: self.tape.calls[b.module] == 1)
+        if missed and outputs:
+            return [outputs[0]]
+        if missed:
+            chosen, missed = self._cover(want, lambda b: True)
+        for op in missed:
+            place = op.modules[-1] if op.modules and op.modules[-1] else "the model"
+            self.unreached.append(
+                f"{op.name} at {op.where} in {place}: an input passes no module's boundary, so nothing can quantize "
+                f"it; wrap the operation that makes it in a module"
+            )
+        return chosen or outputs[:1]
+
+    def _cover(self, want: _Want, allowed: Callable[[Boundary], bool]) -> tuple[list[Boundary], list[Op]]:
+        """Choose allowed boundaries until every user lies behind one; returns them and the users left over."""
+        chosen: list[Boundary] = []
+        missed = dict(want.consumers)
+        while missed:
+            covered: dict[Boundary, list[Op]] = {}
+            for op, value in missed.items():
+                for boundary in filter(allowed, _reaching(op, value, want.source)):
+                    covered.setdefault(boundary, []).append(op)
+            if not covered:
+                break
+            # The root comes last, as a training step may call a child directly; then the innermost.
+            best = max(covered, key=lambda b: (bool(b.module), len(covered[b]), b.module.count(".")))
+            chosen.append(best)
+            for op in covered[best]:
+                del missed[op]
+        return chosen, list(missed)
+
+
+def _only_user(value: Value) -> Op | None:
+    return value.consumers[0] if len(value.consumers) == 1 else None
+
+
+def _source(value: Value) -> Value:
+    """The value that transparent operations were given."""
+    while value.producer is not None and value.producer.name in TRANSPARENT and value.producer.inputs:
+        value = value.producer.inputs[0]
+    return value
+
+
+def _reaching(op: Op, value: Value, source: Value) -> list[Boundary]:
+    """Boundaries on the way from a source, through transparent operations, to an operation."""
+    found: list[Boundary] = []
+    while True:
+        found += [b for b in value.outputs if b.module]
+        found += [b for b in value.inputs if b.module in op.modules]
+        if value is source or value.producer is None:
+            return found
+        value = value.producer.inputs[0]
+
+
+def _site_name(boundary: Boundary) -> str:
+    path = "".join(f"[{key}]" for key in boundary.path)
+    return f"{boundary.module or 'model'}:{boundary.side}{path if boundary.side == 'input' or path else ''}"

@@ -1,0 +1,48 @@
+"""Tensors inside nested arguments and results: finding them and replacing one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+Key = int | str
+
+
+def tensors(tree: Any, path: tuple[Key, ...] = ()) -> Iterator[tuple[tuple[Key, ...], torch.Tensor]]:
+    """Every tensor in nested tuples, lists and mappings, with its path.
+
+    Example:
+        >>> [path for path, _ in tensors((torch.zeros(1), {"mask": torch.zeros(1)}))]
+        [(0,), (1, 'mask')]
+    """
+    if isinstance(tree, torch.Tensor):
+        yield path, tree
+    elif isinstance(tree, tuple | list):
+        for index, item in enumerate(tree):
+            yield from tensors(item, (*path, index))
+    elif isinstance(tree, Mapping):
+        for key, item in tree.items():
+            if isinstance(key, str | int):
+                yield from tensors(item, (*path, key))
+
+
+def replaced(tree: Any, path: tuple[Key, ...], function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same tree with ``function`` applied to the tensor at ``path``; a missing path changes nothing.
+
+    Example:
+        >>> replaced((torch.zeros(1), 7), (0,), lambda x: x + 1)
+        (tensor([1.]), 7)
+    """
+    if not path:
+        return function(tree) if isinstance(tree, torch.Tensor) else tree
+    key, rest = path[0], path[1:]
+    if isinstance(tree, tuple | list) and isinstance(key, int) and key < len(tree):
+        items = [replaced(item, rest, function) if i == key else item for i, item in enumerate(tree)]
+        if hasattr(tree, "_fields"):
+            return type(tree)(*items)
+        return type(tree)(items)
+    if isinstance(tree, dict) and key in tree:
+        tree[key] = replaced(tree[key], rest, function)
+    return tree

@@ -1,0 +1,143 @@
+"""Where activation quantizers sit, on networks written in every common way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import ConcatNet, EncoderNet, FunctionalResidualNet, Mlp, ResidualNet
+from torch import nn
+
+from lightning_compress.quantization.candidates import weights
+from lightning_compress.quantization.placement import Placement, place
+from lightning_compress.quantization.recording import recording
+
+IMAGE = (2, 3, 8, 8)
+
+
+def placement_of(model: nn.Module, *shape: int, backend: str | None = "onnxruntime") -> Placement:
+    model.eval()
+    with torch.no_grad(), recording(model) as tape:
+        model(torch.randn(*shape))
+    layer_bits = {candidate.value.name: 8 for candidate in weights(model)}
+    return place(tape, model, layer_bits=layer_bits, bits=8, backend=backend)
+
+
+def names(placement: Placement) -> list[str]:
+    return [site.name for site in placement.sites]
+
+
+def test_every_residual_add_has_quantizers_on_both_inputs_and_its_output() -> None:
+    sites = names(placement_of(ResidualNet(), *IMAGE))
+    # block1 adds its own input to bn2; block2 adds a projected shortcut.
+    assert {"stem.2:output", "block1.bn2:output", "block1:output"} <= set(sites)
+    assert {"block2.shortcut.1:output", "block2.bn2:output", "block2:output"} <= set(sites)
+
+
+def test_pooling_is_quantized_on_both_sides() -> None:
+    placement = placement_of(ResidualNet(), *IMAGE)
+    assert "pool:output" in names(placement)
+    assert placement.layer_input["fc.weight"] == "pool:output"
+
+
+def test_nothing_is_quantized_between_a_convolution_and_its_batch_norm() -> None:
+    placement = placement_of(ResidualNet(), *IMAGE)
+    assert not any("conv" in name and name.endswith("output") for name in names(placement))
+    assert placement.folds["block1.conv1"] == "block1.bn1"
+    assert placement.folds["block2.shortcut.0"] == "block2.shortcut.1"
+
+
+def test_the_last_linear_layer_hands_out_floats() -> None:
+    assert "fc:output" not in names(placement_of(ResidualNet(), *IMAGE))
+
+
+def test_a_relu_module_that_runs_twice_does_not_make_two_tensors_share_a_range() -> None:
+    placement = placement_of(ResidualNet(), *IMAGE)
+    assert placement.layer_input["block1.conv2.weight"] == "block1.conv2:input[0]"
+    assert placement.layer_input["block2.conv1.weight"] == "block1:output"
+
+
+def test_functional_code_is_reached_at_the_next_module_boundary() -> None:
+    placement = placement_of(FunctionalResidualNet(), *IMAGE)
+    # The block's input serves its convolution and, through an empty Sequential, its add: one quantizer before both.
+    assert placement.layer_input["block.conv1.weight"] == "block:input[0]"
+    assert {"block.bn2:output", "block:output", "fc:input[0]"} <= set(names(placement))
+    assert placement.unreached == ()
+
+
+def test_a_concat_has_quantizers_on_all_inputs_and_its_output() -> None:
+    sites = set(names(placement_of(ConcatNet(), *IMAGE)))
+    assert {"down.2:output", "up:output", "head:input[0]"} <= sites
+
+
+def test_max_pooling_passes_the_quantization_through() -> None:
+    placement = placement_of(ConcatNet(), *IMAGE)
+    assert placement.layer_input["middle.0.weight"] == "down.2:output"
+    assert "pool:output" not in names(placement)
+
+
+def test_each_tensor_is_quantized_once_however_many_read_it() -> None:
+    sites = placement_of(ResidualNet(), *IMAGE).sites
+    boundaries = [boundary for site in sites for boundary in site.boundaries]
+    assert len(boundaries) == len(set(boundaries)) == len(sites) == 10
+
+
+def test_a_residual_stream_between_layer_norms_stays_float() -> None:
+    sites = names(placement_of(EncoderNet(), 2, 7, 6))
+    assert not any("dropout1" in name or "dropout2" in name for name in sites)
+    assert "encoder.layers.0.norm1:output" in sites
+
+
+def test_without_a_backend_only_layer_inputs_are_quantized() -> None:
+    sites = names(placement_of(ResidualNet(), *IMAGE, backend=None))
+    assert not any(name.endswith(("bn2:output", "shortcut.1:output")) for name in sites)
+    assert "stem.0:input[0]" in sites
+
+
+def test_hidden_layers_of_an_mlp_are_quantized_behind_the_activation() -> None:
+    assert names(placement_of(Mlp(), 2, 12)) == ["0:output", "2:output", "4:output"]
+
+
+def test_an_add_that_no_boundary_reaches_is_reported_with_its_line() -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return torch.tanh(y) * 2 + F.relu(y) + y
+
+    unreached = placement_of(Hidden(), *IMAGE).unreached
+    assert any("add at test_placement.py:" in line and "wrap the operation" in line for line in unreached)
+
+
+def test_a_layer_that_runs_twice_keeps_one_quantizer_for_both_inputs() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(self.conv(x))
+
+    placement = placement_of(Twice(), *IMAGE)
+    assert placement.layer_input["conv.weight"] == "conv:input[0]"
+    assert placement.folds == {}
+
+
+def test_a_placement_survives_its_dict() -> None:
+    placement = placement_of(FunctionalResidualNet(), *IMAGE)
+    assert Placement.from_dict(placement.as_dict()) == placement
+
+
+def test_recording_leaves_no_hooks_behind() -> None:
+    model = ResidualNet()
+    placement_of(model, *IMAGE)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_in_place_activations_are_told_apart_from_their_input(inplace: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace), nn.Conv2d(4, 4, 1))
+    assert placement_of(model, *IMAGE).layer_input["2.weight"] == "1:output"
