@@ -1,0 +1,1 @@
+"""Hydra config groups of lightning-compress, installed as ``lightning_compress.conf``."""

@@ -1,0 +1,158 @@
+"""The ``lightning-compress`` command. Each subcommand is a module function that adds its parser and runs it.
+
+Exit codes: 0 done; 1 what was asked for does not hold; 2 wrong use; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from lightning_compress import __version__
+from lightning_compress.errors import CompressionError
+
+DONE, DOES_NOT_HOLD, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+Command = Callable[[argparse.Namespace, list[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments after the program's name; ``None`` takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lightning-compress",
+        description="Compression-aware training: prune, quantize, export, verify.",
+        epilog="Exit codes: 0 done, 1 what was asked for does not hold, 2 wrong use, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in COMMANDS:
+        add(commands)
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments, rest = parser.parse_known_args(given)
+    if rest and not arguments.passes_on:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    command: Command = arguments.command
+    try:
+        return command(arguments, rest)
+    except CompressionError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        return WRONG_USE
+    except KeyboardInterrupt as interrupt:
+        print(f"\nInterrupted. {interrupt}".rstrip(), file=sys.stderr)
+        return INTERRUPTED
+
+
+def add_parser(commands: Any, name: str, help: str, command: Command, **options: Any) -> argparse.ArgumentParser:
+    """Add a subcommand with the options that all share.
+
+    Args:
+        commands: What ``add_subparsers`` returned.
+        name: The subcommand.
+        help: One line about it.
+        command: Called with the parsed arguments and those that the parser does not know; returns the exit code.
+        options: More arguments of ``ArgumentParser``.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help, **options)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(command=command, passes_on=False)
+    return parser
+
+
+def add_train(commands: Any) -> None:
+    """``train``: the Hydra application."""
+    # Hydra prints the help, since it knows the groups and settings; abbreviations would swallow its options.
+    parser = add_parser(
+        commands, "train", "Train, compress, export and verify one model.", train, add_help=False, allow_abbrev=False
+    )
+    parser.set_defaults(passes_on=True)
+
+
+def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run the main job under Hydra with the arguments that remain."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    from lightning_compress.config import COMPOSITION_ERRORS, CONFIG_MODULE, CONFIG_NAME, explain
+
+    outcomes: list[Any] = []
+
+    def job(cfg: DictConfig) -> float | tuple[float, ...] | None:
+        # Imported here, so that --help and a misspelt setting are answered without loading torch.
+        from lightning_compress.train import run
+
+        hydra_config = HydraConfig.get()
+        outcome = run(cfg, hydra_config.runtime.output_dir, list(hydra_config.overrides.task))
+        outcomes.append(outcome)
+        return outcome.objective
+
+    application = hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)(job)
+    # With JSON, standard output carries nothing else.
+    aside = contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext()
+    with aside, _process_for_hydra(overrides):
+        try:
+            application()
+        except COMPOSITION_ERRORS as error:
+            raise explain(error, [text for text in overrides if not text.startswith("-")]) from error
+    for outcome in outcomes:
+        _show(outcome, as_json=arguments.json)
+    return DOES_NOT_HOLD if any(outcome.failures for outcome in outcomes) else DONE
+
+
+@contextlib.contextmanager
+def _process_for_hydra(overrides: list[str]) -> Iterator[None]:
+    """What Hydra reads from the process: arguments, and errors as exceptions in place of ``sys.exit(1)``.
+
+    The working directory is importable meanwhile, for ``model._target_=my_module.MyModel``.
+    """
+    argv, path, full_error = sys.argv, list(sys.path), os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["lightning-compress train", *overrides]
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _show(outcome: Any, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(outcome.as_dict(), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(outcome.table())
+    for failure in outcome.failures:
+        console.print(f"Does not hold: {failure}", style="bold red", markup=False)
+    console.print(f"Written to {outcome.output_dir}", markup=False, soft_wrap=True)
+
+
+COMMANDS = (add_train,)
+"""Functions that each add one subcommand."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
