@@ -1,0 +1,162 @@
+"""One row per parameter of a model: what monitor, report and command line say of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.metrics.macs import Macs, count_macs
+from lightning_compress.pruning.parameters import candidates
+from lightning_compress.quantization import Quantization, eager, find
+from lightning_compress.quantization.kernels import spread_scale
+from lightning_compress.quantization.layers import WeightQuantizer
+
+if TYPE_CHECKING:
+    from lightning_compress.pruning import Pruner
+
+_SAMPLE = 65_536
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One parameter.
+
+    Attributes:
+        name: Full name.
+        module_type: Class of the module that holds it.
+        shape: Its shape.
+        numel: Number of entries.
+        zeros: How many of them are zero now.
+        sparsity_target: Share of zeros that the pruner asks for now; ``None`` if it is not pruned.
+        weight_bits: Bits of one entry; those of its floating-point type unless quantizers act on it.
+        activation_bits: Bits of the input of its layer; 32 if float.
+        macs: Multiply-accumulates of one forward in which it takes part; ``None`` if they were not counted.
+        pattern: Pattern of the pruning; ``"none"`` if it is not pruned.
+        weight: Whether it is the weight of a layer, in contrast to biases, norms and embeddings.
+        entropy: Bits of one entry after entropy coding of its integers, zeros included; ``None`` if it is float.
+    """
+
+    name: str
+    module_type: str
+    shape: tuple[int, ...]
+    numel: int
+    zeros: int
+    sparsity_target: float | None = None
+    weight_bits: int = 32
+    activation_bits: int = 32
+    macs: int | None = None
+    pattern: str = "none"
+    weight: bool = True
+    entropy: float | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros, from 0 to 1."""
+        return self.zeros / self.numel if self.numel else 0.0
+
+
+def describe(
+    model: nn.Module, *, pruner: Pruner | None = None, example_inputs: Any = None, macs: Macs | None = None
+) -> list[LayerRow]:
+    """Describe every parameter with at least one dimension, tied ones once.
+
+    Zeros are counted where the weights lie and fetched together, so a GPU is waited for once.
+
+    Args:
+        model: The model, quantized or not.
+        pruner: Its pruner, for targets and patterns.
+        example_inputs: Inputs of one forward, to count multiply-accumulates; they are left out without.
+        macs: Multiply-accumulates counted before, instead of ``example_inputs``.
+
+    Example:
+        >>> [(row.name, row.numel, row.weight) for row in describe(nn.Linear(4, 2))]
+        [('weight', 8, True), ('bias', 2, False)]
+    """
+    if macs is None and example_inputs is not None:
+        macs = count_macs(model, example_inputs)
+    quantization = find(model)
+    if quantization is not None and not quantization.enabled:
+        quantization = None
+    targets = {} if pruner is None else pruner.layer_sparsity_target()
+    layer_weights = {candidate.names[0] for candidate in candidates(model) if candidate.default}
+    modules = dict(model.named_modules())
+    parameters = {name: p for name, p in model.named_parameters() if p.ndim >= 1}
+    zeros = count_zeros(list(parameters.values()))
+    entropies = {} if quantization is None else integer_entropies(quantization.layers)
+    return [
+        LayerRow(
+            name=name,
+            module_type=type(modules[name.rpartition(".")[0]]).__name__,
+            shape=tuple(parameter.shape),
+            numel=parameter.numel(),
+            zeros=zeros[index],
+            sparsity_target=targets.get(name),
+            weight_bits=_weight_bits(quantization, name, parameter),
+            activation_bits=_activation_bits(quantization, name),
+            macs=None if macs is None else macs.layers.get(name, 0),
+            pattern=str(pruner.pattern) if pruner is not None and name in targets else "none",
+            weight=name in layer_weights or name in targets,
+            entropy=entropies.get(name),
+        )
+        for index, (name, parameter) in enumerate(parameters.items())
+    ]
+
+
+def count_zeros(tensors: list[Tensor]) -> list[int]:
+    """How many entries of each tensor are zero, fetched from the device in one transfer.
+
+    Example:
+        >>> count_zeros([torch.tensor([0.0, 1.0, -0.0]), torch.ones(2)])
+        [2, 0]
+    """
+    if not tensors:
+        return []
+    nonzeros = [torch.count_nonzero(tensor.detach()) for tensor in tensors]
+    counts = torch.stack([count.to(nonzeros[0].device, non_blocking=True) for count in nonzeros]).tolist()
+    return [tensor.numel() - count for tensor, count in zip(tensors, counts, strict=True)]
+
+
+def integer_entropies(quantizers: Mapping[str, WeightQuantizer]) -> dict[str, float]:
+    """Shannon entropy of each weight's integers in bits an entry, zeros included.
+
+    It is what an entropy coder needs that knows nothing but how often each integer occurs. Of a large weight some
+    evenly spaced channels are looked at.
+    """
+    if not quantizers:
+        return {}
+    histograms = [_histogram(quantizer) for quantizer in quantizers.values()]
+    counts = torch.stack([histogram.to(histograms[0].device) for histogram in histograms]).cpu().double()
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    return dict(zip(quantizers, torch.special.entr(shares).sum(1).div(math.log(2)).tolist(), strict=True))
+
+
+def _histogram(quantizer: WeightQuantizer) -> Tensor:
+    """How often each integer from -128 to 127 occurs: int64, ``[256]``."""
+    weight, scale, axis = quantizer.weight.detach(), quantizer.scale(), quantizer.channel_axis
+    channels = weight.shape[axis]
+    step = max(1, min(channels, weight.numel() // _SAMPLE))
+    chosen = torch.arange(0, channels, step, device=weight.device)
+    if quantizer.axis is not None:
+        scale = scale.index_select(0, chosen)
+    qmax = quantizer.spec.qmax
+    sample = weight.index_select(axis, chosen)
+    wide = spread_scale(scale, sample.shape, quantizer.axis, quantizer.spec.group_size)
+    # Diverged weights are the loss's to report: here NaN counts as zero.
+    integers = eager.integers(sample.nan_to_num(), wide, None, -qmax, qmax)
+    return torch.bincount(integers.flatten().long() + 128, minlength=256)
+
+
+def _weight_bits(quantization: Quantization | None, name: str, parameter: Tensor) -> int:
+    if quantization is not None and name in quantization.layers:
+        return quantization.layers[name].spec.bits
+    return parameter.element_size() * 8
+
+
+def _activation_bits(quantization: Quantization | None, name: str) -> int:
+    site = quantization.layer_input.get(name) if quantization is not None else None
+    return 32 if quantization is None or site is None else quantization.activations[site].bits
