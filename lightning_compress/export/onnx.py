@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,33 +96,39 @@ def _export(
     shapes = None
     if dynamic_batch:
         batch = torch.export.Dim("batch", min=1)
-        shapes = (
-            *(_dynamic(arg, batch) for arg in args),
-            *(_dynamic(value, batch) for value in kwargs.values()),
-        )
+        positional = tuple(_dynamic(arg, batch) for arg in args)
+        shapes = _by_name(model, positional, {key: _dynamic(value, batch) for key, value in kwargs.items()})
     with _quiet():
         try:
-            program = torch.onnx.export(
-                model,
-                args,
-                kwargs=kwargs,
+            # torch.onnx.export alone would fall back to modes that freeze data-dependent values without a word.
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:
+            raise CompressionError(
+                f"to_onnx: torch.export cannot trace {name}: {_first_line(error)}. Values that depend on the data cannot "
+                f"steer Python code in an exported model; if only the batch size does, try dynamic_batch=False."
+            ) from error
+        try:
+            exported = torch.onnx.export(
+                program,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=input_names,
-                dynamic_shapes=shapes,
                 custom_translation_table=_translations(),
-                optimize=True,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            cause = error.__cause__ or error
             raise CompressionError(
-                f"to_onnx: {name} cannot be exported by torch.onnx: {_first_line(cause)}. "
-                f"If its forward depends on the batch size, try dynamic_batch=False."
+                f"to_onnx: torch.onnx cannot write {name}: {_first_line(error.__cause__ or error)}."
             ) from error
-    if program is None:
-        raise CompressionError(f"to_onnx: torch.onnx returned no program for {name}.")
-    return program
+    if exported is None:
+        raise CompressionError(f"to_onnx: torch.onnx returned nothing for {name}.")
+    return exported
+
+
+def _by_name(model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
+    """torch.export wants the dynamic shapes under the forward's own argument names."""
+    bound = inspect.signature(model.forward).bind(*positional, **keywords)
+    return dict(bound.arguments)
 
 
 def _translations() -> dict[Any, Any]:

@@ -1,0 +1,154 @@
+"""Sparsity, bits and bytes while a model trains, as a Lightning callback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
+
+from lightning_compress import loggers
+from lightning_compress.callbacks.pruning import GradualMagnitudePruning
+from lightning_compress.callbacks.quantization import QuantizationAwareTraining
+from lightning_compress.callbacks.run import run_length
+from lightning_compress.metrics.functional import extra_bytes
+from lightning_compress.metrics.layers import LayerRow, describe
+from lightning_compress.metrics.macs import Macs, count_macs
+from lightning_compress.metrics.series import bar_text, phase, series
+from lightning_compress.pruning import Pruner
+from lightning_compress.quantization import Quantization
+
+_POINTS = 100
+
+
+class CompressionMonitor(Callback):
+    """Logs what compression has reached, beside what was asked.
+
+    Under ``compress/``: ``sparsity/global`` and ``sparsity/target`` (over all prunable weights), ``bits/weight`` (mean
+    over the layers' weights) and ``bits/activation`` (mean over the layers' inputs), ``size_mb/dense`` and
+    ``size_mb/packed`` (10^6 bytes; packed is an estimate from entropy), ``compression_ratio`` and ``bops``. The
+    progress bar shows phase, sparsity and bits. When training ends, one table has a row per layer.
+
+    The pruning and quantization callbacks of the Trainer are found by their class; each may be missing, and the order
+    does not matter. A model is measured when a phase begins, at the ends of epochs and after mask updates, then at
+    most a hundred times a run; Lightning writes the numbers at the Trainer's ``log_every_n_steps``.
+
+    Args:
+        example_inputs: Inputs of one forward, to count bit operations: a tensor, a tuple of arguments or a dict of
+            keyword arguments. By default the module's ``example_input_array``; with neither, ``bops`` is left out.
+
+    Attributes:
+        history: One dict per measurement: ``step`` (optimizer steps done), ``sparsity``, ``sparsity_target``,
+            ``weight_bits``, ``activation_bits``, ``phase``. Kept in checkpoints.
+    """
+
+    def __init__(self, example_inputs: Any = None) -> None:
+        super().__init__()
+        self.history: list[dict[str, Any]] = []
+        self._example_inputs = example_inputs
+        self._macs: Macs | None = None
+        self._series: dict[str, float] = {}
+        self._measured: tuple[Any, ...] = ()
+        self._gap = 1
+        self._unlogged = False
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        total = run_length(trainer).total_steps
+        self._gap = max(1, trainer.log_every_n_steps if total is None else total // _POINTS)
+        example = self._example_inputs if self._example_inputs is not None else pl_module.example_input_array
+        self._macs = None if example is None else count_macs(pl_module, example)
+        self._measure(trainer, pl_module)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # At the start of a batch every callback has finished the step before, whatever their order.
+        if self._due(trainer):
+            self._measure(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning keeps the values until the epoch ends, and writes them at its own interval.
+        if self._unlogged or batch_idx == 0:
+            pl_module.log_dict(self._series, on_step=True, on_epoch=False)
+            self._unlogged = False
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._measure(trainer, pl_module)
+        pl_module.log_dict(self._series, on_step=False, on_epoch=True, sync_dist=True)
+
+    @override
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            loggers.log_layers(trainer.loggers, self.layers(trainer, pl_module))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": [dict(point) for point in self.history]}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = [dict(point) for point in state_dict["history"]]
+
+    def layers(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[LayerRow]:
+        """Describe every parameter as it is now."""
+        pruner, _ = compression(trainer)
+        return describe(pl_module, pruner=pruner, macs=self._macs)
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        if not self._measured:
+            return True
+        now = _state(trainer)
+        if now[:-1] != self._measured[:-1]:
+            return True
+        return now[-1] != self._measured[-1] and trainer.global_step - self.history[-1]["step"] >= self._gap
+
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._measured = _state(trainer)
+        rows = self.layers(trainer, pl_module)
+        products = 0 if self._macs is None else self._macs.products
+        self._series = series(rows, extra=extra_bytes(pl_module), products=products)
+        self._unlogged = True
+        step = trainer.global_step
+        # A second fit, or one from an older checkpoint, writes the history anew from where it starts.
+        self.history = [point for point in self.history if point["step"] < step]
+        self.history.append(
+            {
+                "step": step,
+                "sparsity": self._series["compress/sparsity/global"],
+                "sparsity_target": self._series["compress/sparsity/target"],
+                "weight_bits": self._series["compress/bits/weight"],
+                "activation_bits": self._series["compress/bits/activation"],
+                "phase": self._measured[0],
+            }
+        )
+        trainer.progress_bar_metrics.update(bar_text(self._series, self._measured[0]))  # type: ignore[arg-type]
+
+
+def compression(trainer: L.Trainer) -> tuple[Pruner | None, Quantization | None]:
+    """The pruner and the quantizers that a Trainer's callbacks brought, where there are any."""
+    pruner, quantization = None, None
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradualMagnitudePruning):
+            pruner = callback.pruner
+        elif isinstance(callback, QuantizationAwareTraining):
+            quantization = callback.quantization
+    return pruner, quantization
+
+
+def _state(trainer: L.Trainer) -> tuple[Any, ...]:
+    """What, when it changes, changes the numbers: phase, activations found, and last the newest mask update."""
+    pruner, quantization = compression(trainer)
+    schedule = None if pruner is None else pruner.schedule
+    step = trainer.global_step
+    return (
+        phase(step, schedule, quantization),
+        0 if quantization is None else len(quantization.activations),
+        None if schedule is None else schedule.last_update(step),
+    )

@@ -1,0 +1,69 @@
+"""The deployable copy: batch norm folded exactly, biases that fit into int32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import ConcatNet, FunctionalResidualNet, ResidualNet
+from torch import nn
+
+from lightning_compress.export.fold import deployable
+from lightning_compress.quantization import find, prepare
+
+IMAGE = (8, 3, 8, 8)
+
+
+def trained(model: nn.Module) -> nn.Module:
+    prepare(model, example_inputs=torch.randn(*IMAGE))
+    model.train()
+    for _ in range(4):
+        model(torch.randn(*IMAGE))
+    return model.eval()
+
+
+@pytest.mark.parametrize("network", [ResidualNet, FunctionalResidualNet, ConcatNet])
+def test_folding_leaves_no_batch_norm_and_the_same_answers(network: type[nn.Module]) -> None:
+    model = trained(network())
+    copy = deployable(model, torch.randn(*IMAGE))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in copy.modules())
+    x = torch.randn(*IMAGE)
+    with torch.no_grad():
+        # Rounding may tip single elements to the next step; a wrong fold would move all of them.
+        assert (copy(x) - model(x)).abs().mean() < 0.005 * model(x).abs().mean()
+
+
+def test_folding_without_rounding_is_exact_to_float_precision() -> None:
+    model = ResidualNet()
+    for _ in range(3):
+        model(torch.randn(*IMAGE))
+    model.double().eval()
+    x = torch.randn(*IMAGE, dtype=torch.float64)
+    torch.testing.assert_close(deployable(model, x)(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_negative_gamma_moves_its_sign_into_the_integers() -> None:
+    model = ResidualNet()
+    with torch.no_grad():
+        model.stem[1].weight[0] = -0.5
+        model.stem[1].weight[1] = 0.0
+    trained(model)
+    integers = find(model).layers["stem.0.weight"].integers()
+    copy = deployable(model, torch.randn(*IMAGE))
+    stored = copy.stem[0].weight_integers
+    assert torch.equal(stored[0], -integers[0])
+    assert (stored[1] == 0).all()
+    assert (copy.stem[0].weight_scale > 0).all()
+    x = torch.randn(*IMAGE)
+    assert (copy(x) - model(x)).abs().mean() < 0.01 * model(x).abs().mean()
+
+
+def test_a_large_bias_beside_tiny_weights_does_not_overflow_its_integers() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight[0] = 1e-30
+        model[0].bias[0] = 1e3
+    prepare(model, example_inputs=torch.randn(1, 4))
+    model.train()(torch.randn(8, 4))
+    copy = deployable(model.eval(), torch.randn(1, 4))
+    restored = copy[0].bias_integers.double() * copy[0].bias_scale.double()
+    assert restored[0] == pytest.approx(1e3, rel=1e-6)

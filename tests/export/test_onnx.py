@@ -1,0 +1,229 @@
+"""ONNX files, run by ONNX Runtime and by onnx's own reference evaluator."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from networks import ConcatNet, EncoderNet, FunctionalResidualNet, Mlp, ResidualNet
+from onnx.reference import ReferenceEvaluator
+from torch import nn
+
+from lightning_compress import CompressionError
+from lightning_compress.export import to_onnx
+from lightning_compress.quantization import find, prepare
+
+IMAGE = (8, 3, 8, 8)
+NETWORKS = [
+    pytest.param(ResidualNet, IMAGE, id="residual"),
+    pytest.param(FunctionalResidualNet, IMAGE, id="functional-residual"),
+    pytest.param(ConcatNet, IMAGE, id="concat"),
+    pytest.param(Mlp, (8, 12), id="mlp"),
+    pytest.param(EncoderNet, (8, 7, 6), id="encoder"),
+]
+
+
+def trained(model: nn.Module, shape: tuple[int, ...], **settings: Any) -> nn.Module:
+    """A model after a few quantization-aware steps, in eval mode."""
+    prepare(model, example_inputs=torch.randn(*shape), **settings)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.randn(*shape)).square().mean().backward()
+        optimizer.step()
+    return model.eval()
+
+
+def session(path: Path, optimized: Path | None = None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # Without VNNI, products of uint8 and int8 saturate in 16 bits unless this is set.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run(path: Path, x: torch.Tensor) -> np.ndarray:
+    loaded = session(path)
+    return loaded.run(None, {loaded.get_inputs()[0].name: x.numpy()})[0]
+
+
+def operators(path: Path, tmp_path: Path) -> Counter[str]:
+    """What ONNX Runtime makes of a file."""
+    session(path, tmp_path / "optimized.onnx")
+    return Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+
+
+@pytest.mark.parametrize(("network", "shape"), NETWORKS)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_onnx_runtime_computes_what_the_fake_quantized_model_computes(
+    network: type[nn.Module], shape: tuple[int, ...], bits: int, tmp_path: Path
+) -> None:
+    model = trained(network(), shape, weight_bits=bits, activation_bits=bits)
+    to_onnx(model, torch.randn(*shape), tmp_path / "model.onnx")
+    x = torch.randn(64, *shape[1:])
+    with torch.no_grad():
+        expected = model(x).numpy()
+    actual = run(tmp_path / "model.onnx", x)
+    # Integer kernels round at other places than float ones: single elements may fall on the neighbouring step, which
+    # at 4 bits is 17 times as wide.
+    step = max(float(q.scale) for q in find(model).activations.values())
+    assert np.abs(actual - expected).max() <= 2 * step
+    assert np.abs(actual - expected).mean() <= (0.02 if bits == 8 else 0.05) * np.abs(expected).mean()
+
+
+@pytest.mark.parametrize(("network", "shape"), NETWORKS[:4])
+def test_the_file_means_the_same_to_the_reference_evaluator(
+    network: type[nn.Module], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = trained(network(), shape)
+    to_onnx(model, torch.randn(*shape), tmp_path / "model.onnx")
+    x = torch.randn(4, *shape[1:])
+    evaluator = ReferenceEvaluator(str(tmp_path / "model.onnx"))
+    with torch.no_grad():
+        expected = model(x).numpy()
+    actual = evaluator.run(None, {evaluator.input_names[0]: x.numpy()})[0]
+    assert np.abs(actual - expected).mean() <= 0.005 * np.abs(expected).mean()
+
+
+@pytest.mark.parametrize("network", [ResidualNet, FunctionalResidualNet])
+def test_convolutions_gemm_and_residual_adds_all_run_in_integers(network: type[nn.Module], tmp_path: Path) -> None:
+    model = trained(network(), IMAGE)
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    to_onnx(model, torch.randn(*IMAGE), tmp_path / "model.onnx")
+    found = operators(tmp_path / "model.onnx", tmp_path)
+    assert found["QLinearConv"] == convolutions
+    assert found["QLinearAdd"] == (2 if network is ResidualNet else 1)
+    assert found["QGemm"] == 1
+    assert not {"Conv", "FusedConv", "Gemm", "MatMul", "Add", "DequantizeLinear"} & set(found)
+
+
+def test_global_pooling_runs_in_integers(tmp_path: Path) -> None:
+    to_onnx(trained(ResidualNet(), IMAGE), torch.randn(*IMAGE), tmp_path / "model.onnx")
+    assert operators(tmp_path / "model.onnx", tmp_path)["QLinearGlobalAveragePool"] == 1
+
+
+def test_weights_are_stored_as_integers_with_their_zeros(tmp_path: Path) -> None:
+    model = trained(Mlp(), (8, 12))
+    with torch.no_grad():
+        model[1].weight[:, ::2] = 0
+    to_onnx(model, torch.randn(8, 12), tmp_path / "model.onnx")
+    stored = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    weight = next(value for name, value in stored.items() if name == "1.weight_integers")
+    assert weight.dtype == np.int8
+    np.testing.assert_array_equal(weight, find(model).layers["1.weight"].integers().numpy())
+    assert (weight[:, ::2] == 0).all()
+
+
+def test_a_weight_scale_that_is_off_by_one_percent_is_noticed(tmp_path: Path) -> None:
+    model = trained(Mlp(), (8, 12))
+    to_onnx(model, torch.randn(8, 12), tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx")
+    for initializer in graph.graph.initializer:
+        if initializer.name == "5.weight_scale":
+            wrong = onnx.numpy_helper.to_array(initializer) * np.float32(1.01)
+            initializer.CopyFrom(onnx.numpy_helper.from_array(wrong, initializer.name))
+    onnx.save(graph, tmp_path / "wrong.onnx")
+    x = torch.randn(256, 12)
+    with torch.no_grad():
+        expected = model(x).numpy()
+
+    def error(name: str) -> float:
+        return float(np.abs(run(tmp_path / name, x) - expected).mean() / np.abs(expected).mean())
+
+    assert error("model.onnx") < 0.003 < error("wrong.onnx")
+
+
+def test_the_model_that_was_exported_is_not_touched(tmp_path: Path) -> None:
+    model = trained(ResidualNet(), IMAGE)
+    x = torch.randn(*IMAGE)
+    before, state = model(x), {k: v.clone() for k, v in model.state_dict().items()}
+    to_onnx(model, x, tmp_path / "model.onnx")
+    assert torch.equal(model(x), before)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_a_float_model_exports_with_its_batch_norm_folded(tmp_path: Path) -> None:
+    model = ResidualNet()
+    for _ in range(3):
+        model(torch.randn(*IMAGE))
+    model.eval()
+    to_onnx(model, torch.randn(*IMAGE), tmp_path / "model.onnx")
+    x = torch.randn(5, 3, 8, 8)
+    np.testing.assert_allclose(run(tmp_path / "model.onnx", x), model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert "BatchNormalization" not in {n.op_type for n in onnx.load(tmp_path / "model.onnx").graph.node}
+
+
+def test_the_batch_size_is_free_and_metadata_is_kept(tmp_path: Path) -> None:
+    file = to_onnx(trained(Mlp(), (8, 12)), torch.randn(1, 12), tmp_path / "model.onnx", metadata={"classes": "5"})
+    for batch in (1, 3, 64):
+        assert run(file.path, torch.randn(batch, 12)).shape == (batch, 5)
+    loaded = onnx.load(file.path)
+    assert {p.key: p.value for p in loaded.metadata_props} == {"classes": "5"}
+    assert file.bytes == file.path.stat().st_size
+
+
+def test_the_file_says_nothing_of_the_machine_that_wrote_it(tmp_path: Path) -> None:
+    file = to_onnx(trained(Mlp(), (8, 12)), torch.randn(1, 12), tmp_path / "model.onnx")
+    assert str(Path(__file__).parent).encode() not in file.path.read_bytes()
+    assert b".py" not in file.path.read_bytes()
+
+
+def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
+    files = []
+    for name in ("a.onnx", "b.onnx"):
+        torch.manual_seed(3)
+        files.append(to_onnx(trained(ResidualNet(), IMAGE), torch.randn(*IMAGE), tmp_path / name).path)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_keyword_arguments_reach_the_graph(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor, *, gain: torch.Tensor) -> torch.Tensor:
+            return self.fc(x) * gain
+
+    model = trained_keywords(Scaled())
+    file = to_onnx(model, {"x": torch.randn(2, 4), "gain": torch.ones(2, 1)}, tmp_path / "model.onnx")
+    assert file.input_names == ("x", "gain")
+    x, gain = torch.randn(6, 4), torch.randn(6, 1)
+    actual = session(file.path).run(None, {"x": x.numpy(), "gain": gain.numpy()})[0]
+    np.testing.assert_allclose(actual, model(x=x, gain=gain).detach().numpy(), rtol=1e-3, atol=1e-3)
+
+
+def trained_keywords(model: nn.Module) -> nn.Module:
+    inputs = {"x": torch.randn(8, 4), "gain": torch.ones(8, 1)}
+    prepare(model, example_inputs=inputs)
+    model.train()(**inputs)
+    return model.eval()
+
+
+def test_exporting_before_any_training_batch_is_refused(tmp_path: Path) -> None:
+    model = prepare(Mlp(), example_inputs=torch.randn(1, 12))
+    with pytest.raises(CompressionError, match="seen no training batch yet"):
+        to_onnx(model, torch.randn(1, 12), tmp_path / "model.onnx")
+
+
+def test_a_model_that_torch_cannot_export_gives_one_paragraph(tmp_path: Path) -> None:
+    class Opaque(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x) * float(x.detach().numpy().sum())
+
+    with pytest.raises(CompressionError, match="torch.export cannot trace Opaque"):
+        to_onnx(Opaque(), torch.randn(2, 4), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
