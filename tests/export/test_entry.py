@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import Mlp, ResidualNet
+from torch import nn
+
+from lightning_compress import CompressionError
+from lightning_compress.export.entry import EntryWatch, input_names
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Mlp()
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor, *, scale: torch.Tensor | None = None) -> torch.Tensor:
+        out = self.net(x)
+        return out if scale is None else out * scale
+
+
+def test_a_step_that_calls_the_root_exports_the_root():
+    root = Wrapped()
+    with EntryWatch(root) as watch:
+        root(torch.zeros(2, 12))
+    assert watch.entry().name == ""
+
+
+def test_a_step_that_calls_a_submodule_exports_that_submodule():
+    root = Wrapped()
+    with EntryWatch(root) as watch:
+        root.net(torch.zeros(2, 12))
+    assert watch.entry().name == "net"
+
+
+def test_keyword_arguments_are_kept():
+    root = Wrapped()
+    with EntryWatch(root) as watch:
+        root(torch.zeros(2, 12), scale=torch.tensor(3.0))
+    entry = watch.entry()
+    assert torch.equal(entry.kwargs["scale"], torch.tensor(3.0))
+    assert entry.example_inputs[-1] is entry.kwargs
+
+
+def test_a_call_without_keyword_arguments_says_so_in_its_example_inputs():
+    root = nn.Linear(2, 2)
+    with EntryWatch(root) as watch:
+        root(torch.zeros(1, 2))
+    assert watch.entry().example_inputs[1:] == ({},)
+
+
+def test_inputs_are_the_first_samples_of_the_first_call():
+    root = Mlp()
+    first, second = torch.randn(9, 12), torch.randn(9, 12)
+    with EntryWatch(root) as watch:
+        root(first)
+        root(second)
+    assert torch.equal(watch.entry().args[0], first[:4])
+
+
+def test_tensors_without_the_batch_dimension_are_kept_whole():
+    class Table(nn.Linear):
+        def forward(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + table.sum()
+
+    root = Table(2, 2)
+    with EntryWatch(root) as watch:
+        root(torch.zeros(9, 2), torch.zeros(7))
+    assert [tuple(t.shape) for t in watch.entry().args] == [(4, 2), (7,)]
+
+
+def test_inputs_seen_under_inference_mode_can_be_trained_on():
+    root = nn.Linear(2, 2)
+    with EntryWatch(root) as watch, torch.inference_mode():
+        root(torch.zeros(3, 2))
+    root(watch.entry().args[0]).sum().backward()
+    assert root.weight.grad is not None
+
+
+def test_the_watch_leaves_no_hook_behind():
+    root = ResidualNet()
+    with EntryWatch(root):
+        pass
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in root.modules())
+
+
+def test_a_redirected_step_is_not_taken_for_the_model():
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(2, 2)
+
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            return self.net(batch)
+
+    root = Step()
+    with EntryWatch(root, redirected=True) as watch:
+        root(torch.zeros(3, 2))
+    assert watch.entry().name == "net"
+
+
+def test_two_modules_side_by_side_are_refused_by_name():
+    root = Wrapped()
+    with EntryWatch(root, field="CompressedExport") as watch:
+        root.head(root.net(torch.zeros(2, 12)))
+    with pytest.raises(CompressionError, match=r"CompressedExport.*side by side \(net, head\).*module='net'"):
+        watch.entry()
+
+
+def test_a_named_module_is_watched_alone():
+    root = Wrapped()
+    with EntryWatch(root, module="head") as watch:
+        root.head(root.net(torch.zeros(2, 12)))
+    assert watch.entry().name == "head"
+
+
+def test_an_unknown_module_name_shows_the_closest():
+    with pytest.raises(CompressionError, match=r"got 'nett'.*net"):
+        EntryWatch(Wrapped(), module="nett")
+
+
+def test_a_step_that_calls_nothing_is_told_what_to_do():
+    with EntryWatch(Wrapped()) as watch:
+        pass
+    with pytest.raises(CompressionError, match="called no module that has parameters"):
+        watch.entry()
+
+
+def test_given_inputs_replace_those_that_were_seen():
+    root = nn.Linear(2, 2)
+    with EntryWatch(root) as watch:
+        root(torch.zeros(8, 2))
+    entry = watch.entry().with_inputs({"input": torch.ones(6, 2)})
+    assert entry.args == ()
+    assert entry.kwargs["input"].shape == (6, 2)
+
+
+def test_tensors_are_named_by_their_parameters():
+    def forward(x, pair, *more, flag=True, **others): ...
+
+    one = torch.zeros(1)
+    named = input_names(forward, (one, (one, {"k": one}), one), {"extra": one, "flag": False})
+    assert list(named) == ["x", "pair_0", "pair_1_k", "more_0", "extra"]
