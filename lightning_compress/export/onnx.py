@@ -104,7 +104,7 @@ def _export(
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:
             raise CompressionError(
-                f"to_onnx: torch.export cannot trace {name}: {_first_line(error)}. Values that depend on the data cannot "
+                f"to_onnx: torch.export cannot trace {name}: {_first_line(error)}. Values that depend on data cannot "
                 f"steer Python code in an exported model; if only the batch size does, try dynamic_batch=False."
             ) from error
         try:

@@ -224,6 +224,6 @@ def test_a_model_that_torch_cannot_export_gives_one_paragraph(tmp_path: Path) ->
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.fc(x) * float(x.detach().numpy().sum())
 
-    with pytest.raises(CompressionError, match="torch.export cannot trace Opaque"):
+    with pytest.raises(CompressionError, match=r"torch\.export cannot trace Opaque"):
         to_onnx(Opaque(), torch.randn(2, 4), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
