@@ -43,6 +43,7 @@ class Settings:
     dense_checkpoint: str | None = None
     ckpt_path: str | None = None
     dense_ckpt_path: str | None = None
+    threads: int | None = None
     optimized_metric: Any = None
     input: Input = field(default_factory=Input)
 
@@ -67,6 +68,8 @@ def settings(cfg: DictConfig) -> Settings:
         path = getattr(found, name)
         if path is not None and not Path(path).is_file():
             raise CompressionError.field(name, expected="a checkpoint file", got=path, fix="There is none.")
+    if found.threads is not None and found.threads < 1:
+        raise CompressionError.field("threads", expected="a positive integer or null", got=found.threads)
     wanted = found.optimized_metric
     if not (wanted is None or isinstance(wanted, str) or _is_list_of_str(wanted)):
         raise CompressionError.field("optimized_metric", expected="a name or a list of names", got=wanted)

@@ -14,6 +14,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 Batch = tuple[Tensor, Tensor]
 
 
+def seeded(*entropy: int) -> torch.Generator:
+    """A CPU generator for a tuple of non-negative integers.
+
+    PyTorch's CPU generator looks at 32 bits of its seed alone, so the integers are mixed and not just packed.
+
+    Example:
+        >>> int(torch.randint(1000, (), generator=seeded(1, 0))) == int(torch.randint(1000, (), generator=seeded(0, 0)))
+        False
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+
 class ImageDataset(Dataset[Batch]):
     """Images as bytes, made into normalised floats a batch at a time.
 
@@ -51,7 +63,7 @@ class ImageDataset(Dataset[Batch]):
         images = self.images[index]
         if self.crop_padding or self.flip:
             # Drawn from the batch's own indices, so that a resumed run sees the same crops without any state.
-            draw = torch.Generator().manual_seed(self.seed * 2**32 + zlib.crc32(index.numpy().tobytes()))
+            draw = seeded(self.seed, zlib.crc32(index.numpy().tobytes()))
             if self.crop_padding:
                 images = random_crop(images, self.crop_padding, draw)
             if self.flip:
@@ -109,7 +121,7 @@ class EpochShuffle(Sampler[int]):
         return self.length
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 2**32 + self.epoch)
+        generator = seeded(self.seed, self.epoch)
         yield from torch.randperm(self.length, generator=generator).tolist()
 
 
