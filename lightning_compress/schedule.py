@@ -14,14 +14,36 @@ Curve = Callable[[float], float]
 
 _EARLY_DECAY = 5.0
 
+
+# Functions rather than lambdas, so that whatever holds one can be pickled.
+def _cubic(t: float) -> float:
+    """Zhu & Gupta 2017, eq. 1: s(t) = s_f + (s_i - s_f)(1 - t)^3."""
+    return 1 - (1 - t) ** 3
+
+
+def _linear(t: float) -> float:
+    return t
+
+
+def _cosine(t: float) -> float:
+    return (1 - math.cos(math.pi * t)) / 2
+
+
+def _exponential(t: float) -> float:
+    """Early decay: the share still to prune decays exponentially, so most goes early."""
+    return (1 - math.exp(-_EARLY_DECAY * t)) / (1 - math.exp(-_EARLY_DECAY))
+
+
+def _constant(t: float) -> float:
+    return 1.0
+
+
 CURVES: dict[str, Curve] = {
-    # Zhu & Gupta 2017, eq. 1: s(t) = s_f + (s_i - s_f)(1 - t)^3
-    "cubic": lambda t: 1 - (1 - t) ** 3,
-    "linear": lambda t: t,
-    "cosine": lambda t: (1 - math.cos(math.pi * t)) / 2,
-    # Early decay: the share still to prune decays exponentially, so most goes early.
-    "exponential": lambda t: (1 - math.exp(-_EARLY_DECAY * t)) / (1 - math.exp(-_EARLY_DECAY)),
-    "constant": lambda t: 1.0,
+    "cubic": _cubic,
+    "linear": _linear,
+    "cosine": _cosine,
+    "exponential": _exponential,
+    "constant": _constant,
 }
 
 
@@ -47,7 +69,10 @@ def curve(schedule: ScheduleName | Curve, field: str = "schedule") -> Curve:
         raise CompressionError.field(field, expected="a callable with values in [0, 1]", got=values)
     if not math.isclose(values[-1], 1.0):
         raise CompressionError.field(
-            field, expected="a callable with value 1 at t = 1", got=values[-1], fix="The end is final_sparsity."
+            field,
+            expected="a callable with value 1 at t = 1",
+            got=values[-1],
+            fix="The end is final_sparsity.",
         )
     return schedule
 

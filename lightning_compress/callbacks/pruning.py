@@ -1,0 +1,255 @@
+"""Prunes a LightningModule while it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.pruning import Pruner
+from lightning_compress.pruning.distributions import DistributionName
+from lightning_compress.pruning.optimizer_state import (
+    forget_pruned,
+    gradient_decides,
+    mask_gradients,
+    mask_weights_and_state,
+    owned,
+)
+from lightning_compress.pruning.settings import Criterion, CriterionName, RegrowName, Settings
+from lightning_compress.schedule import Curve, ScheduleName
+from lightning_compress.timeline import Run, TimePoint, parse
+
+
+class GradualMagnitudePruning(Callback):
+    """Raise the sparsity of a model's weights along a schedule while it trains (Zhu & Gupta 2017).
+
+    Pruned weights, and the optimizer's state for them, are zero after every optimizer step. Checkpoints hold
+    the plain model with zeros in it; masks are in the callback's state, so that a resumed run goes on bit for bit.
+
+    All arguments are those of :class:`lightning_compress.pruning.Pruner`; time points are resolved once, from
+    ``trainer.estimated_stepping_batches``, and count optimizer steps whatever the gradient accumulation.
+
+    Attributes:
+        pruner: The pruner, from ``on_fit_start`` on.
+
+    Example:
+        >>> GradualMagnitudePruning(final_sparsity=0.9, start=0.1, end=0.6, every=100).pruner is None
+        True
+    """
+
+    def __init__(
+        self,
+        final_sparsity: float | None = None,
+        *,
+        initial_sparsity: float = 0.0,
+        start: TimePoint = 0.1,
+        end: TimePoint = 0.6,
+        every: TimePoint = 0.01,
+        schedule: ScheduleName | Curve = "cubic",
+        distribution: DistributionName = "global",
+        pattern: str = "unstructured",
+        criterion: CriterionName | Criterion = "magnitude",
+        regrow: RegrowName | None = None,
+        drop_fraction: float = 0.3,
+        layer_floor: float = 0.0,
+        keep_zeros: bool = False,
+        freeze: bool = False,
+        targets: Iterable[str] | None = None,
+        ignore: Iterable[str] = (),
+        overrides: Mapping[str, Mapping[str, Any] | None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self._settings = Settings.check(
+            final_sparsity=final_sparsity,
+            initial_sparsity=initial_sparsity,
+            start=start,
+            end=end,
+            every=every,
+            schedule=schedule,
+            distribution=distribution,
+            pattern=pattern,
+            criterion=criterion,
+            regrow=regrow,
+            drop_fraction=drop_fraction,
+            layer_floor=layer_floor,
+            keep_zeros=keep_zeros,
+            freeze=freeze,
+            targets=targets,
+            ignore=ignore,
+            overrides=overrides,
+            seed=seed,
+            field=type(self).__name__,
+        )
+        self.pruner: Pruner | None = None
+        self._restored: dict[str, Any] | None = None
+        self._handles: list[RemovableHandle] = []
+        self._gradients_masked: set[int] = set()
+        self._averaging = False
+        self._trust_gradients = True
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # A state that came with an earlier trainer.test(ckpt_path=...) has nothing to do with this run.
+        self._restored = None
+        if stage != "fit":
+            return
+        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+            raise CompressionError.field(
+                f"{type(self).__name__} with Trainer.strategy",
+                expected="a strategy that keeps whole weights on every rank (one device, or 'ddp')",
+                got=type(trainer.strategy).__name__,
+            )
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        averaging = [i for i, callback in enumerate(callbacks) if isinstance(callback, WeightAveraging)]
+        self._averaging = bool(averaging)
+        if averaging and max(averaging) > callbacks.index(self):
+            raise CompressionError(
+                f"{type(self).__name__}: list {type(callbacks[max(averaging)]).__name__} before it in "
+                "Trainer(callbacks=[...]). Averaged weights are written back by that callback and have to be "
+                "masked after it."
+            )
+        # Hooks that run after ours may write to gradients; then weights and state are masked after the step.
+        later = callbacks[callbacks.index(self) + 1 :]
+        self._trust_gradients = not (
+            is_overridden("on_before_optimizer_step", pl_module)
+            or is_overridden("configure_gradient_clipping", pl_module)
+            or any(is_overridden("on_before_optimizer_step", callback, Callback) for callback in later)
+        )
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._remove_hooks()
+        run = _run_of(trainer)
+        settings = self._settings
+        if trainer.fast_dev_run and not settings.freeze:
+            # The few batches of a trial run see the last update, whatever the schedule.
+            end = parse(run.total_steps or 1, f"{settings.field}.end")
+            settings = dataclasses.replace(settings, start=end, end=end, every=parse(1, f"{settings.field}.every"))
+        before = self.pruner
+        self.pruner = Pruner.from_settings(pl_module, settings, run)
+        if self._restored is not None:
+            self.pruner.load_state_dict(self._restored)
+            self._restored = None
+        elif before is not None and trainer.global_step > 0:
+            # The same trainer goes on with another fit.
+            self.pruner.adopt(before)
+        for optimizer in trainer.optimizers:
+            self._handles.append(optimizer.register_step_post_hook(self._after_optimizer_step))
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._update(trainer)
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        pruner = _made(self.pruner)
+        # Before on_train_batch_end counts the steps of this batch, as many as there are optimizers may be done.
+        soon = trainer.global_step + max(1, len(trainer.optimizers))
+        if (
+            pruner.observe(soon, owned(optimizer, pruner.masks_by_parameter()))
+            or not self._trust_gradients
+            or not gradient_decides(optimizer)
+        ):
+            return
+        if mask_gradients(optimizer, pruner.masks_by_parameter()):
+            self._gradients_masked.add(id(optimizer))
+
+    def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        # Gradients were not masked where the optimizer was stepped behind Lightning's back, or may not be trusted.
+        if id(optimizer) in self._gradients_masked:
+            self._gradients_masked.discard(id(optimizer))
+        else:
+            mask_weights_and_state(optimizer, _made(self.pruner).masks_by_parameter())
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Before checkpoint callbacks, which Lightning moves last: a checkpoint of step n has the masks of step n.
+        self._update(trainer)
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._averaging and self.pruner is not None and not trainer.sanity_checking:
+            self.pruner.apply()
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._averaging and self.pruner is not None:
+            self.pruner.mask_state_dict(checkpoint["state_dict"])
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pruner = _made(self.pruner)
+        pruner.apply()
+        if trainer.global_step < pruner.schedule.end:
+            rank_zero_warn(
+                f"{type(self).__name__}: training ended at optimizer step {trainer.global_step}, before the last "
+                f"mask update at {pruner.schedule.end}. Sparsity is {pruner.sparsity():.4f}, not "
+                f"{pruner.schedule.final:.4f}."
+            )
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._remove_hooks()
+        _made(self.pruner).apply()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._remove_hooks()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._remove_hooks()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.pruner is None else self.pruner.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict
+
+    def _update(self, trainer: Trainer) -> None:
+        pruner = _made(self.pruner)
+        if pruner.due(trainer.global_step) and pruner.step(trainer.global_step):
+            for optimizer in trainer.optimizers:
+                forget_pruned(optimizer, pruner.masks_by_parameter())
+
+    def _remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._gradients_masked.clear()
+
+
+def _run_of(trainer: Trainer) -> Run:
+    """How long the run is, as far as the trainer knows."""
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+    total = trainer.estimated_stepping_batches
+    batches = trainer.num_training_batches
+    return Run(
+        total_steps=int(total) if math.isfinite(total) and total > 0 else None,
+        steps_per_epoch=(
+            math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) and batches else None
+        ),
+    )
+
+
+def _made(pruner: Pruner | None) -> Pruner:
+    if pruner is None:
+        raise CompressionError("GradualMagnitudePruning: its pruner is made in on_fit_start, which has not run.")
+    return pruner

@@ -1,0 +1,67 @@
+"""Masks: one byte a weight in memory, one bit in a checkpoint, applied in one pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.pruning import kernel
+
+
+def new_mask(weight: Tensor) -> Tensor:
+    """Make a mask that keeps everything, on the weight's device and in its memory layout."""
+    return torch.ones_like(weight, dtype=torch.bool, requires_grad=False)
+
+
+@torch.no_grad()
+def apply_masks(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """Set pruned entries to +0.0 in place, whatever was there, NaN and infinities included.
+
+    Kept entries keep every bit. On the CPU a small compiled kernel reads the tensor and its mask and writes the
+    tensor in one pass; without a compiler, and on other devices, plain PyTorch gives the same bits.
+
+    Args:
+        tensors: Floating point tensors.
+        masks: ``bool`` tensors of the same shapes, ``True`` = kept.
+
+    Example:
+        >>> weight = torch.tensor([1.0, float("nan")])
+        >>> apply_masks([weight], [torch.tensor([True, False])])
+        >>> weight
+        tensor([1., 0.])
+    """
+    rest = kernel.mask_in_one_pass(tensors, masks)
+    for index in rest:
+        tensor, mask = tensors[index], masks[index]
+        # Not a multiplication: NaN times zero is NaN, and -1 times zero is -0.
+        torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device), out=tensor)
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Pack a mask to one bit an entry, row-major, first entry in the highest bit.
+
+    Returns:
+        A 1-D ``uint8`` tensor of ``ceil(numel / 8)`` bytes on the CPU.
+    """
+    return torch.from_numpy(np.packbits(mask.cpu().contiguous().view(-1).numpy()))
+
+
+def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
+    """Undo :func:`pack`.
+
+    Raises:
+        CompressionError: The bits do not fit the shape.
+    """
+    numel = math.prod(shape)
+    if bits.dtype != torch.uint8 or bits.numel() != math.ceil(numel / 8):
+        raise CompressionError(
+            f"A packed mask of {bits.numel()} bytes does not fit a weight of shape {list(shape)}, which needs "
+            f"{math.ceil(numel / 8)}."
+        )
+    flat = np.unpackbits(bits.cpu().numpy(), count=numel)
+    return torch.from_numpy(flat).view(torch.bool).reshape(tuple(shape))

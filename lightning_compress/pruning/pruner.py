@@ -1,0 +1,408 @@
+"""Prunes a model while it trains: a schedule says how much, a distribution where, a criterion which."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.pruning import state
+from lightning_compress.pruning.distributions import DistributionName, layer_sparsity
+from lightning_compress.pruning.masks import apply_masks, pack, unpack
+from lightning_compress.pruning.parameters import choose
+from lightning_compress.pruning.patterns import Pattern
+from lightning_compress.pruning.regrow import drop_fraction_at, move_connections
+from lightning_compress.pruning.scores import Scores
+from lightning_compress.pruning.settings import Criterion, CriterionName, RegrowName, Settings
+from lightning_compress.pruning.sites import Site, infer_mask, prune_together
+from lightning_compress.schedule import Curve, ScheduleName, SparsitySchedule
+from lightning_compress.timeline import Run, TimePoint
+
+
+class Pruner:
+    """Keep masks over a model's weights and raise their sparsity along a schedule.
+
+    The model's parameters, modules and ``state_dict`` keys stay as they are; masks live here. Call
+    :meth:`step` after every optimizer step.
+
+    Args:
+        model: Any module.
+        final_sparsity: Share of zeros at the end, in [0, 1).
+        initial_sparsity: Share of zeros from ``start`` on.
+        start: First update. A step, a fraction of the run, or ``"3ep"``; see :mod:`lightning_compress.timeline`.
+        end: Last update.
+        every: Distance between updates.
+        total_steps: Optimizer steps in the run; needed for fractions.
+        steps_per_epoch: Optimizer steps in an epoch; needed for epochs.
+        schedule: How sparsity rises from start to end: a name, or a callable [0, 1] → [0, 1].
+        distribution: ``"global"`` ranks all weights together, ``"uniform"`` gives each layer the same sparsity,
+            ``"erk"`` follows Evci et al. 2020.
+        pattern: ``"unstructured"``, ``"n:m"``, ``"block:1x4"`` or ``"channel"``.
+        criterion: ``"magnitude"``, ``"movement"``, ``"taylor"``, ``"random"``, or a callable
+            ``(weight, gradient or None) → scores`` whose high scores are kept.
+        regrow: ``"gradient"`` (RigL) or ``"random"`` (SET) moves connections at each update; ``None`` does not.
+        drop_fraction: Share of the connections that regrowth moves at the start; decays to 0 by a cosine.
+        layer_floor: Share of each layer that is always kept.
+        keep_zeros: Take weights that are zero now as pruned already, to continue from a sparse checkpoint.
+        freeze: Only keep the zeros there are; no ``final_sparsity`` then.
+        targets: Patterns of what to prune; see :mod:`lightning_compress.targets`. ``None``: every convolution,
+            linear, recurrent and attention weight.
+        ignore: Patterns of what to leave alone.
+        overrides: Pattern → ``{"final_sparsity", "initial_sparsity", "layer_floor", "pattern"}`` for what it
+            names, or ``None`` to leave it out. A layer with its own sparsity or pattern leaves the common pool.
+        field: What to call this in messages.
+        seed: For random scores and regrowth.
+
+    Raises:
+        CompressionError: A setting is wrong, in itself or for this model and run.
+
+    Example:
+        >>> model = nn.Linear(10, 10)
+        >>> pruner = Pruner(model, final_sparsity=0.8, end=1, schedule="linear")
+        >>> pruner.step(1)
+        True
+        >>> int((model.weight == 0).sum())
+        80
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        final_sparsity: float | None = None,
+        initial_sparsity: float = 0.0,
+        start: TimePoint = 0,
+        end: TimePoint = 1.0,
+        every: TimePoint = 1,
+        total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        schedule: ScheduleName | Curve = "cubic",
+        distribution: DistributionName = "global",
+        pattern: str = "unstructured",
+        criterion: CriterionName | Criterion = "magnitude",
+        regrow: RegrowName | None = None,
+        drop_fraction: float = 0.3,
+        layer_floor: float = 0.0,
+        keep_zeros: bool = False,
+        freeze: bool = False,
+        targets: Iterable[str] | None = None,
+        ignore: Iterable[str] = (),
+        overrides: Mapping[str, Mapping[str, Any] | None] | None = None,
+        field: str = "Pruner",
+        seed: int = 0,
+    ) -> None:
+        settings = Settings.check(
+            final_sparsity=final_sparsity,
+            initial_sparsity=initial_sparsity,
+            start=start,
+            end=end,
+            every=every,
+            schedule=schedule,
+            distribution=distribution,
+            pattern=pattern,
+            criterion=criterion,
+            regrow=regrow,
+            drop_fraction=drop_fraction,
+            layer_floor=layer_floor,
+            keep_zeros=keep_zeros,
+            freeze=freeze,
+            targets=targets,
+            ignore=ignore,
+            overrides=overrides,
+            seed=seed,
+            field=field,
+        )
+        self._bind(model, settings, Run(total_steps, steps_per_epoch))
+
+    @classmethod
+    def from_settings(cls, model: nn.Module, settings: Settings, run: Run) -> Pruner:
+        """Make a pruner from settings that were checked before the model was there."""
+        pruner = cls.__new__(cls)
+        pruner._bind(model, settings, run)
+        return pruner
+
+    def _bind(self, model: nn.Module, settings: Settings, run: Run) -> None:
+        self._settings = settings
+        self.schedule: SparsitySchedule = settings.resolve(run)
+        self.last_update: int | None = None
+        self.churn = 0.0
+        """Share of the target weights whose mask changed in the last update."""
+        self.skipped: dict[str, str] = {}
+        """Parameters left out because the pattern does not fit their shape, with the reason."""
+        self._asked: dict[str, float] = {}
+        self._scores = Scores(settings)
+        self._sites = self._make_sites(model)
+        if settings.keep_zeros:
+            for site in self._sites:
+                infer_mask(site)
+
+    def _make_sites(self, model: nn.Module) -> list[Site]:
+        s = self._settings
+        sites = []
+        selection = choose(model, targets=s.targets, ignore=s.ignore, overrides=s.overrides, field=s.field)
+        for selected in selection:
+            name, parameter, own = selected.name, selected.value, selected.overrides
+            pattern: Pattern = own.get("pattern", s.pattern)
+            if refusal := pattern.refusal(parameter.shape):
+                if s.targets is not None or own:
+                    raise CompressionError(
+                        f"{s.field}.pattern: {name} of shape {list(parameter.shape)} cannot be pruned so: {refusal}. "
+                        "Leave it out with ignore, or give it another pattern with overrides."
+                    )
+                self.skipped[name] = refusal
+                continue
+            final = own.get("final_sparsity", s.final_sparsity)
+            sites.append(
+                Site.of(
+                    name,
+                    parameter,
+                    pattern,
+                    initial=min(own.get("initial_sparsity", s.initial_sparsity), final),
+                    final=final,
+                    floor=own.get("layer_floor", s.layer_floor),
+                    own=bool(own.keys() - {"layer_floor"}),
+                )
+            )
+        if not sites:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.skipped.items())
+            raise CompressionError(f"{s.field}.pattern: nothing is left to prune in this model. {reasons}.")
+        return sites
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Parameter name → mask of its shape, ``bool``, ``True`` = kept. Not copies."""
+        return {site.name: site.mask for site in self._sites}
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Parameter name → the parameter that is pruned."""
+        return {site.name: site.parameter for site in self._sites}
+
+    @property
+    def pattern(self) -> str:
+        """The common pattern, as written."""
+        return self._settings.pattern.text
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """Parameter name → the pattern in which it is pruned."""
+        return {site.name: site.pattern.text for site in self._sites}
+
+    def sparsity(self) -> float:
+        """Share of the target weights that are zero now."""
+        total = sum(site.parameter.numel() for site in self._sites)
+        kept = sum(int(site.parameter.detach().count_nonzero()) for site in self._sites)
+        return 1 - kept / total
+
+    def sparsity_target(self) -> float:
+        """Share of zeros asked of the target weights together at the last update; 0 before the first."""
+        s = self._settings
+        if s.freeze:
+            return sum(site.pruned() for site in self._sites) / sum(site.mask.numel() for site in self._sites)
+        if self.last_update is None:
+            return 0.0
+        common = self._at(self.last_update, s.initial_sparsity, s.final_sparsity)
+        asked = sum(self._asked.get(site.name, common) * site.mask.numel() for site in self._sites)
+        return asked / sum(site.mask.numel() for site in self._sites)
+
+    def layer_sparsity_target(self) -> dict[str, float]:
+        """Parameter name → sparsity asked of it at the last update.
+
+        With ``distribution="global"`` nothing is asked of a single layer, so there it is what the common
+        threshold gave.
+        """
+        return {site.name: self._asked.get(site.name, site.pruned() / site.mask.numel()) for site in self._sites}
+
+    def due(self, optimizer_step: int) -> bool:
+        """Whether :meth:`step` would update the masks."""
+        update = self.schedule.last_update(optimizer_step)
+        return update is not None and (self.last_update is None or update > self.last_update)
+
+    def step(self, optimizer_step: int) -> bool:
+        """Update masks if an update is due, then zero masked weights.
+
+        Call it after every optimizer step. Calling it again for the same step changes nothing, and an update
+        that fell between two calls is made up for.
+
+        Args:
+            optimizer_step: Optimizer steps done so far.
+
+        Returns:
+            Whether masks changed.
+
+        Raises:
+            CompressionError: A weight is NaN, or the criterion needs gradients that are not there.
+        """
+        update = self.schedule.last_update(optimizer_step)
+        if update is None or not self.due(optimizer_step):
+            self.apply()
+            return False
+        # The optimizer may have moved pruned weights; they must not win their place back by that.
+        self.apply()
+        changed = self._update(update)
+        self.last_update = update
+        self._scores.forget_gradients()
+        if changed:
+            self.apply()
+        return changed
+
+    @torch.no_grad()
+    def observe(self, optimizer_step: int, parameters: Iterable[Tensor] | None = None) -> bool:
+        """Look at gradients; call it after the backward pass and before ``optimizer.step()``.
+
+        Only movement pruning needs it in a plain loop: it sums up ``-w · gradient``, one float a weight. It also
+        remembers which gradients an update will look at, in case they are gone by then.
+
+        Args:
+            optimizer_step: The optimizer step about to be done, counted from 1.
+            parameters: Whose gradients to look at; ``None`` for all.
+
+        Returns:
+            Whether an update at ``optimizer_step`` wants the gradients of pruned weights too, so that they may
+            not be masked before.
+        """
+        due = self.due(optimizer_step)
+        self._scores.observe(self._sites, parameters, remember=due)
+        return due and self._settings.needs_gradient
+
+    def adopt(self, other: Pruner) -> None:
+        """Start from another pruner's masks, for weights of the same name and shape."""
+        masks = other.masks
+        for site in self._sites:
+            if site.name in masks and masks[site.name].shape == site.mask.shape:
+                site.mask.copy_(masks[site.name])
+
+    def masks_by_parameter(self) -> dict[Tensor, Tensor]:
+        """Parameter → mask, on the parameter's device."""
+        for site in self._sites:
+            site.move()
+        return {site.parameter: site.mask for site in self._sites}
+
+    def mask_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Zero pruned entries in a copy of the model's weights, such as an average of them."""
+        for site in self._sites:
+            if site.name in state_dict:
+                copy = state_dict[site.name]
+                apply_masks([copy], [site.mask.to(copy.device)])
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Zero masked weights, and nothing else."""
+        for site in self._sites:
+            site.move()
+        apply_masks([site.parameter.detach() for site in self._sites], [site.mask for site in self._sites])
+
+    @torch.no_grad()
+    def _update(self, step: int) -> bool:
+        if self._settings.freeze:
+            return False
+        before = [site.pruned() for site in self._sites]
+        own = [site for site in self._sites if site.own]
+        common = [site for site in self._sites if not site.own]
+        for site in own:
+            self._prune_alone(site, self._at(step, site.initial, site.final), step)
+        if common:
+            asked = self._at(step, self._settings.initial_sparsity, self._settings.final_sparsity)
+            if self._settings.distribution == "global":
+                self._prune_common(common, asked, step)
+            else:
+                shapes = {site.name: site.parameter.shape for site in common}
+                shares = layer_sparsity(self._settings.distribution, shapes, asked)
+                for site in common:
+                    self._prune_alone(site, shares[site.name], step)
+        after = [site.pruned() for site in self._sites]
+        # Without regrowth masks are nested, so they changed exactly where their counts did.
+        changes = sum(abs(b - a) for a, b in zip(before, after, strict=True)) + self._regrow(step)
+        self.churn = changes / sum(site.mask.numel() for site in self._sites)
+        self._warn_of_collapse(before, after)
+        return changes > 0
+
+    def _at(self, step: int, initial: float, final: float) -> float:
+        s = self.schedule
+        return SparsitySchedule(initial, final, s.start, s.end, s.every, s.curve).at(step)
+
+    def _prune_alone(self, site: Site, asked: float, step: int) -> None:
+        self._asked[site.name] = asked
+        count = min(self._units(site.units, site.pattern, asked), site.cap)
+        self._prune([site], count, step)
+
+    def _prune_common(self, sites: list[Site], asked: float, step: int) -> None:
+        self._prune(sites, self._units(sum(site.units for site in sites), sites[0].pattern, asked), step)
+
+    @staticmethod
+    def _units(units: int, pattern: Pattern, asked: float) -> int:
+        return min(units, round(asked / pattern.prunable() * units))
+
+    def _prune(self, sites: list[Site], count: int, step: int) -> None:
+        # Never fewer than are pruned now: a curve that dips, or a checkpoint that is sparser than asked.
+        pruned = [site.pruned() for site in sites]
+        size = [site.mask.numel() * site.pattern.prunable() / site.units for site in sites]
+        count = max(count, sum(math.ceil(p / s) for p, s in zip(pruned, size, strict=True)))
+        if not count:
+            return
+        plain = self._settings.criterion == "magnitude" and type(sites[0].pattern) is Pattern
+        scores = [site.parameter.detach() if plain else self._scores.of(site, step) for site in sites]
+        prune_together(sites, scores, count, absolute=plain, field=self._settings.field)
+
+    def _regrow(self, step: int) -> int:
+        s = self._settings
+        fraction = drop_fraction_at(step, self.schedule, s.drop_fraction)
+        if s.regrow is None or not fraction:
+            return 0
+        moved = 0
+        for site in self._sites:
+            growth = self._scores.of_growth(site, step)
+            moved += move_connections(site.parameter.detach(), site.mask, growth, fraction, site.name)
+        return moved
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as tensors and primitives; masks take one bit a weight."""
+        return {
+            "version": state.VERSION,
+            "settings": state.describe(self._settings, self.schedule),
+            "last_update": self.last_update,
+            "churn": self.churn,
+            "asked": dict(self._asked),
+            "masks": {site.name: {"shape": list(site.mask.shape), "bits": pack(site.mask)} for site in self._sites},
+            "movement": {name: score.clone() for name, score in self._scores.movement.items()},
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a saved state. The weights are the model's business; they are saved with zeros.
+
+        Raises:
+            CompressionError: The state is from other settings (all differences are listed) or another model.
+        """
+        field = self._settings.field
+        state.refuse_strange(state_dict, {site.name for site in self._sites}, field)
+        state.refuse_difference(state_dict["settings"], state.describe(self._settings, self.schedule), field)
+        for site in self._sites:
+            saved = state_dict["masks"][site.name]
+            if list(saved["shape"]) != list(site.mask.shape):
+                raise CompressionError(
+                    f"{field}: the checkpoint's mask for {site.name} has shape {list(saved['shape'])}, the weight "
+                    f"has {list(site.mask.shape)}."
+                )
+            site.mask.copy_(unpack(saved["bits"], saved["shape"]))
+        self.last_update = state_dict["last_update"]
+        self.churn = state_dict["churn"]
+        self._asked = dict(state_dict["asked"])
+        self._scores.movement = {
+            site.name: state_dict["movement"][site.name].to(site.parameter.device, copy=True)
+            for site in self._sites
+            if site.name in state_dict["movement"]
+        }
+
+    def _warn_of_collapse(self, before: list[int], after: list[int]) -> None:
+        for site, old, new in zip(self._sites, before, after, strict=True):
+            if old < new == site.mask.numel():
+                warnings.warn(
+                    f"{self._settings.field}: every weight of {site.name} is pruned now, so nothing passes this "
+                    "layer. Set layer_floor (0.01, say), distribution='erk', or a lower final_sparsity.",
+                    stacklevel=4,
+                )

@@ -1,0 +1,105 @@
+"""Scores of weights under the chosen criterion, and the gradients they are made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.pruning import criteria
+from lightning_compress.pruning.settings import Settings
+from lightning_compress.pruning.sites import Site
+
+
+class Scores:
+    """Computes scores; between updates it keeps nothing but the sums of movement pruning.
+
+    Attributes:
+        movement: Parameter name → sum of ``-w · gradient`` over the steps so far, one float a weight.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._gradients: dict[str, Tensor] = {}
+        self.movement: dict[str, Tensor] = {}
+
+    def observe(self, sites: Sequence[Site], parameters: Iterable[Tensor] | None, *, remember: bool) -> None:
+        """Look at the gradients of a step about to be done.
+
+        Args:
+            sites: All sites.
+            parameters: Whose gradients to look at; ``None`` for all.
+            remember: Whether the coming update will ask for them. They are not copied.
+        """
+        if not self._settings.needs_gradient:
+            return
+        wanted = None if parameters is None else {id(parameter) for parameter in parameters}
+        seen = {
+            site.name: (site.parameter, site.parameter.grad)
+            for site in sites
+            if site.parameter.grad is not None and (wanted is None or id(site.parameter) in wanted)
+        }
+        # A step with gradients that are not finite is one that loss scaling is about to skip.
+        if self._settings.criterion == "movement" and all(bool(g.isfinite().all()) for _, g in seen.values()):
+            for name, (parameter, gradient) in seen.items():
+                share = criteria.movement_step(parameter.detach(), gradient.to_dense())
+                self.movement[name] = self.movement[name].add_(share) if name in self.movement else share
+        if remember:
+            self._gradients.update({name: gradient for name, (_, gradient) in seen.items()})
+
+    def forget_gradients(self) -> None:
+        """Let go of the gradients an update has used."""
+        self._gradients.clear()
+
+    def of(self, site: Site, step: int) -> Tensor:
+        """Scores of a weight's entries, higher for more important ones, -inf for those pruned already.
+
+        Raises:
+            CompressionError: Weights are NaN, or what the criterion looks at is not there.
+        """
+        settings = self._settings
+        weight = site.parameter.detach()
+        if weight.isnan().any():
+            raise CompressionError(f"{site.name}: weights are NaN, so they cannot be ranked for pruning.")
+        if settings.criterion == "magnitude":
+            score = criteria.magnitude(weight)
+        elif settings.criterion == "random":
+            score = criteria.random(weight, site.name, settings.seed, step)
+        elif settings.criterion == "taylor":
+            score = criteria.taylor(weight, self._gradient(site, "criterion='taylor'"))
+        elif settings.criterion == "movement":
+            score = self._moved(site)
+        else:
+            gradient = self._gradients.get(site.name, site.parameter.grad)
+            score = criteria.custom(settings.criterion, weight, gradient, site.name, settings.field)
+        return score.masked_fill(~site.mask, -math.inf)
+
+    def of_growth(self, site: Site, step: int) -> Tensor:
+        """Non-negative scores for regrowth, of the weight's shape.
+
+        Raises:
+            CompressionError: The gradient is not there.
+        """
+        if self._settings.regrow == "gradient":
+            return self._gradient(site, "regrow='gradient'").abs()
+        return criteria.random(site.parameter, f"regrow {site.name}", self._settings.seed, step)
+
+    def _moved(self, site: Site) -> Tensor:
+        if site.name not in self.movement:
+            raise CompressionError(
+                f"{self._settings.field}.criterion: 'movement' has seen no gradient of {site.name}. Call observe() "
+                "after every backward pass and before optimizer.step(), or ignore this layer if it is not trained."
+            )
+        return self.movement[site.name]
+
+    def _gradient(self, site: Site, asked_by: str) -> Tensor:
+        gradient = self._gradients.get(site.name, site.parameter.grad)
+        if gradient is None:
+            raise CompressionError(
+                f"{self._settings.field}: {asked_by} needs the gradient of {site.name} at a mask update, and there "
+                "is none. Call step() before zero_grad(), let start be at least 1, or ignore layers that are not "
+                "trained."
+            )
+        return gradient.detach().to_dense()

@@ -1,0 +1,78 @@
+"""A pruner's state as tensors and primitives, and the check that a run goes on as it began."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.pruning.settings import Settings, name_of
+from lightning_compress.schedule import SparsitySchedule
+
+VERSION = 1
+
+
+def describe(settings: Settings, schedule: SparsitySchedule) -> dict[str, Any]:
+    """Everything that decides what a pruner does, as primitives, for the checkpoint.
+
+    Callables are described by their qualified name.
+    """
+    return {
+        "final_sparsity": settings.final_sparsity,
+        "initial_sparsity": settings.initial_sparsity,
+        "start": schedule.start,
+        "end": schedule.end,
+        "every": schedule.every,
+        "schedule": settings.schedule_name,
+        "distribution": settings.distribution,
+        "pattern": settings.pattern.text,
+        "criterion": name_of(settings.criterion),
+        "regrow": settings.regrow,
+        "drop_fraction": settings.drop_fraction,
+        "layer_floor": settings.layer_floor,
+        "freeze": settings.freeze,
+        "targets": None if settings.targets is None else list(settings.targets),
+        "ignore": list(settings.ignore),
+        "overrides": {
+            name: own if own is None else {k: getattr(v, "text", v) for k, v in own.items()}
+            for name, own in settings.overrides.items()
+        },
+        "seed": settings.seed,
+    }
+
+
+def refuse_difference(saved: Mapping[str, Any], now: Mapping[str, Any], field: str) -> None:
+    """Refuse to go on with other settings than the checkpoint's.
+
+    Raises:
+        CompressionError: With every difference, saved value first.
+    """
+    different = [
+        f"{name} was {saved.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted({*saved, *now})
+        if saved.get(name) != now.get(name)
+    ]
+    if different:
+        raise CompressionError(
+            f"{field}: the checkpoint was made with other settings: {'; '.join(different)}. Resume with the same "
+            "ones (time points count as the optimizer steps they resolve to), or start a new run from the weights "
+            "alone, with keep_zeros=True to keep what is pruned."
+        )
+
+
+def refuse_strange(state: Mapping[str, Any], names: set[str], field: str) -> None:
+    """Refuse a state that is not a pruner's, of another version, or of another model.
+
+    Raises:
+        CompressionError: It is one of these.
+    """
+    if state.get("version") != VERSION or not {"settings", "masks", "last_update"} <= state.keys():
+        raise CompressionError.field(
+            field, expected=f"the state of a pruner, version {VERSION}", got=sorted(state), fix=""
+        )
+    saved = set(state["masks"])
+    if saved != names:
+        raise CompressionError(
+            f"{field}: the checkpoint has masks for other weights. Only there: {sorted(saved - names)}; only in "
+            f"this model: {sorted(names - saved)}."
+        )
