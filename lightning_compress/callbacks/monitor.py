@@ -56,7 +56,7 @@ class CompressionMonitor(Callback):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         total = run_length(trainer).total_steps
-        self._gap = max(1, trainer.log_every_n_steps if total is None else total // _POINTS)
+        self._gap = max(1, _log_interval(trainer) if total is None else total // _POINTS)
         example = self._example_inputs if self._example_inputs is not None else pl_module.example_input_array
         self._macs = None if example is None else count_macs(pl_module, example)
         self._measure(trainer, pl_module)
@@ -73,8 +73,10 @@ class CompressionMonitor(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Lightning keeps the values until the epoch ends, and writes them at its own interval.
-        if self._unlogged or batch_idx == 0:
+        # Lightning keeps what is logged until the epoch ends and writes it at its interval; in between, each call
+        # would only cost time. With several optimizers these are more steps than Lightning writes, never fewer.
+        interval = _log_interval(trainer)
+        if self._unlogged and interval and trainer.global_step % interval == 0:
             pl_module.log_dict(self._series, on_step=True, on_epoch=False)
             self._unlogged = False
 
@@ -82,6 +84,7 @@ class CompressionMonitor(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measure(trainer, pl_module)
         pl_module.log_dict(self._series, on_step=False, on_epoch=True, sync_dist=True)
+        self._unlogged = True
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -111,9 +114,13 @@ class CompressionMonitor(Callback):
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measured = _state(trainer)
-        rows = self.layers(trainer, pl_module)
-        products = 0 if self._macs is None else self._macs.products
-        self._series = series(rows, extra=extra_bytes(pl_module), products=products)
+        pruner, _ = compression(trainer)
+        self._series = series(
+            self.layers(trainer, pl_module),
+            target=0.0 if pruner is None else pruner.sparsity_target(),
+            extra=extra_bytes(pl_module),
+            products=0 if self._macs is None else self._macs.products,
+        )
         self._unlogged = True
         step = trainer.global_step
         # A second fit, or one from an older checkpoint, writes the history anew from where it starts.
@@ -140,6 +147,10 @@ def compression(trainer: L.Trainer) -> tuple[Pruner | None, Quantization | None]
         elif isinstance(callback, QuantizationAwareTraining):
             quantization = callback.quantization
     return pruner, quantization
+
+
+def _log_interval(trainer: L.Trainer) -> int:
+    return 1 if trainer.fast_dev_run else int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
 
 def _state(trainer: L.Trainer) -> tuple[Any, ...]:

@@ -23,13 +23,6 @@ def sparsity(rows: Sequence[LayerRow]) -> float:
     return sum(row.zeros for row in counted) / max(1, sum(row.numel for row in counted))
 
 
-def sparsity_target(rows: Sequence[LayerRow]) -> float:
-    """Share of zeros asked for over the same weights, 0 where nothing is pruned."""
-    counted = _prunable(rows)
-    asked = sum(row.numel * (row.sparsity_target or 0.0) for row in counted)
-    return asked / max(1, sum(row.numel for row in counted))
-
-
 def weight_bits(rows: Sequence[LayerRow]) -> float:
     """Mean bits of a weight over all entries of the layers' weights; biases, norms and embeddings are left out.
 
@@ -65,7 +58,7 @@ def packed_bytes(rows: Sequence[LayerRow], extra: int = 0) -> float:
         rows: Every parameter of the model.
         extra: Bytes stored besides them, see ``extra_bytes``.
     """
-    return sum(_packed_row(row) for row in rows) + extra
+    return sum(row_bytes(row) for row in rows) + extra
 
 
 def bit_operations(rows: Sequence[LayerRow], products: int = 0) -> float | None:
@@ -105,7 +98,8 @@ def _prunable(rows: Sequence[LayerRow]) -> list[LayerRow]:
     return [row for row in rows if row.sparsity_target is not None] or [row for row in rows if row.weight]
 
 
-def _packed_row(row: LayerRow) -> float:
+def row_bytes(row: LayerRow) -> float:
+    """Estimated bytes of one parameter in the packed file; see ``packed_bytes``."""
     if row.entropy is not None:
         return row.numel * row.entropy / 8 + FLOAT_BYTES * row.shape[0]
     return (row.numel * _entropy(row.sparsity) + (row.numel - row.zeros) * row.weight_bits) / 8

@@ -83,6 +83,7 @@ def describe(
     if quantization is not None and not quantization.enabled:
         quantization = None
     targets = {} if pruner is None else pruner.layer_sparsity_target()
+    patterns = {} if pruner is None else pruner.patterns
     layer_weights = {candidate.names[0] for candidate in candidates(model) if candidate.default}
     modules = dict(model.named_modules())
     parameters = {name: p for name, p in model.named_parameters() if p.ndim >= 1}
@@ -99,7 +100,7 @@ def describe(
             weight_bits=_weight_bits(quantization, name, parameter),
             activation_bits=_activation_bits(quantization, name),
             macs=None if macs is None else macs.layers.get(name, 0),
-            pattern=str(pruner.pattern) if pruner is not None and name in targets else "none",
+            pattern=patterns.get(name, "none"),
             weight=name in layer_weights or name in targets,
             entropy=entropies.get(name),
         )

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 MEGABYTE = 1e6
 
 
-def series(rows: Sequence[LayerRow], *, extra: int = 0, products: int = 0) -> dict[str, float]:
+def series(rows: Sequence[LayerRow], *, target: float = 0.0, extra: int = 0, products: int = 0) -> dict[str, float]:
     """Every number that the monitor logs, from rows alone.
 
     Args:
         rows: Every parameter of the model.
+        target: Sparsity asked for (``Pruner.sparsity_target``).
         extra: Bytes besides them (``functional.extra_bytes``).
         products: Multiply-accumulates between activations (``Macs.products``).
 
@@ -35,7 +36,7 @@ def series(rows: Sequence[LayerRow], *, extra: int = 0, products: int = 0) -> di
     dense, packed = functional.dense_bytes(rows, extra), functional.packed_bytes(rows, extra)
     found = {
         "compress/sparsity/global": functional.sparsity(rows),
-        "compress/sparsity/target": functional.sparsity_target(rows),
+        "compress/sparsity/target": target,
         "compress/bits/weight": functional.weight_bits(rows),
         "compress/bits/activation": functional.activation_bits(rows),
         "compress/size_mb/dense": dense / MEGABYTE,

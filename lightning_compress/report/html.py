@@ -1,0 +1,72 @@
+"""The report as one HTML page that needs nothing else: no network, no scripts, pictures inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_compress.report import plots, text
+
+_WIDE, _NARROW = 820, 360
+
+
+def html(report: Mapping[str, Any]) -> str:
+    """Render a report as HTML, light or dark as the reader's system is."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    surroundings = Environment(
+        loader=PackageLoader("lightning_compress.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    surroundings.globals.update(text=text, ranked=plots.ranked)
+    return surroundings.get_template("report.html.j2").render(
+        report=report,
+        pictures={name: (draw(report, _WIDE), draw(report, _NARROW)) for name, draw in _pictures(report).items()},
+        figures=_figures(report),
+        shown=len(plots.shown_layers(report)),
+        dense_bytes=plots.dense_bytes(report),
+    )
+
+
+def _pictures(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The pictures for which the report has numbers."""
+    found: dict[str, Any] = {}
+    if report["history"]:
+        found["schedule"] = plots.schedule
+    if plots.shown_layers(report):
+        found["layers"] = plots.layers
+    if report["artifacts"]:
+        found["sizes"] = plots.sizes
+    return found
+
+
+def _figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The few numbers at the top: value, what it is, and what to hold it against."""
+    dense, deployed = report["results"]["dense"], report["results"]["deployed"]
+    found = []
+    if deployed["compression_ratio"] is not None:
+        found.append(
+            (
+                text.times(deployed["compression_ratio"]),
+                "smaller",
+                f"{text.size(plots.dense_bytes(report))} → {text.size(deployed['bytes'])}",
+            )
+        )
+    name = text.main_metric(report)
+    if name is not None and name in deployed["metrics"]:
+        before = None if dense is None else dense["metrics"].get(name)
+        lost = text.change(name, before, deployed["metrics"][name])
+        against = "" if lost is None else f"{lost} against dense"
+        found.append((text.metric(name, deployed["metrics"][name]), name, against))
+    if deployed["latency_ms"] is not None:
+        against = deployed["runtime"] or ""
+        if dense is not None and dense["latency_ms"] is not None:
+            against = f"dense {text.milliseconds(dense['latency_ms'])} on {dense['runtime']}"
+        found.append((text.milliseconds(deployed["latency_ms"]), "median latency", against))
+    if report["agreement"] is not None:
+        found.append((text.percent(report["agreement"], 2), "agreement", "deployed with fake-quantized"))
+    return found

@@ -1,0 +1,147 @@
+"""What a report must hold, so that other tools can rely on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_compress.errors import CompressionError
+
+FORMAT = 1
+
+
+class _Map:
+    """A mapping with free keys and values of one kind."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Optional:
+    """A value that may be null."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+_NUMBER = (int, float)
+_ANY: tuple[type, ...] = (object,)
+
+_RESULT = {
+    "label": str,
+    "metrics": _Map(_NUMBER),
+    "bytes": _Optional(int),
+    "compression_ratio": _Optional(_NUMBER),
+    "latency_ms": _Optional({"median": _NUMBER, "p90": _NUMBER}),
+    "runtime": _Optional(str),
+    "source": _Optional(str),
+}
+
+SCHEMA = {
+    "format": int,
+    "name": str,
+    "created": str,
+    "environment": {
+        "python": str,
+        "torch": str,
+        "lightning": str,
+        "onnxruntime": _Optional(str),
+        "cpu": str,
+        "threads": int,
+        "platform": str,
+    },
+    "seed": _Optional(int),
+    "data": _Optional(_Map(_ANY)),
+    "plan": {
+        "pruning": _Optional(_Map(_ANY)),
+        "quantization": _Optional(_Map(_ANY)),
+        "phases": [{"name": str, "start": int, "end": int}],
+    },
+    "results": {"dense": _Optional(_RESULT), "fake_quantized": _Optional(_RESULT), "deployed": _RESULT},
+    "agreement": _Optional(_NUMBER),
+    "max_abs_difference": _Optional(_NUMBER),
+    "artifacts": [{"format": str, "file": str, "bytes": int, "sha256": str, "breakdown": _Map(int)}],
+    "layers": [
+        {
+            "name": str,
+            "type": str,
+            "shape": [int],
+            "numel": int,
+            "sparsity_target": _Optional(_NUMBER),
+            "sparsity": _NUMBER,
+            "weight_bits": int,
+            "activation_bits": int,
+            "bytes_dense": int,
+            "bytes_packed": _NUMBER,
+            "macs": _Optional(int),
+            "pattern": str,
+        }
+    ],
+    "history": [
+        {
+            "step": int,
+            "sparsity": _NUMBER,
+            "sparsity_target": _NUMBER,
+            "weight_bits": _NUMBER,
+            "activation_bits": _NUMBER,
+            "phase": str,
+        }
+    ],
+    "stays_float": [str],
+    "notes": [str],
+}
+"""Key → type, or the same again for what is nested."""
+
+
+def check(report: Mapping[str, Any]) -> None:
+    """Check that a report holds everything it must; what it holds besides is left alone.
+
+    Args:
+        report: The report, as made or as read from ``report.json``.
+
+    Raises:
+        CompressionError: A key is missing, a value has another type, or the format is another.
+
+    Example:
+        >>> check({"format": 1})
+        Traceback (most recent call last):
+        lightning_compress.errors.CompressionError: report.name is missing.
+    """
+    if not isinstance(report, Mapping) or "format" not in report:
+        raise CompressionError("report.format is missing: this is not a report of lightning-compress.")
+    if report["format"] != FORMAT:
+        raise CompressionError.field(
+            "report.format", expected=str(FORMAT), got=report["format"], fix="Another release wrote it."
+        )
+    _check(report, SCHEMA, "report")
+
+
+def _check(value: Any, expected: Any, where: str) -> None:
+    if isinstance(expected, _Optional):
+        if value is not None:
+            _check(value, expected.value, where)
+    elif isinstance(expected, dict):
+        _refuse_type(value, (Mapping,), where)
+        for key, inner in expected.items():
+            if key not in value:
+                raise CompressionError(f"{where}.{key} is missing.")
+            _check(value[key], inner, f"{where}.{key}")
+    elif isinstance(expected, _Map):
+        _refuse_type(value, (Mapping,), where)
+        for key, inner in value.items():
+            _check(inner, expected.value, f"{where}.{key}")
+    elif isinstance(expected, list):
+        _refuse_type(value, (list, tuple), where)
+        for index, inner in enumerate(value):
+            _check(inner, expected[0], f"{where}[{index}]")
+    else:
+        _refuse_type(value, expected if isinstance(expected, tuple) else (expected,), where)
+
+
+def _refuse_type(value: Any, expected: tuple[type, ...], where: str) -> None:
+    names = " or ".join(t.__name__ for t in expected)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected != _ANY):
+        raise CompressionError.field(where, expected=f"a value of type {names}", got=value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise CompressionError.field(where, expected="a finite number", got=value, fix="Use None for 'not measured'.")
