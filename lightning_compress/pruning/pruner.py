@@ -19,7 +19,7 @@ from lightning_compress.pruning.patterns import Pattern
 from lightning_compress.pruning.regrow import drop_fraction_at, move_connections
 from lightning_compress.pruning.scores import Scores
 from lightning_compress.pruning.settings import Criterion, CriterionName, RegrowName, Settings
-from lightning_compress.pruning.sites import Site, infer_mask, prune_together
+from lightning_compress.pruning.sites import Site, check_floors, infer_mask, prune_together
 from lightning_compress.schedule import Curve, ScheduleName, SparsitySchedule
 from lightning_compress.timeline import Run, TimePoint
 
@@ -137,6 +137,7 @@ class Pruner:
         self._asked: dict[str, float] = {}
         self._scores = Scores(settings)
         self._sites = self._make_sites(model)
+        self._refuse_floors()
         if settings.keep_zeros:
             for site in self._sites:
                 infer_mask(site)
@@ -172,6 +173,17 @@ class Pruner:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.skipped.items())
             raise CompressionError(f"{s.field}.pattern: nothing is left to prune in this model. {reasons}.")
         return sites
+
+    def _refuse_floors(self) -> None:
+        """Find floors that cannot be met now, rather than at the end of training."""
+        s = self._settings
+        common = [site for site in self._sites if not site.own]
+        groups = [[site] for site in self._sites if site.own]
+        groups += [common] if s.distribution == "global" and common else []
+        groups += [[site] for site in common] if s.distribution == "uniform" else []
+        for sites in groups:
+            asked = self._units(sum(site.units for site in sites), sites[0].pattern, sites[0].final)
+            check_floors(sites, asked, s.field)
 
     @property
     def masks(self) -> dict[str, Tensor]:

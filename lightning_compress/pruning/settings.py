@@ -101,6 +101,12 @@ class Settings:
                 raise CompressionError.field(
                     f"{field}.regrow", expected="None with a pattern other than 'unstructured'", got=regrow
                 )
+        if isinstance(parsed, NOfM) and distribution == "erk":
+            raise CompressionError.field(
+                f"{field}.distribution",
+                expected=f"'uniform' or 'global' with pattern {pattern!r}, which is the same in every layer",
+                got=distribution,
+            )
         time = {name: parse(point, f"{field}.{name}") for name, point in (("start", start), ("end", end))}
         time["every"] = parse(every, f"{field}.every")
         if time["every"].value == 0:
@@ -155,13 +161,14 @@ class Settings:
                 got=end,
                 fix="Train longer, or let pruning end earlier.",
             )
-        if start == end == 0 and self.criterion in ("movement", "taylor"):
+        schedule = SparsitySchedule(self.initial_sparsity, self.final_sparsity, start, end, every, self.curve)
+        if schedule.at(0) > 0 and self.criterion in ("movement", "taylor"):
             raise CompressionError.field(
                 f"{self.field}.start",
                 expected=f"at least 1 with criterion={self.criterion!r}: no gradient is known before",
                 got=start,
             )
-        return SparsitySchedule(self.initial_sparsity, self.final_sparsity, start, end, every, self.curve)
+        return schedule
 
 
 def name_of(choice: object) -> str:

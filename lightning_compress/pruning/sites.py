@@ -74,6 +74,19 @@ class Site:
             self.mask = self.mask.to(self.parameter.device)
 
 
+def check_floors(sites: Sequence[Site], count: int, field: str) -> None:
+    """Refuse to prune more units than the floors leave.
+
+    Raises:
+        CompressionError: With both numbers.
+    """
+    if count > sum(site.cap for site in sites):
+        raise CompressionError(
+            f"{field}.layer_floor: the sparsity asked for prunes {count} units, but the floors leave only "
+            f"{sum(site.cap for site in sites)} to prune. Lower layer_floor or final_sparsity."
+        )
+
+
 def prune_together(sites: Sequence[Site], scores: Sequence[Tensor], count: int, *, absolute: bool, field: str) -> None:
     """Prune the ``count`` smallest units over all sites, none beyond its cap, and write the masks.
 
@@ -89,11 +102,7 @@ def prune_together(sites: Sequence[Site], scores: Sequence[Tensor], count: int, 
     Raises:
         CompressionError: The floors leave too little to prune, or a score is NaN.
     """
-    if count > sum(site.cap for site in sites):
-        raise CompressionError(
-            f"{field}.layer_floor: the sparsity asked for prunes {count} units, but the floors leave only "
-            f"{sum(site.cap for site in sites)} to prune. Lower layer_floor or final_sparsity."
-        )
+    check_floors(sites, count, field)
     single = type(sites[0].pattern) is Pattern
     if single:
         ranks = list(scores)
