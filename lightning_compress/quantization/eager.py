@@ -1,4 +1,4 @@
-"""The arithmetic of fake quantization in plain PyTorch operations: the definition that compiled kernels reproduce.
+"""Fake quantization in plain PyTorch operations: the definition that compiled kernels reproduce to the bit.
 
 It runs on every device and dtype, and is what ``torch.compile`` traces and fuses.
 """
@@ -8,10 +8,22 @@ from __future__ import annotations
 import torch
 
 
-def integers(
-    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, qmin: int, qmax: int
-) -> torch.Tensor:
-    """``clamp(round_half_even(x / scale) + zero_point, qmin, qmax)``, as float; NaN stays NaN.
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in the dtype of the computation: float32, or float64 for float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def quantize(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    qmin: int,
+    qmax: int,
+    clip: tuple[float, float] | None = None,
+    *,
+    mask: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Round to the integer grid and back.
 
     Args:
         x: Float tensor; float16 and bfloat16 are computed in float32.
@@ -19,35 +31,63 @@ def integers(
         zero_point: Broadcasts with ``x``; ``None`` for zero.
         qmin: Smallest integer.
         qmax: Largest integer.
+        clip: Values are clipped to this range first.
+        mask: Whether to return where the gradient passes.
+
+    Returns:
+        The result in the dtype of ``x``, and a bool tensor: where the rounded value needed no clamping, and lay
+        strictly between the ends of ``clip``. False for NaN.
     """
-    q = torch.div(x.to(torch.promote_types(x.dtype, torch.float32)), scale).round_()
+    wide = widened(x)
+    q = torch.div(wide if clip is None else wide.clamp(*clip), scale).round_()
+    if zero_point is not None:
+        q.add_(zero_point)
+    kept = q.clamp(qmin, qmax)
+    inside = None
+    if mask:
+        inside = kept.eq(q)
+        if clip is not None:
+            inside = inside & (wide > clip[0]) & (wide < clip[1])
+    if zero_point is not None:
+        kept.sub_(zero_point)
+    return kept.mul_(scale).to(x.dtype), inside
+
+
+def integers(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, qmin: int, qmax: int
+) -> torch.Tensor:
+    """``clamp(round_half_even(x / scale) + zero_point, qmin, qmax)``, as float."""
+    q = torch.div(widened(x), scale).round_()
     if zero_point is not None:
         q.add_(zero_point)
     return q.clamp_(qmin, qmax)
 
 
-def fake_quantize(
-    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, qmin: int, qmax: int
-) -> torch.Tensor:
-    """``(integers - zero_point) * scale`` in the dtype of ``x``."""
-    q = integers(x, scale, zero_point, qmin, qmax)
-    if zero_point is not None:
-        q.sub_(zero_point)
-    return q.mul_(scale).to(x.dtype)
+def pass_inside(grad: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """``grad`` where ``inside``, exactly 0 elsewhere, whatever the gradient is there."""
+    return torch.where(inside, grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
 
 
-def bounds(
-    scale: torch.Tensor, zero_point: torch.Tensor | None, qmin: int, qmax: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smallest and largest value that round to an integer of the range: half a step beyond its ends."""
-    if zero_point is None:
-        return scale * (qmin - 0.5), scale * (qmax + 0.5)
-    return ((qmin - 0.5) - zero_point) * scale, ((qmax + 0.5) - zero_point) * scale
+def learned_gradient(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    qmin: int,
+    qmax: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """LSQ's gradients of ``x``, and elementwise those of scale and zero point.
 
-
-def pass_inside(grad: torch.Tensor, x: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """``grad`` where ``low <= x <= high``, exactly 0 elsewhere, also where ``x`` is NaN."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.where(
-        (wide >= low) & (wide <= high), grad, torch.zeros((), dtype=grad.dtype, device=grad.device)
-    )
+    Source: Esser et al., Learned Step Size Quantization, ICLR 2020, equations 3 and 5; for the zero point
+    Bhalgat et al., LSQ+, 2020, equation 7, with the offset written as ``-zero_point * scale``.
+    """
+    low = qmin if zero_point is None else qmin - zero_point
+    high = qmax if zero_point is None else qmax - zero_point
+    u, g = widened(x) / scale, widened(grad)
+    zero = torch.zeros((), dtype=g.dtype, device=g.device)
+    inside = (u > low) & (u < high)
+    to_x = torch.where(inside, g, zero).to(x.dtype)
+    end = torch.where(u <= low, zero + low, zero + high)
+    to_scale = g * torch.where(inside | u.isnan(), u.round() - u, end)
+    to_zero_point = torch.where(inside, zero, g * -scale)
+    return to_x, to_scale, to_zero_point

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.quantization import native
 
 # Scales are kept normal numbers, so that no division by them overflows to NaN.
 _SMALLEST_SCALE = 2.0**-100
@@ -27,7 +28,9 @@ def minmax(x: torch.Tensor) -> torch.Tensor:
         >>> minmax(torch.tensor([3.0, -1.0, 2.0]))
         tensor([-1.,  3.])
     """
-    return torch.stack(torch.aminmax(x)).float()
+    if (lib := native.library(x)) is not None and x.numel():
+        return native.minmax(lib, x.detach())
+    return torch.stack(torch.aminmax(x.detach())).float()
 
 
 def percentile(x: torch.Tensor, q: float = 99.99) -> torch.Tensor:
@@ -63,8 +66,8 @@ def percentile(x: torch.Tensor, q: float = 99.99) -> torch.Tensor:
 def mse(x: torch.Tensor, bits: int, *, symmetric: bool = False) -> torch.Tensor:
     """The part of the min-max range with the smallest squared error after quantization.
 
-    Both ends of the range are shrunk together, in 74 steps of 4 percent. Of more than 65,536 values every n-th is
-    looked at.
+    Both ends of the range are shrunk together, in 74 steps of 4 percent. Of more than 65,536 values every
+    n-th is looked at.
 
     Args:
         x: Float tensor.
@@ -123,9 +126,7 @@ def sample(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def ema_(
-    range_: torch.Tensor, observed: torch.Tensor, momentum: float, nonfinite: torch.Tensor | None = None
-) -> None:
+def ema_(range_: torch.Tensor, observed: torch.Tensor, momentum: float, nonfinite: torch.Tensor | None = None) -> None:
     """Move a range towards an observed one, in place.
 
     The first finite observation is taken as it is. One with NaN or infinity changes nothing and is counted.
@@ -151,9 +152,49 @@ def ema_(
         nonfinite.add_(~finite)
 
 
-def affine_qparams(
-    minimum: torch.Tensor, maximum: torch.Tensor, bits: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+@torch.no_grad()
+def update_(
+    range_: torch.Tensor,
+    observed: torch.Tensor,
+    momentum: float,
+    nonfinite: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bits: int,
+    *,
+    symmetric: bool = False,
+) -> None:
+    """``ema_``, and then scale and zero point anew from the range; all in place.
+
+    Args:
+        range_: float32, ``[2]``; NaN until something was observed.
+        observed: float32, ``[2]``.
+        momentum: Weight of the observation, in (0, 1].
+        nonfinite: Count of observations left out: int64, ``[]``.
+        scale: float32, ``[]``.
+        zero_point: float32, ``[]``.
+        bits: Bit width.
+        symmetric: Whether the quantizer is symmetric.
+
+    Example:
+        >>> r, n = torch.full((2,), torch.nan), torch.zeros((), dtype=torch.int64)
+        >>> s, z = torch.ones(()), torch.zeros(())
+        >>> update_(r, torch.tensor([-1.0, 2.0]), 0.1, n, s, z, 2)
+        >>> r, s, z
+        (tensor([-1.,  2.]), tensor(1.), tensor(1.))
+    """
+    if (lib := native.library(range_)) is not None:
+        levels = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
+        native.update_range(lib, range_, observed, momentum, nonfinite, scale, zero_point, levels, symmetric)
+        return
+    ema_(range_, observed, momentum, nonfinite)
+    qparams = symmetric_qparams if symmetric else affine_qparams
+    new_scale, new_zero_point = qparams(range_[0], range_[1], bits)
+    scale.copy_(new_scale)
+    zero_point.copy_(new_zero_point)
+
+
+def affine_qparams(minimum: torch.Tensor, maximum: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point of unsigned integers for a range, widened to hold 0.0, which is exact.
 
     Args:
@@ -162,8 +203,8 @@ def affine_qparams(
         bits: Bit width.
 
     Returns:
-        Scale (positive, finite) and zero point (an integer from 0 to 2^bits - 1), both float32. A range that was never
-        observed (NaN) gives 1 and 0.
+        Scale (positive, finite) and zero point (an integer from 0 to 2^bits - 1), both float32. A range that
+        was never observed (NaN) gives 1 and 0.
 
     Example:
         >>> affine_qparams(torch.tensor(-1.0), torch.tensor(2.0), 2)
@@ -177,9 +218,7 @@ def affine_qparams(
     return scale, torch.nan_to_num(zero_point, nan=0.0)
 
 
-def symmetric_qparams(
-    minimum: torch.Tensor, maximum: torch.Tensor, bits: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def symmetric_qparams(minimum: torch.Tensor, maximum: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale of signed integers from -(2^(bits-1) - 1) to 2^(bits-1) - 1, and the zero point 0.
 
     Returns:
@@ -206,8 +245,8 @@ def weight_scale(
         group_size: Neighbours among the flattened inputs of an output channel that share a scale.
 
     Returns:
-        float32, positive: ``[]``, ``[C]``, or ``[C, groups]``. A channel of zeros takes the largest scale of the
-        others, so that its bias stays representable in integers of that scale.
+        float32, positive: ``[]``, ``[C]``, or ``[C, groups]``. A channel of zeros takes the largest scale of
+        the others, so that its bias stays representable in integers of that scale.
 
     Raises:
         CompressionError: There is no such method.
@@ -246,7 +285,7 @@ def _mse_scale(rows: torch.Tensor, qmax: int) -> torch.Tensor:
 
 
 def _rows(w: torch.Tensor, axis: int | None, group_size: int | None) -> torch.Tensor:
-    """A weight with the values that share a scale along its last dimension; short groups are filled with zeros."""
+    """A weight with values that share a scale along the last dimension; zeros fill the last group."""
     if axis is None:
         return w.reshape(1, -1)
     rows = w.movedim(axis, 0).reshape(w.shape[axis], -1)

@@ -1,0 +1,377 @@
+// Fake quantization in one pass over memory. Results equal those of eager.py to the bit: the same float32 operations
+// in the same order, without contraction. Work is cut into chunks of fixed size, so that sums do not depend on the
+// number of threads. Written with the vector types of GCC and Clang: auto-vectorization misses the masks.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int64_t kLanes = 16;
+#else
+constexpr int64_t kLanes = 8;
+#endif
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Shorts __attribute__((vector_size(2 * kLanes)));
+typedef float HalfFloats __attribute__((vector_size(2 * kLanes)));
+typedef double Doubles __attribute__((vector_size(4 * kLanes)));
+
+// A mask takes a bit a value: value i of a block is bit i / kLanes of word i % kLanes.
+constexpr int64_t kBlock = 32 * kLanes;
+constexpr int64_t kChunk = 16384;  // a multiple of kBlock
+
+struct BFloat16 { uint16_t bits; };
+struct Half { _Float16 value; };
+
+template <class V, class T>
+inline V load_raw(const T* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
+
+inline Floats load(const float* p) { return load_raw<Floats>(p); }
+inline Floats load(const BFloat16* p) {
+  return reinterpret_cast<Floats>(__builtin_convertvector(load_raw<Shorts>(p), Words) << 16);
+}
+inline Floats load(const Half* p) {
+  Floats v;
+  for (int64_t i = 0; i < kLanes; ++i) v[i] = static_cast<float>(p[i].value);
+  return v;
+}
+inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+inline void store(BFloat16* p, Floats v) {
+  const Words u = reinterpret_cast<Words>(v);
+  const Words rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const Words nan = reinterpret_cast<Words>(v != v);
+  const Shorts out = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), Shorts);
+  std::memcpy(p, &out, sizeof out);
+}
+inline void store(Half* p, Floats v) {
+  for (int64_t i = 0; i < kLanes; ++i) p[i].value = static_cast<_Float16>(v[i]);
+}
+
+inline Floats spread(float v) { return v - Floats{}; }
+inline Ints spread(int32_t v) { return v - Ints{}; }
+inline Floats choose(Ints mask, Floats a, Floats b) {
+  return reinterpret_cast<Floats>((mask & reinterpret_cast<Ints>(a)) | (~mask & reinterpret_cast<Ints>(b)));
+}
+inline Ints choose(Ints mask, Ints a, Ints b) { return (mask & a) | (~mask & b); }
+
+// Comparisons are written so that NaN passes through, as torch.clamp lets it.
+inline Floats clamp(Floats v, Floats low, Floats high) {
+  v = v < low ? low : v;
+  return v > high ? high : v;
+}
+
+// Half to even, exact below 2^22; beyond, every integer range is saturated whatever the result.
+inline Floats round_even(Floats v) {
+  const Floats shift = spread(12582912.0f);
+  return (v + shift) - shift;
+}
+// The same with the sign of zero kept, as torch.round does.
+inline Floats round_even_signed(Floats v) {
+  const Words sign = reinterpret_cast<Words>(v) & 0x80000000u;
+  return reinterpret_cast<Floats>(reinterpret_cast<Words>(round_even(v)) | sign);
+}
+
+// Integers in the order of the floats, NaN at both ends: minimum and maximum that notice NaN.
+inline Ints ordered(Floats v) {
+  const Ints i = reinterpret_cast<Ints>(v);
+  return i ^ ((i >> 31) & 0x7fffffff);
+}
+inline float unordered(int32_t i) {
+  i ^= (i >> 31) & 0x7fffffff;
+  float v;
+  std::memcpy(&v, &i, 4);
+  return v;
+}
+
+struct Extremes {
+  Ints low = spread(std::numeric_limits<int32_t>::max());
+  Ints high = spread(std::numeric_limits<int32_t>::min());
+  void take(Ints smallest, Ints largest) {
+    low = choose(smallest < low, smallest, low);
+    high = choose(largest > high, largest, high);
+  }
+};
+
+void write_extremes(const std::vector<Extremes>& parts, float* out) {
+  Extremes all;
+  for (const Extremes& part : parts) all.take(part.low, part.high);
+  int32_t low = all.low[0], high = all.high[0];
+  for (int64_t i = 1; i < kLanes; ++i) {
+    low = all.low[i] < low ? all.low[i] : low;
+    high = all.high[i] > high ? all.high[i] : high;
+  }
+  const float smallest = unordered(low), largest = unordered(high);
+  const bool nan = smallest != smallest || largest != largest;
+  out[0] = nan ? std::numeric_limits<float>::quiet_NaN() : smallest;
+  out[1] = nan ? std::numeric_limits<float>::quiet_NaN() : largest;
+}
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t pieces(int64_t n) { return (n + kChunk - 1) / kChunk; }
+
+// Calls body(job) for every job, on as many threads as the number of values is worth.
+template <class Body>
+void in_parallel(int64_t jobs, int64_t values, int threads, Body body) {
+  const int used = static_cast<int>(least(least(pieces(values), jobs), threads));
+#pragma omp parallel for schedule(static) num_threads(used) if (used > 1)
+  for (int64_t job = 0; job < jobs; ++job) body(job);
+}
+
+// A vector's worth of values that ends early is worked on in a buffer, filled up with its first value.
+template <class T>
+struct Padded {
+  T values[kLanes];
+  Padded(const T* from, int64_t count) {
+    for (int64_t i = 0; i < kLanes; ++i) values[i] = from[i < count ? i : 0];
+  }
+};
+
+struct Grid { Floats scale, zero, qmin, qmax, clip_low, clip_high; };
+
+template <class T, bool CLIP, bool MASK, bool OBSERVE>
+inline void quantize_lanes(const T* x, T* y, const Grid& g, Words& words, uint32_t bit, Extremes& seen) {
+  const Floats raw = load(x);
+  const Floats v = CLIP ? clamp(raw, g.clip_low, g.clip_high) : raw;
+  const Floats q = round_even(v / g.scale) + g.zero;
+  if (MASK) {
+    Ints in = (q >= g.qmin) & (q <= g.qmax);
+    if (CLIP) in &= (raw > g.clip_low) & (raw < g.clip_high);
+    words |= reinterpret_cast<Words>(in) & bit;
+  }
+  if (OBSERVE) seen.take(ordered(v), ordered(v));
+  store(y, (clamp(q, g.qmin, g.qmax) - g.zero) * g.scale);
+}
+
+template <class T, bool CLIP, bool MASK, bool OBSERVE>
+void quantize(const T* x, T* y, uint32_t* mask, int64_t n, const Grid& grid, float* observed, int threads) {
+  std::vector<Extremes> seen(OBSERVE ? pieces(n) : 0);
+  in_parallel(pieces(n), n, threads, [&](int64_t piece) {
+    const Grid g = grid;
+    Extremes mine;
+    const int64_t end = least(n, (piece + 1) * kChunk);
+    for (int64_t block = piece * kChunk; block < end; block += kBlock) {
+      Words words{};
+      const int64_t rest = least(end - block, kBlock), rows = rest / kLanes;
+      const T* from = x + block;
+      T* to = y + block;
+      for (int64_t row = 0; row < rows; ++row, from += kLanes, to += kLanes)
+        quantize_lanes<T, CLIP, MASK, OBSERVE>(from, to, g, words, 1u << row, mine);
+      if (rest % kLanes) {
+        Padded<T> tail(from, rest % kLanes), out = tail;
+        quantize_lanes<T, CLIP, MASK, OBSERVE>(tail.values, out.values, g, words, 1u << rows, mine);
+        std::memcpy(to, out.values, rest % kLanes * sizeof(T));
+      }
+      if (MASK) std::memcpy(mask + block / 32, &words, sizeof words);
+    }
+    if (OBSERVE) seen[piece] = mine;
+  });
+  if (OBSERVE) write_extremes(seen, observed);
+}
+
+template <class T, bool CLIP>
+void quantize_as_asked(const T* x, T* y, uint32_t* mask, int64_t n, const Grid& g, float* observed, int threads) {
+  if (mask && observed) quantize<T, CLIP, true, true>(x, y, mask, n, g, observed, threads);
+  else if (mask) quantize<T, CLIP, true, false>(x, y, mask, n, g, observed, threads);
+  else if (observed) quantize<T, CLIP, false, true>(x, y, mask, n, g, observed, threads);
+  else quantize<T, CLIP, false, false>(x, y, mask, n, g, observed, threads);
+}
+
+inline void keep(const uint32_t* grad, uint32_t* out, Words in) {
+  const Words kept = load_raw<Words>(grad) & in;
+  std::memcpy(out, &kept, sizeof kept);
+}
+inline void keep(const uint16_t* grad, uint16_t* out, Words in) {
+  const Shorts kept = load_raw<Shorts>(grad) & __builtin_convertvector(in, Shorts);
+  std::memcpy(out, &kept, sizeof kept);
+}
+
+template <class U>
+void pass_inside(const U* grad, const uint32_t* mask, U* out, int64_t n, int threads) {
+  in_parallel(pieces(n), n, threads, [&](int64_t piece) {
+    const int64_t end = least(n, (piece + 1) * kChunk);
+    for (int64_t block = piece * kChunk; block < end; block += kBlock) {
+      const Words words = load_raw<Words>(mask + block / 32);
+      const int64_t rest = least(end - block, kBlock), rows = rest / kLanes;
+      const U* from = grad + block;
+      U* to = out + block;
+      for (int64_t row = 0; row < rows; ++row, from += kLanes, to += kLanes)
+        keep(from, to, reinterpret_cast<Words>((words & (1u << row)) != 0u));
+      if (rest % kLanes) {
+        Padded<U> tail(from, rest % kLanes), kept = tail;
+        keep(tail.values, kept.values, reinterpret_cast<Words>((words & (1u << rows)) != 0u));
+        std::memcpy(to, kept.values, rest % kLanes * sizeof(U));
+      }
+    }
+  });
+}
+
+template <class T>
+void minmax(const T* x, int64_t n, float* out, int threads) {
+  std::vector<Extremes> seen(pieces(n));
+  in_parallel(pieces(n), n, threads, [&](int64_t piece) {
+    Extremes mine;
+    const int64_t end = least(n, (piece + 1) * kChunk);
+    int64_t i = piece * kChunk;
+    for (; i + kLanes <= end; i += kLanes) {
+      const Ints key = ordered(load(x + i));
+      mine.take(key, key);
+    }
+    if (i < end) {
+      const Ints key = ordered(load(Padded<T>(x + i, end - i).values));
+      mine.take(key, key);
+    }
+    seen[piece] = mine;
+  });
+  write_extremes(seen, out);
+}
+
+// Weights, seen as [outer, channels, inner].
+template <class T>
+void quantize_rows(const T* w, T* y, uint8_t* inside, int64_t outer, int64_t channels, int64_t inner,
+                   const float* scale, float qmin, float qmax, int threads) {
+  in_parallel(outer * channels, outer * channels * inner, threads, [&](int64_t row) {
+    const Floats s = spread(scale[row % channels]), low = spread(qmin), high = spread(qmax);
+    for (int64_t i = 0; i < inner; i += kLanes) {
+      const int64_t at = row * inner + i, count = least(inner - i, kLanes);
+      Padded<T> values(w + at, count);
+      const Floats q = round_even_signed(load(values.values) / s);
+      store(values.values, clamp(q, low, high) * s);
+      std::memcpy(y + at, values.values, count * sizeof(T));
+      if (inside) {
+        const Ints in = (q >= low) & (q <= high);
+        for (int64_t lane = 0; lane < count; ++lane) inside[at + lane] = in[lane] != 0;
+      }
+    }
+  });
+}
+
+template <class T>
+void absmax_rows(const T* w, int64_t outer, int64_t channels, int64_t inner, float* out, int threads) {
+  in_parallel(channels, outer * channels * inner, threads, [&](int64_t channel) {
+    Ints most{};
+    for (int64_t o = 0; o < outer; ++o) {
+      for (int64_t i = 0; i < inner; i += kLanes) {
+        const Padded<T> values(w + (o * channels + channel) * inner + i, least(inner - i, kLanes));
+        const Ints magnitude = reinterpret_cast<Ints>(load(values.values)) & 0x7fffffff;  // NaN is the largest
+        most = choose(magnitude > most, magnitude, most);
+      }
+    }
+    int32_t largest = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) largest = most[lane] > largest ? most[lane] : largest;
+    std::memcpy(out + channel, &largest, 4);
+  });
+}
+
+struct Sums {
+  Doubles first{}, second{};
+  double at(int64_t lane) const { return lane < kLanes / 2 ? first[lane] : second[lane - kLanes / 2]; }
+};
+inline void add(Sums& sums, Floats v) {
+  HalfFloats halves[2];
+  std::memcpy(halves, &v, sizeof v);
+  sums.first += __builtin_convertvector(halves[0], Doubles);
+  sums.second += __builtin_convertvector(halves[1], Doubles);
+}
+
+// LSQ: the gradient of x, and per channel the sums that are the gradients of its scale and zero point.
+template <class T>
+void learned_gradient(const T* grad, const T* x, T* out, int64_t outer, int64_t channels, int64_t inner,
+                      const float* scale, const float* zero, float qmin, float qmax, double* to_scale, double* to_zero,
+                      int threads) {
+  const int64_t per_row = pieces(inner), jobs = outer * channels * per_row;
+  std::vector<double> by_scale(jobs), by_zero(jobs);
+  in_parallel(jobs, outer * channels * inner, threads, [&](int64_t job) {
+    const int64_t row = job / per_row, end = (row + 1) * inner;
+    const int64_t start = row * inner + job % per_row * kChunk, stop = least(end, start + kChunk);
+    const float z = zero ? zero[row % channels] : 0.0f;
+    const Floats s = spread(scale[row % channels]), low = spread(qmin - z), high = spread(qmax - z);
+    Sums scale_sum, zero_sum;
+    const auto lanes = [&](const T* from, const T* slopes, T* to) {
+      const Floats u = load(from) / s, g = load(slopes);
+      const Ints in = (u > low) & (u < high);
+      store(to, choose(in, g, Floats{}));
+      const Floats slope = choose(in | (u != u), round_even(u) - u, choose(u <= low, low, high));
+      add(scale_sum, g * slope);
+      if (zero) add(zero_sum, choose(in, Floats{}, g * -s));
+    };
+    int64_t i = start;
+    for (; i + kLanes <= stop; i += kLanes) lanes(x + i, grad + i, out + i);
+    if (i < stop) {
+      Padded<T> values(x + i, stop - i), slopes(grad + i, stop - i);
+      for (int64_t lane = stop - i; lane < kLanes; ++lane) slopes.values[lane] = T{};
+      lanes(values.values, slopes.values, values.values);
+      std::memcpy(out + i, values.values, (stop - i) * sizeof(T));
+    }
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      by_scale[job] += scale_sum.at(lane);
+      by_zero[job] += zero_sum.at(lane);
+    }
+  });
+  for (int64_t channel = 0; channel < channels; ++channel) to_scale[channel] = to_zero[channel] = 0.0;
+  for (int64_t job = 0; job < jobs; ++job) {
+    to_scale[job / per_row % channels] += by_scale[job];
+    to_zero[job / per_row % channels] += by_zero[job];
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// The moving average of a range, and the scale and zero point that follow from it (observers.py: update_).
+void update_range(float* range, const float* observed, float momentum, int64_t* nonfinite, float* scale, float* zero,
+                  float levels, int symmetric) {
+  constexpr float kSmallest = 0x1p-100f, kLargest = std::numeric_limits<float>::max();
+  if (observed[0] - observed[0] == 0.0f && observed[1] - observed[1] == 0.0f) {
+    for (int i = 0; i < 2; ++i)
+      range[i] = range[i] != range[i] ? observed[i] : range[i] + (observed[i] - range[i]) * momentum;
+  } else {
+    ++*nonfinite;
+  }
+  const float low = range[0] < 0.0f ? range[0] : 0.0f, high = range[1] > 0.0f ? range[1] : 0.0f;
+  const float step = symmetric ? (-low > high ? -low : high) / levels : high / levels - low / levels;
+  *scale = step > 0.0f ? (step < kSmallest ? kSmallest : step > kLargest ? kLargest : step) : 1.0f;
+  const float rounded = std::nearbyint(-low / *scale);
+  *zero = symmetric ? 0.0f : rounded > levels ? levels : rounded;
+}
+
+int64_t mask_words(int64_t n) { return (n + kBlock - 1) / kBlock * kLanes; }
+
+#define DEFINE_FOR(T, NAME)                                                                                           \
+  void quantize_##NAME(const T* x, T* y, uint32_t* mask, int64_t n, const float* scale, const float* zero,            \
+                       float qmin, float qmax, int clips, float clip_low, float clip_high, float* observed,           \
+                       int threads) {                                                                                 \
+    const Grid g{spread(*scale), spread(*zero), spread(qmin), spread(qmax), spread(clip_low), spread(clip_high)};     \
+    if (clips) quantize_as_asked<T, true>(x, y, mask, n, g, observed, threads);                                       \
+    else quantize_as_asked<T, false>(x, y, mask, n, g, observed, threads);                                            \
+  }                                                                                                                   \
+  void minmax_##NAME(const T* x, int64_t n, float* out, int threads) { minmax(x, n, out, threads); }                  \
+  void quantize_rows_##NAME(const T* w, T* y, uint8_t* inside, int64_t outer, int64_t channels, int64_t inner,        \
+                            const float* scale, float qmin, float qmax, int threads) {                                \
+    quantize_rows(w, y, inside, outer, channels, inner, scale, qmin, qmax, threads);                                  \
+  }                                                                                                                   \
+  void absmax_rows_##NAME(const T* w, int64_t outer, int64_t channels, int64_t inner, float* out, int threads) {      \
+    absmax_rows(w, outer, channels, inner, out, threads);                                                             \
+  }                                                                                                                   \
+  void learned_gradient_##NAME(const T* grad, const T* x, T* out, int64_t outer, int64_t channels, int64_t inner,     \
+                               const float* scale, const float* zero, float qmin, float qmax, double* to_scale,       \
+                               double* to_zero, int threads) {                                                        \
+    learned_gradient(grad, x, out, outer, channels, inner, scale, zero, qmin, qmax, to_scale, to_zero, threads);      \
+  }
+
+DEFINE_FOR(float, float32)
+DEFINE_FOR(BFloat16, bfloat16)
+DEFINE_FOR(Half, float16)
+
+void pass_inside_4(const uint32_t* grad, const uint32_t* mask, uint32_t* out, int64_t n, int threads) {
+  pass_inside(grad, mask, out, n, threads);
+}
+void pass_inside_2(const uint16_t* grad, const uint32_t* mask, uint16_t* out, int64_t n, int threads) {
+  pass_inside(grad, mask, out, n, threads);
+}
+}

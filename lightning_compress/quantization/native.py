@@ -1,0 +1,291 @@
+"""Kernels of one pass over memory for CPUs: ``native.cpp``, compiled once per machine and kept in the user's cache.
+
+Without a C++ compiler that knows OpenMP, plain PyTorch operations serve, with the same results to the bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lightning_compress.errors import CompressionError
+
+_SOURCE = Path(__file__).with_name("native.cpp")
+_FLAGS = (
+    "-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC",
+    # The bits of eager PyTorch: no fused multiply-add, and no assumption about NaN.
+    "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+)  # fmt: skip
+# Building takes 2 s, which an epoch of smaller tensors would not win back.
+_WORTH_BUILDING = 65_536
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+_log = logging.getLogger(__name__)
+_lock = threading.Lock()
+_library: ctypes.CDLL | None = None
+_failure: str | None = None
+_mode: Literal["auto"] | bool = "auto"
+
+
+def use_compiled(mode: Literal["auto"] | bool) -> None:
+    """Say whether compiled kernels are used.
+
+    Args:
+        mode: ``"auto"`` compiles when the first tensor of at least 65,536 values comes and falls back to PyTorch
+            operations where that fails, ``True`` compiles now, ``False`` never uses them.
+
+    Raises:
+        CompressionError: ``True``, and there is no C++ compiler, or it failed.
+
+    Example:
+        >>> use_compiled("auto")
+    """
+    global _mode
+    if mode not in ("auto", True, False):
+        raise CompressionError.field("use_compiled", expected="'auto', True or False", got=mode)
+    _mode = mode
+    if mode is True and _load() is None:
+        raise CompressionError(f"Compiled kernels are not to be had: {_failure}")
+
+
+def library(x: torch.Tensor) -> ctypes.CDLL | None:
+    """The compiled kernels, if they are to be used for this tensor."""
+    if torch.compiler.is_compiling() or _mode is False:
+        return None
+    if type(x) not in (torch.Tensor, torch.nn.Parameter) or x.device.type != "cpu" or x.dtype not in _NAMES:
+        return None
+    if torch.jit.is_tracing() or x.layout is not torch.strided:
+        return None
+    if _library is not None:
+        return _library
+    return _load() if _mode is True or x.numel() >= _WORTH_BUILDING else None
+
+
+def quantize(
+    lib: ctypes.CDLL,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    qmin: int,
+    qmax: int,
+    clip: tuple[float, float] | None,
+    *,
+    mask: bool,
+    observe: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """``eager.quantize``, with a mask of one bit a value in the memory order of the result."""
+    x, y = _dense(x)
+    words = torch.empty(lib.mask_words(x.numel()), dtype=torch.int32) if mask else None
+    observed = torch.empty(2) if observe else None
+    low, high = clip or (0.0, 0.0)
+    scale, zero_point = _plain(scale), _plain(zero_point)
+    getattr(lib, f"quantize_{_NAMES[x.dtype]}")(
+        x.data_ptr(), y.data_ptr(), None if words is None else words.data_ptr(), x.numel(),
+        scale.data_ptr(), zero_point.data_ptr(), qmin, qmax, clip is not None, low, high,
+        None if observed is None else observed.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return y, words, observed
+
+
+def pass_inside(grad: torch.Tensor, words: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    """``grad`` where the mask of ``quantize`` is set, else 0; ``stride`` is that of the quantized tensor."""
+    lib = _load()
+    if lib is None:
+        raise CompressionError(f"A mask of the compiled kernels came to a process without them: {_failure}")
+    if grad.stride() != stride:
+        grad = torch.empty_strided(grad.shape, stride, dtype=grad.dtype).copy_(grad)
+    out = torch.empty_strided(grad.shape, stride, dtype=grad.dtype)
+    kernel = lib.pass_inside_4 if grad.element_size() == 4 else lib.pass_inside_2
+    kernel(grad.data_ptr(), words.data_ptr(), out.data_ptr(), grad.numel(), torch.get_num_threads())
+    return out
+
+
+def minmax(lib: ctypes.CDLL, x: torch.Tensor) -> torch.Tensor:
+    """``observers.minmax``."""
+    x = x if x.is_contiguous() else _dense(x)[0]
+    out = torch.empty(2)
+    getattr(lib, f"minmax_{_NAMES[x.dtype]}")(x.data_ptr(), x.numel(), out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def quantize_rows(
+    lib: ctypes.CDLL, w: torch.Tensor, scale: torch.Tensor, axis: int, qmin: int, qmax: int, *, mask: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``eager.quantize`` of a weight with a scale per channel: its values, and where they lie inside (bool)."""
+    w, scale = w.contiguous(), _plain(scale)
+    y = torch.empty_like(w)
+    inside = torch.empty(w.shape, dtype=torch.bool) if mask else None
+    getattr(lib, f"quantize_rows_{_NAMES[w.dtype]}")(
+        w.data_ptr(), y.data_ptr(), None if inside is None else inside.data_ptr(), *_folded(w, axis, scale),
+        scale.data_ptr(), qmin, qmax, torch.get_num_threads(),
+    )  # fmt: skip
+    return y, inside
+
+
+def takes_rows(x: torch.Tensor, scale: torch.Tensor, axis: int | None, group_size: int | None) -> bool:
+    """Whether every scale belongs to values that lie together in memory; a cut-off last group breaks that."""
+    if x.numel() == 0:
+        return False
+    if group_size is None or scale.ndim < 2:
+        return True
+    return axis == 0 and x.numel() == scale.numel() * group_size
+
+
+def absmax_rows(lib: ctypes.CDLL, w: torch.Tensor, axis: int, channels: int) -> torch.Tensor:
+    """Largest magnitude per channel: float32, ``[channels]``."""
+    w = w.contiguous()
+    out = torch.empty(channels)
+    getattr(lib, f"absmax_rows_{_NAMES[w.dtype]}")(
+        w.data_ptr(), *_folded(w, axis, out), out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+def learned_gradient(
+    lib: ctypes.CDLL,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    axis: int,
+    qmin: int,
+    qmax: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``eager.learned_gradient``: of ``x``, and the sums for each scale and zero point (float64)."""
+    if scale.ndim == 0:
+        x, out = _dense(x)
+    else:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+    if grad.stride() != x.stride() or grad.dtype != x.dtype:
+        grad = torch.empty_like(x).copy_(grad)
+    scale = _plain(scale)
+    zero = None if zero_point is None else _plain(zero_point)
+    to_scale = torch.empty(scale.shape, dtype=torch.float64)
+    to_zero = torch.empty(scale.shape, dtype=torch.float64)
+    getattr(lib, f"learned_gradient_{_NAMES[x.dtype]}")(
+        grad.data_ptr(), x.data_ptr(), out.data_ptr(), *_folded(x, axis, scale), scale.data_ptr(),
+        None if zero is None else zero.data_ptr(), qmin, qmax, to_scale.data_ptr(), to_zero.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out, to_scale, to_zero
+
+
+def update_range(
+    lib: ctypes.CDLL,
+    range_: torch.Tensor,
+    observed: torch.Tensor,
+    momentum: float,
+    nonfinite: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    levels: int,
+    symmetric: bool,
+) -> None:
+    """``observers.update_``."""
+    lib.update_range(
+        range_.data_ptr(), observed.data_ptr(), momentum, nonfinite.data_ptr(), scale.data_ptr(),
+        zero_point.data_ptr(), levels, symmetric,
+    )  # fmt: skip
+
+
+def _dense(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tensor without gaps in memory, and an empty one with the same strides."""
+    y = torch.empty_like(x)
+    if y.stride() != x.stride():
+        x = x.contiguous()
+        y = torch.empty_like(x)
+    return x.detach(), y.detach()
+
+
+def _plain(parameter: torch.Tensor) -> torch.Tensor:
+    parameter = parameter.detach()
+    if parameter.dtype is torch.float32 and parameter.is_contiguous() and parameter.device.type == "cpu":
+        return parameter
+    return parameter.to("cpu", torch.float32).contiguous()
+
+
+def _folded(x: torch.Tensor, axis: int, per_channel: torch.Tensor) -> tuple[int, int, int]:
+    """A contiguous tensor as ``[outer, channels, inner]``; groups count as channels."""
+    if per_channel.ndim == 0:
+        # One scale for all: rows only spread the work over threads.
+        outer = x.shape[0] if x.ndim > 1 else 1
+        return outer, 1, x.numel() // outer
+    outer = math.prod(x.shape[: axis % x.ndim])
+    return outer, per_channel.numel(), x.numel() // (outer * per_channel.numel())
+
+
+def _load() -> ctypes.CDLL | None:
+    global _library, _failure
+    with _lock:
+        if _library is None and _failure is None:
+            try:
+                _library = _declared(ctypes.CDLL(str(_built())))
+            except (OSError, subprocess.SubprocessError) as error:
+                output = getattr(error, "stderr", None)
+                _failure = f"{error}{' ' + output.strip()[-500:] if output else ''}"
+                _log.debug("Kernels stay uncompiled: %s", _failure)
+        return _library
+
+
+def _built() -> Path:
+    """Path of the compiled library for this source, compiler and processor; compiled if it is not there yet."""
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    if compiler is None:
+        raise FileNotFoundError("no C++ compiler (g++, clang++ or c++) on the PATH")
+    source = _SOURCE.read_bytes()
+    identity = (source, *_FLAGS, compiler, platform.machine(), _processor())
+    digest = hashlib.sha256("\0".join(map(str, identity)).encode()).hexdigest()[:24]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_compress"
+    target = cache / f"kernels-{digest}.so"
+    if not target.exists():
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Processes that start together each build their own file; the last rename wins, with equal content.
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            built = Path(folder) / target.name
+            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+            built.replace(target)
+    return target
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on: a home directory can be shared by unlike machines."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    lines = cpuinfo.read_text(errors="replace").splitlines()
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
+    p, n, f, i = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+    lib.mask_words.argtypes, lib.mask_words.restype = [n], n
+    signatures = {
+        "quantize_{}": [p, p, p, n, p, p, f, f, i, f, f, p, i],
+        "minmax_{}": [p, n, p, i],
+        "quantize_rows_{}": [p, p, p, n, n, n, p, f, f, i],
+        "absmax_rows_{}": [p, n, n, n, p, i],
+        "learned_gradient_{}": [p, p, p, n, n, n, p, p, f, f, p, p, i],
+        "pass_inside_4": [p, p, p, n, i],
+        "pass_inside_2": [p, p, p, n, i],
+        "update_range": [p, p, f, p, p, p, f, i],
+    }
+    for pattern, argtypes in signatures.items():
+        for name in {pattern.format(dtype) for dtype in _NAMES.values()}:
+            kernel = getattr(lib, name)
+            kernel.argtypes, kernel.restype = argtypes, None
+    return lib
