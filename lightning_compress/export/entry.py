@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -36,6 +37,10 @@ class Entry:
     def example_inputs(self) -> tuple[Any, ...]:
         """Both in the form that ``to_onnx`` takes; the last item is always the keyword arguments."""
         return (*self.args, self.kwargs)
+
+    def first(self, samples: int) -> Entry:
+        """The same call with the first samples of its batch."""
+        return Entry(self.name, *_copied(self.args, self.kwargs, samples))
 
     def with_inputs(self, example_inputs: Any) -> Entry:
         """The same module with inputs that the user gave: a tensor, a tuple of arguments or a dict of keywords."""
@@ -144,6 +149,32 @@ class EntryWatch:
             module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
             module.register_forward_hook(leave, always_call=True),
         )
+
+
+def called_through(root: nn.Module, name: str) -> nn.Module:
+    """Make a call of the root one of its submodule, in place; the root keeps its keys and quantizers.
+
+    Args:
+        root: A copy of the user's module.
+        name: Full name of the submodule; ``""`` leaves the root as it is.
+
+    Example:
+        >>> root = called_through(nn.ModuleDict({"net": nn.Linear(2, 1)}), "net")
+        >>> root(torch.zeros(3, 2)).shape
+        torch.Size([3, 1])
+    """
+    if not name:
+        return root
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.get_submodule(name)(*args, **kwargs)
+
+    signature = inspect.signature(root.get_submodule(name).forward)
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    forward.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])  # type: ignore[attr-defined]
+    # A bound method follows its module into deep copies.
+    root.forward = MethodType(forward, root)
+    return root
 
 
 def input_names(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
