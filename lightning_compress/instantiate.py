@@ -71,12 +71,13 @@ def locate(target: Any, key: str) -> Any:
     """
     if not isinstance(target, str) or not target:
         raise CompressionError.field(f"{key}._target_", expected="the dotted path of a class", got=target)
-    try:
-        found = hydra.utils.get_object(target)
-    except (ImportError, ValueError) as error:
-        raise CompressionError(
-            f"{key}._target_: cannot import {target!r}: {_reason(error)} {_near(target)}".rstrip()
-        ) from error
+    module, names = _import_longest(target, key)
+    found: Any = module
+    for name in names:
+        if not hasattr(found, name):
+            where = f"{found.__name__} has no {name}. {closest(name, [n for n in dir(found) if n[0] != '_'])}"
+            raise CompressionError(f"{key}._target_: cannot import {target!r}: {where}")
+        found = getattr(found, name)
     if not callable(found):
         raise CompressionError.field(f"{key}._target_", expected="a class or function", got=target)
     return found
@@ -163,9 +164,7 @@ def _explain(error: InstantiationException, node: dict[str, Any], key: str) -> C
     """Turn Hydra's error about some nested node into ours."""
     inner = re.search(r"^full_key: (\S+)", str(error), flags=re.MULTILINE)
     if inner is not None:
-        key = f"{key}.{inner[1]}"
-        for part in inner[1].split("."):
-            node = node[part]
+        key, node = _descend(node, key, inner[1])
     cause = error.__cause__ or error
     if isinstance(cause, CompressionError):
         return cause
@@ -181,22 +180,30 @@ def _explain(error: InstantiationException, node: dict[str, Any], key: str) -> C
     )
 
 
-def _near(target: str) -> str:
-    """The closest names in the module that a path points into, if there is such a module."""
-    module, _, name = target.rpartition(".")
-    try:
-        names = [known for known in dir(import_module(module)) if not known.startswith("_")] if module else []
-    except ImportError:
-        return ""
-    return closest(name, names) if names else ""
+def _descend(node: Any, key: str, inner: str) -> tuple[str, Any]:
+    """Follow a path as Hydra writes it, where ``parts0`` is the first item of the list ``parts``."""
+    for part in inner.split("."):
+        item = None if part in node else re.fullmatch(r"(.*?)(\d+)", part)
+        if item is None:
+            key, node = f"{key}.{part}", node[part]
+        else:
+            key, node = f"{key}.{item[1]}[{item[2]}]", node[item[1]][int(item[2])]
+    return key, node
 
 
-def _reason(error: Exception) -> str:
-    """The first cause in a chain of import errors."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return _line(cause)
+def _import_longest(target: str, key: str) -> tuple[types.ModuleType, list[str]]:
+    """Import the longest part of a path that is a module; the rest are names in it."""
+    parts = target.split(".")
+    for length in range(len(parts), 0, -1):
+        path = ".".join(parts[:length])
+        try:
+            return import_module(path), parts[length:]
+        except ImportError as error:
+            # Only the absence of this very module means that its last part may be a name in its parent.
+            absent = isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}.")
+            if length == 1 or not absent:
+                raise CompressionError(f"{key}._target_: cannot import {target!r}: {_line(error)}") from error
+    raise CompressionError.field(f"{key}._target_", expected="the dotted path of a class", got=target)
 
 
 def _line(error: BaseException) -> str:

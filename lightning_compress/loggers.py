@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,6 +93,16 @@ def summary(report: Mapping[str, Any]) -> dict[str, float]:
         if report.get(key) is not None:
             numbers[f"compress/{key}"] = report[key]
     return numbers
+
+
+def finish() -> None:
+    """End the W&B run of this process, if there is one.
+
+    ``WandbLogger`` leaves its run open for the next Trainer; in a sweep every job would write into the first one's.
+    """
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
 
 
 def _log_to_wandb(

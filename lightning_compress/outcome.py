@@ -73,7 +73,9 @@ class Outcome:
             dense_checkpoint: Checkpoint of the dense control.
             seconds: Wall time of the parts.
         """
-        written: dict[str, Row] = {key: dict(row) for key, row in (report.content["results"] if report else {}).items()}
+        # A version that was not measured is null in a report.
+        results = report.content["results"] if report else {}
+        written: dict[str, Row] = {key: dict(row) for key, row in results.items() if row}
         trained = "fake_quantized" if "fake_quantized" in written else "trained"
         rows: dict[str, Row] = {}
         for key, label, own in (("dense", "dense", dense), (trained, "trained", metrics)):

@@ -7,7 +7,6 @@ import logging
 import re
 import shlex
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -24,6 +23,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
 
+from lightning_compress import loggers
 from lightning_compress.config import Settings, retarget, settings
 from lightning_compress.errors import CompressionError
 from lightning_compress.instantiate import instantiate
@@ -33,8 +33,9 @@ from lightning_compress.outcome import RESULT_FILE, Outcome, read_report
 log = logging.getLogger(__name__)
 
 # Lightning says at every fit which accelerators there are, and warns of loaders without worker processes, which
-# data in memory does not need. The third comes from Lightning's use of an older PyTorch interface.
-_QUIET = ("does not have many workers", r"`isinstance\(treespec, LeafSpec\)`")
+# data in memory does not need. A resumed run has a directory of its own. The last comes from Lightning's use of an
+# older PyTorch interface.
+_QUIET = ("does not have many workers", "The dirpath has changed from", r"`isinstance\(treespec, LeafSpec\)`")
 
 COMPRESSION = ("pruning", "quantization", "export")
 """Config groups whose node is one callback, or empty."""
@@ -83,7 +84,7 @@ def run(cfg: DictConfig, output_dir: str | Path, overrides: Sequence[str] = ()) 
     try:
         return _Job(cfg, wanted, output, list(overrides)).run()
     finally:
-        _finish_wandb()
+        loggers.finish()
 
 
 class _Job:
@@ -147,9 +148,9 @@ class _Job:
         began = time.perf_counter()
         model, callbacks = self.model(), self.callbacks(dense_checkpoint)
         keep = next((c for c in callbacks if isinstance(c, InterruptCheckpoint)), None)
-        loggers: list[Logger] = _instantiate_all(self.cfg.get("logger"), "logger")
-        trainer = self.trainer(loggers or False, callbacks)
-        for logger in loggers:
+        own: list[Logger] = _instantiate_all(self.cfg.get("logger"), "logger")
+        trainer = self.trainer(own or False, callbacks)
+        for logger in own:
             logger.log_hyperparams(_plain(self.cfg))
         done = [f"dense_checkpoint={_quote(dense_checkpoint)}"] if dense_checkpoint is not None else []
         self.fit(trainer, model, keep, self.wanted.ckpt_path, "ckpt_path", done)
@@ -259,10 +260,3 @@ def _quote(path: Path) -> str:
     """A path as Hydra's grammar wants it."""
     text = str(path)
     return text if re.fullmatch(r"[\w./:-]+", text) else "'" + text + "'"
-
-
-def _finish_wandb() -> None:
-    """End the job's W&B run, or a sweep's jobs would all write into the first one."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish()

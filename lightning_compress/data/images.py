@@ -110,6 +110,7 @@ class ImageData(L.LightningDataModule):
         self.augment, self.crop_padding, self.seed = augment, crop_padding, seed
         self._sets: dict[str, ImageDataset] = {}
         self._record: dict[str, Any] = {}
+        self._position: dict[str, Any] | None = None
 
     def read(self) -> Pixels:
         """Read the data set.
@@ -170,13 +171,29 @@ class ImageData(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Training images in an order that depends on the seed and the epoch."""
         data = self._dataset("train")
-        return ResumableLoader(
+        loader = ResumableLoader(
             data,
             batch_size=self.batch_size,
             sampler=EpochShuffle(len(data), self.seed),
             collate_fn=already_a_batch,
             drop_last=len(data) >= self.batch_size,
         )
+        if self._position is not None:
+            loader.load_state_dict(self._position)
+            self._position = None
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the epoch, for checkpoints.
+
+        Lightning restores a loader's own state too late when a scheduler has asked for the length of the run.
+        """
+        loader = self.trainer.train_dataloader if self.trainer is not None else None
+        return loader.state_dict() if isinstance(loader, ResumableLoader) else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training loader go on from a position."""
+        self._position = state_dict
 
     def val_dataloader(self) -> ResumableLoader:
         """Validation images in order."""

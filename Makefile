@@ -1,0 +1,51 @@
+# Each target sets itself up: a fresh machine needs Python 3.10 or newer and make, nothing else.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Tests and the demo use one thread a process: on few cores more threads only get in each other's way.
+export OMP_NUM_THREADS ?= 1
+export WANDB_MODE ?= offline
+
+.PHONY: help demo test lint format typecheck benchmarks install clean
+
+help:
+	@echo "make demo        train, prune, quantize, export and verify a model on the bundled digits"
+	@echo "make test        run the tests"
+	@echo "make lint        check style          make format      mend style"
+	@echo "make typecheck   check types          make benchmarks  run the benchmarks"
+	@echo "make install     make .venv           make clean       remove it"
+
+demo: $(INSTALLED)
+	$(BIN)/lightning-compress train experiment=demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(INSTALLED)
+	$(BIN)/mypy
+
+benchmarks: $(INSTALLED)
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+install: $(INSTALLED)
+
+# A torch that is there already, for example one for another accelerator, stays.
+$(INSTALLED): pyproject.toml setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV)
