@@ -11,8 +11,9 @@ from lightning_compress.quantization import native
 _SMALLEST_SCALE = 2.0**-100
 # Order statistics and searches look at this many values at most; the moving average smooths the rest.
 _SAMPLE = 65_536
-# Clipping fractions that the squared-error search tries: 1, 0.96, 0.96², ... down to 0.05.
-_FRACTIONS = tuple(0.96**k for k in range(74))
+# Clipping fractions that the squared-error search tries: finely near 1, where 8 bits have their best, and down to
+# 0.05, where 2 bits of heavy tails have theirs.
+_FRACTIONS = (*(1 - 0.01 * k for k in range(20)), *(0.8 * 0.96**k for k in range(68)))
 
 
 def minmax(x: torch.Tensor) -> torch.Tensor:
@@ -66,8 +67,8 @@ def percentile(x: torch.Tensor, q: float = 99.99) -> torch.Tensor:
 def mse(x: torch.Tensor, bits: int, *, symmetric: bool = False) -> torch.Tensor:
     """The part of the min-max range with the smallest squared error after quantization.
 
-    Both ends of the range are shrunk together, in 74 steps of 4 percent. Of more than 65,536 values every
-    n-th is looked at.
+    Both ends of the range are shrunk together, from 1 to 0.05 of the range, in 88 steps. Of more than 65,536
+    values every n-th is looked at.
 
     Args:
         x: Float tensor.
@@ -275,12 +276,13 @@ def _mse_scale(rows: torch.Tensor, qmax: int) -> torch.Tensor:
     best = torch.full_like(full, torch.inf)
     found = full.clone()
     for fraction in _FRACTIONS:
-        scale = _usable(full * fraction)
+        candidate = full * fraction
+        scale = _usable(candidate)
         restored = (rows / scale).round_().clamp_(-qmax, qmax).mul_(scale)
         error = restored.sub_(rows).square_().sum(-1, keepdim=True)
         better = error < best
         best = torch.where(better, error, best)
-        found = torch.where(better, scale, found)
+        found = torch.where(better, candidate, found)
     return found.squeeze(-1)
 
 
