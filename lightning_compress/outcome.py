@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 RESULT_FILE = "result.json"
-_UNKNOWN = "–"
 
 Row = dict[str, Any]
 
@@ -60,6 +59,7 @@ class Outcome:
         checkpoint: Path | None,
         dense_checkpoint: Path | None,
         seconds: Mapping[str, float],
+        failures: Sequence[str] = (),
     ) -> Outcome:
         """Put the numbers of the trainers beside those of the report, where one was written.
 
@@ -72,6 +72,7 @@ class Outcome:
             checkpoint: Newest checkpoint of the compressed model.
             dense_checkpoint: Checkpoint of the dense control.
             seconds: Wall time of the parts.
+            failures: What was asked for and does not hold.
         """
         # A version that was not measured is null in a report.
         results = report.content["results"] if report else {}
@@ -93,6 +94,7 @@ class Outcome:
             dense_checkpoint=str(dense_checkpoint) if dense_checkpoint else None,
             report=str(report.path) if report else None,
             seconds={part: round(value, 3) for part, value in seconds.items()},
+            failures=tuple(failures),
         )
 
     def with_objective(self, wanted: str | list[str] | None) -> Outcome:
@@ -125,24 +127,20 @@ class Outcome:
         return {**plain, "failures": list(self.failures)}
 
     def table(self) -> Table:
-        """Accuracy, bytes, compression ratio and latency, a row for each form of the model."""
+        """The report's comparison; without a report, the metrics of each model."""
         from rich.table import Table
 
+        if self.report is not None:
+            from lightning_compress.report import table as compare
+
+            return compare(json.loads(Path(self.report).read_text(encoding="utf-8")))
         table = Table(title=self.name)
         metrics = list(dict.fromkeys(name for row in self.rows.values() for name in row["metrics"]))
-        columns: dict[str, list[str]] = {
-            name: [_number(row["metrics"].get(name), name) for row in self.rows.values()] for name in metrics
-        }
-        for heading, key, unit in (("bytes", "bytes", "{:,}"), ("ratio", "compression_ratio", "{:.2f}x")):
-            columns[heading] = [_show(row.get(key), unit) for row in self.rows.values()]
-        latencies = [(row.get("latency_ms") or {}).get("median") for row in self.rows.values()]
-        columns["latency"] = [_show(latency, "{:.3f} ms") for latency in latencies]
         table.add_column("model")
-        shown = {heading: cells for heading, cells in columns.items() if set(cells) != {_UNKNOWN}}
-        for heading in shown:
-            table.add_column(heading, justify="right")
-        for row, *cells in zip(self.rows.values(), *shown.values(), strict=True):
-            table.add_row(row["label"], *cells)
+        for name in metrics:
+            table.add_column(name, justify="right")
+        for row in self.rows.values():
+            table.add_row(row["label"], *(_number(row["metrics"].get(name), name) for name in metrics))
         return table
 
 
@@ -175,10 +173,6 @@ def _flat(row: Row) -> Iterator[tuple[str, float]]:
 
 
 def _number(value: float | None, name: str) -> str:
-    if value is not None and "acc" in name:
-        return f"{100 * value:.2f} %"
-    return _show(value, "{:.4f}")
-
-
-def _show(value: float | None, unit: str) -> str:
-    return _UNKNOWN if value is None else unit.format(value)
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f} %" if "acc" in name else f"{value:.4f}"

@@ -25,7 +25,7 @@ from typing_extensions import override
 
 from lightning_compress import loggers
 from lightning_compress.config import Settings, retarget, settings
-from lightning_compress.errors import CompressionError
+from lightning_compress.errors import CompressionError, DoesNotHold
 from lightning_compress.instantiate import instantiate
 from lightning_compress.interrupt import InterruptCheckpoint, Interrupted
 from lightning_compress.outcome import RESULT_FILE, Outcome, read_report
@@ -42,14 +42,14 @@ COMPRESSION = ("pruning", "quantization", "export")
 
 
 class _Rehearsed(Exception):
-    """A training was set up to its first step."""
+    """A training was set up."""
 
 
 class _EndOfRehearsal(Callback):
-    """Ends a fit where its first step would begin."""
+    """Ends a fit when the callbacks before this one are ready to train."""
 
     @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         raise _Rehearsed
 
 
@@ -93,6 +93,7 @@ class _Job:
     def __init__(self, cfg: DictConfig, wanted: Settings, output: Path, overrides: list[str]) -> None:
         self.cfg, self.wanted, self.output, self.overrides = cfg, wanted, output, overrides
         self.seconds: dict[str, float] = {}
+        self.failures: list[str] = []
         self.data = instantiate(cfg.data, "data")
 
     def run(self) -> Outcome:
@@ -113,13 +114,17 @@ class _Job:
             checkpoint=last,
             dense_checkpoint=checkpoint,
             seconds=self.seconds,
+            failures=self.failures,
         )
         outcome.write()
         return outcome.with_objective(self.wanted.optimized_metric)
 
     def rehearse(self) -> None:
-        """Set the compressed training up, to its first step, so that the dense control is not trained in vain."""
-        trainer = self.trainer(False, [*self.callbacks(), _EndOfRehearsal()], num_sanity_val_steps=0)
+        """Set the compressed training up, so that the dense control is not trained in vain."""
+        callbacks = self.callbacks()
+        # Before the export, which at this point would write the weights down as those of the dense model.
+        place = len(callbacks) - bool(self.cfg.get("export"))
+        trainer = self.trainer(False, [*callbacks[:place], _EndOfRehearsal(), *callbacks[place:]])
         with contextlib.suppress(_Rehearsed):
             self.fit(trainer, self.model(), None, None, "ckpt_path", [])
 
@@ -153,7 +158,11 @@ class _Job:
         for logger in own:
             logger.log_hyperparams(_plain(self.cfg))
         done = [f"dense_checkpoint={_quote(dense_checkpoint)}"] if dense_checkpoint is not None else []
-        self.fit(trainer, model, keep, self.wanted.ckpt_path, "ckpt_path", done)
+        try:
+            self.fit(trainer, model, keep, self.wanted.ckpt_path, "ckpt_path", done)
+        except DoesNotHold as failure:
+            # All files are written by then; the run ends as usual, with exit code 1.
+            self.failures.append(str(failure))
         metrics = _numbers(trainer.callback_metrics) | self.test(trainer, model)
         self.seconds["compressed"] = time.perf_counter() - began
         last = getattr(trainer.checkpoint_callback, "best_model_path", "")
@@ -181,10 +190,10 @@ class _Job:
                 callbacks.append(instantiate(node, group, **dense))
         return callbacks
 
-    def trainer(self, logger: Any, callbacks: list[Callback], **settings: Any) -> L.Trainer:
+    def trainer(self, logger: Any, callbacks: list[Callback]) -> L.Trainer:
         """A Trainer of the ``trainer`` group."""
         # Objects go to a partial: a config cannot hold them.
-        build = instantiate(self.cfg.trainer, "trainer", _partial_=True, **settings)
+        build = instantiate(self.cfg.trainer, "trainer", _partial_=True)
         checkpoints = any(isinstance(callback, Checkpoint) for callback in callbacks)
         try:
             trainer = build(logger=logger, callbacks=callbacks, enable_checkpointing=checkpoints)
