@@ -26,6 +26,10 @@ class CompressionError(ValueError):
         return cls(f"{name}: expected {expected}, got {got!r}.{' ' + fix if fix else ''}")
 
 
+class DoesNotHold(CompressionError):
+    """Everything was done, and what was found does not meet what was asked for."""
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Say which of the known names come nearest to a name that matched nothing.
 

@@ -17,18 +17,14 @@ from lightning_compress.quantization import strip
 _UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError)
 
 
-def save_dense(module: nn.Module, path: Path) -> None:
-    """Write the tensors of a module's ``state_dict`` as safetensors, atomically."""
+def save_dense(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write the tensors of a ``state_dict`` as safetensors, atomically."""
     from safetensors.torch import save_file
 
     # Tied tensors are written once for each name: safetensors refuses shared memory.
-    state = {
-        name: value.detach().cpu().clone().contiguous()
-        for name, value in module.state_dict().items()
-        if isinstance(value, Tensor)
-    }
+    copies = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     with replacing(path) as temporary:
-        save_file(state, temporary)
+        save_file(copies, temporary)
 
 
 def read_dense(path: Path, field: str) -> dict[str, Tensor]:

@@ -91,6 +91,8 @@ def duplicate(module: L.LightningModule) -> L.LightningModule:
             if not tensor.is_leaf:
                 memo[id(tensor)] = tensor.detach().clone()
     copied = copy.deepcopy(module, memo).cpu().eval()
+    # Lightning finds logged metrics by the identities of the original's; None makes it look again.
+    copied._metric_attributes = None
     half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in copied.parameters())
     return copied.float() if half else copied
 

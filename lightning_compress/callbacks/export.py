@@ -1,0 +1,295 @@
+"""Exports, verifies and reports when a fit ends, as a Lightning callback."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_compress import loggers, report
+from lightning_compress.callbacks.monitor import CompressionMonitor, compression
+from lightning_compress.callbacks.run import refuse_sharded
+from lightning_compress.errors import CompressionError, DoesNotHold
+from lightning_compress.export.artifacts import (
+    DENSE_ONNX,
+    DENSE_STATE,
+    FILES,
+    GIVEN,
+    REPORTS,
+    Export,
+    check_formats,
+)
+from lightning_compress.export.dense import read_dense, refuse_other_model, save_dense
+from lightning_compress.export.directory import ExportDirectory, sha256
+from lightning_compress.export.entry import Entry, EntryWatch, called_through
+from lightning_compress.export.evaluate import EvaluationData, Split, duplicate
+from lightning_compress.export.summary import Limits, compose
+from lightning_compress.metrics.functional import dense_bytes, extra_bytes
+from lightning_compress.metrics.layers import describe
+
+_FIELD = "CompressedExport"
+AT_START, AT_RESUME = "at start of fit", "at resume, compressed already"
+
+
+class CompressedExport(Callback):
+    """Writes the compressed model when a fit ends, runs what it wrote, and reports.
+
+    The module itself stays as it was trained. What it exports is the module that the steps call. Metrics are those
+    that the module's own ``validation_step`` or ``test_step`` logs, for the dense model, the trained one, and the
+    written file in its runtime. In the directory: ``model.onnx``, ``model.packed``, ``dense.onnx`` (for latency),
+    ``dense.safetensors`` (the weights at the start of the fit, unless ``dense`` is given), ``report.json``,
+    ``report.md``, ``report.html`` and ``manifest.json``, which lists what is ours.
+
+    Args:
+        dirpath: The directory.
+        formats: Some of ``"onnx"`` and ``"packed"``; ONNX counts as deployed if it is among them.
+        verify: Whether to run the written files on data.
+        split: ``"val"`` or ``"test"``: which step and which data.
+        dataloaders: Data for ``split``, in place of the data module's or the module's own.
+        dense: Checkpoint or ``state_dict`` of a trained dense model of the same architecture.
+        example_inputs: Inputs of the exported module: a tensor, a tuple of arguments or a dict of keyword arguments.
+            By default ``example_input_array`` where the steps call the module itself, or what a first step passed.
+        module: Full name of the submodule to export, where the steps call several.
+        monitor: Logged metric for ``max_drop``.
+        mode: ``"max"`` if more of it is better, ``"min"`` if less.
+        max_drop: Largest loss of ``monitor`` from dense to deployed; more fails the run.
+        min_agreement: Smallest share of predictions in which the written file and the trained model agree.
+        latency: Whether to measure latency, at batch size 1.
+        threads: Threads of the runtimes, for verification and latency.
+        overwrite: Whether to replace files that no export wrote.
+        in_fast_dev_run: Whether to export under ``fast_dev_run`` too.
+        name: Title of the report; the module's class by default.
+
+    Attributes:
+        report: The report of the last export; ``None`` before, and on other ranks than zero.
+
+    Raises:
+        CompressionError: A setting is not allowed (at construction) or does not fit the run (before training);
+            a limit does not hold (after everything is written).
+
+    Example:
+        >>> CompressedExport("compressed", formats=["onnx"]).formats
+        ('onnx',)
+    """
+
+    def __init__(
+        self,
+        dirpath: str | os.PathLike[str],
+        formats: Sequence[str] = ("onnx", "packed"),
+        verify: bool = True,
+        *,
+        split: Split = "val",
+        dataloaders: Any = None,
+        dense: str | os.PathLike[str] | None = None,
+        example_inputs: Any = None,
+        module: str | None = None,
+        monitor: str | None = None,
+        mode: Literal["max", "min"] = "max",
+        max_drop: float | None = None,
+        min_agreement: float | None = None,
+        latency: bool = True,
+        threads: int = 1,
+        overwrite: bool = False,
+        in_fast_dev_run: bool = False,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.formats = check_formats(formats, f"{_FIELD}.formats")
+        self.limits = Limits(monitor, mode, max_drop, min_agreement, _FIELD)
+        self.report: dict[str, Any] | None = None
+        if split not in ("val", "test"):
+            raise CompressionError.field(f"{_FIELD}.split", expected="'val' or 'test'", got=split)
+        if threads < 1:
+            raise CompressionError.field(f"{_FIELD}.threads", expected="at least 1", got=threads)
+        if not verify and (max_drop is not None or min_agreement is not None):
+            raise CompressionError.field(f"{_FIELD}.verify", expected="True, since a limit is given", got=verify)
+        self._directory = ExportDirectory(dirpath, overwrite=overwrite, field=_FIELD)
+        self._verify, self._split, self._dataloaders = verify, split, dataloaders
+        self._given = None if dense is None else Path(dense)
+        self._dense: dict[str, Tensor] | None = None
+        self._dense_source = AT_START
+        self._dense_of: int | None = None
+        self._restored: dict[str, Any] | None = None
+        self._example_inputs, self._module = example_inputs, module
+        self._latency, self._threads = latency, threads
+        self._in_fast_dev_run, self._name = in_fast_dev_run, name
+        self._watch: EntryWatch | None = None
+        self._entry: Entry | None = None
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit" or not self._wanted(trainer):
+            return
+        refuse_sharded(trainer, _FIELD)
+        if trainer.is_global_zero:
+            kept = [DENSE_STATE] if self._given is None else []
+            compared = [DENSE_ONNX] if "onnx" in self.formats else []
+            self._directory.claim([*(FILES[item] for item in self.formats), *REPORTS, *kept, *compared])
+        if self._given is not None:
+            self._dense, self._dense_source = read_dense(self._given, f"{_FIELD}.dense"), GIVEN
+        if self._verify and self._split == "test":
+            self._data(trainer).refuse_missing(pl_module, _FIELD)
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._wanted(trainer):
+            return
+        self._entry = None
+        if self._given is not None and self._dense is not None:
+            refuse_other_model(self._dense, pl_module, f"{_FIELD}.dense")
+        elif trainer.is_global_zero and self._dense_of != id(pl_module):
+            self._keep_dense(trainer, pl_module)
+            self._dense_of = id(pl_module)
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._verify and self._wanted(trainer):
+            self._data(trainer).refuse_missing(pl_module, _FIELD)
+
+    @override
+    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self._start_watching(trainer, pl_module)
+
+    @override
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        # A validation step need not call the network; a training step must.
+        self._stop_watching(required=False)
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Known from the sanity check on, hours before the export needs it.
+        if self._split == "val" and self._dataloaders is None and trainer.state.fn == "fit":
+            self.limits.refuse_unlogged(trainer.callback_metrics)
+
+    @override
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self._start_watching(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self._stop_watching(required=True)
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    @override
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._wanted(trainer):
+            return
+        try:
+            if trainer.is_global_zero:
+                self._export(trainer, pl_module)
+        finally:
+            trainer.strategy.barrier("lightning_compress.export")
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        path = self._directory / DENSE_STATE
+        if self._given is not None or self._dense_source != AT_START or not path.exists():
+            return {}
+        return {"dense": str(path.absolute()), "sha256": sha256(path)}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict
+
+    def _wanted(self, trainer: L.Trainer) -> bool:
+        return self._in_fast_dev_run or not trainer.fast_dev_run  # type: ignore[attr-defined]
+
+    def _data(self, trainer: L.Trainer) -> EvaluationData:
+        return EvaluationData.of(trainer, self._split, self._dataloaders)
+
+    def _keep_dense(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the weights that training starts from; a resumed run finds those of its beginning."""
+        target = self._directory / DENSE_STATE
+        saved, self._restored = self._restored, None
+        before = Path(saved["dense"]) if saved else None
+        if before is not None and saved is not None and before.exists() and sha256(before) == saved["sha256"]:
+            self._dense_source = AT_START
+            self._dense = read_dense(before, f"{_FIELD}.dense")
+        else:
+            self._dense_source = AT_RESUME if trainer.ckpt_path is not None else AT_START
+            self._dense = {
+                name: value.detach().cpu().clone()
+                for name, value in pl_module.state_dict().items()
+                if isinstance(value, Tensor)
+            }
+        save_dense(self._dense, target)
+
+    def _start_watching(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._entry is None and self._watch is None and trainer.state.fn == "fit" and self._wanted(trainer):
+            redirected = trainer.strategy.model is not pl_module
+            self._watch = EntryWatch(pl_module, module=self._module, redirected=redirected, field=_FIELD)
+
+    def _stop_watching(self, *, required: bool) -> None:
+        if self._watch is None:
+            return
+        self._watch.close()
+        watch, self._watch = self._watch, None
+        if watch.names or required:
+            self._entry = watch.entry()
+
+    def _exported(self, pl_module: L.LightningModule, seen: Entry) -> Entry:
+        if self._example_inputs is not None:
+            return seen.with_inputs(self._example_inputs)
+        if seen.name == "" and pl_module.example_input_array is not None:
+            return seen.with_inputs(pl_module.example_input_array)
+        return seen
+
+    def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._entry is None:
+            raise CompressionError(
+                f"{_FIELD}: no step ran, so it is not known what to export. Train for at least one batch."
+            )
+        entry = self._exported(pl_module, self._entry)
+        pruner, quantization = compression(trainer)
+        described = called_through(duplicate(pl_module), entry.name)
+        rows = describe(described, pruner=pruner, example_inputs=entry.first(1).example_inputs)
+        size = dense_bytes(rows, extra_bytes(described))
+        data = self._data(trainer) if self._verify else None
+        found = Export(
+            module=pl_module,
+            entry=entry,
+            sample=self._entry,
+            directory=self._directory,
+            formats=self.formats,
+            dense=None if self._dense is None else (self._dense, self._dense_source),
+            data=data,
+            latency=self._latency,
+            threads=self._threads,
+        ).run(size)
+        compared = next((found.comparisons[item] for item in ("onnx", "packed") if item in found.comparisons), None)
+        failures = self.limits.failures(found, None if compared is None else compared.agreement)
+        monitors = [c for c in trainer.callbacks if isinstance(c, CompressionMonitor)]  # type: ignore[attr-defined]
+        self.report = compose(
+            found,
+            name=self._name or type(pl_module).__name__,
+            rows=rows,
+            dense_bytes=size,
+            history=monitors[0].history if monitors else [],
+            pruner=pruner,
+            quantization=quantization,
+            data=_split_record(trainer, data),
+            failures=failures,
+        )
+        written = report.write(self.report, self._directory.path)
+        files = [self._directory / item["file"] for item in self.report["artifacts"]]
+        loggers.log_report(trainer.loggers, self.report, [*files, *written])
+        if failures:
+            raise DoesNotHold(f"{_FIELD}: {' '.join(failures)} Everything was written to {self._directory.path}.")
+
+
+def _split_record(trainer: L.Trainer, data: EvaluationData | None) -> Mapping[str, Any] | None:
+    """What the data module says of its data, and which part of it was evaluated."""
+    split = {} if data is None else {"evaluated": data.split}
+    record = getattr(getattr(trainer, "datamodule", None), "split_record", None)
+    return {**record(), **split} if callable(record) else split or None

@@ -1,0 +1,275 @@
+"""Writing the files of an export, running them again, and saying what was found."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_compress import __version__
+from lightning_compress.errors import CompressionError, closest
+from lightning_compress.export.dense import as_dense
+from lightning_compress.export.directory import ExportDirectory, sha256
+from lightning_compress.export.entry import Entry, called_through, input_names
+from lightning_compress.export.evaluate import EvaluationData, duplicate, evaluate, integer_tensors
+from lightning_compress.export.latency import Ratio, Timing, measure
+from lightning_compress.export.onnx import to_onnx
+from lightning_compress.export.packed import PackedFile, save_packed
+from lightning_compress.export.runtime import OnnxModel, has_vnni, runtime_name
+from lightning_compress.export.verify import Comparison, deployed_form, pytorch_name
+from lightning_compress.quantization import strip
+
+Format = Literal["onnx", "packed"]
+_PLANNED = ("torch_export", "openvino", "executorch")
+FILES: dict[str, str] = {"onnx": "model.onnx", "packed": "model.packed"}
+DENSE_STATE, DENSE_ONNX = "dense.safetensors", "dense.onnx"
+GIVEN = "given"
+REPORTS = ("report.json", "report.md", "report.html")
+
+
+def check_formats(formats: Sequence[str], name: str) -> tuple[str, ...]:
+    """Check the formats that are asked for.
+
+    Raises:
+        CompressionError: One is unknown, or not available in this release.
+
+    Example:
+        >>> check_formats(["onnx"], "formats")
+        ('onnx',)
+    """
+    known = get_args(Format)
+    if isinstance(formats, str) or not formats:
+        raise CompressionError.field(name, expected=f"a list of {', '.join(known)}", got=formats)
+    for item in formats:
+        if item in _PLANNED:
+            raise CompressionError.field(
+                name,
+                expected=f"formats that this release writes ({', '.join(known)})",
+                got=item,
+                fix=f"{item} is planned. Write onnx, and convert the file with that runtime's own tools.",
+            )
+        if item not in known:
+            raise CompressionError.field(
+                name, expected=f"some of {', '.join(known)}", got=item, fix=closest(str(item), known)
+            )
+    return tuple(dict.fromkeys(formats))
+
+
+@dataclass
+class Result:
+    """One form of the model: where it ran and what it gave."""
+
+    label: str
+    runtime: str
+    source: str
+    bytes: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    timing: Timing | None = None
+
+
+@dataclass
+class Findings:
+    """Everything that an export found out.
+
+    Attributes:
+        results: ``"dense"`` (if there is one), ``"fake_quantized"``, ``"deployed"``.
+        artifacts: One entry for each written file, as in the report.
+        packed: The packed file, if it was written.
+        comparisons: Format → how far its outputs are from the model's; empty if nothing was verified.
+        ratio: Latency of the deployed form ÷ that of the dense one, in the same runtime.
+        notes: What a reader should know about the numbers.
+    """
+
+    results: dict[str, Result] = field(default_factory=dict)
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
+    packed: PackedFile | None = None
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
+    ratio: Ratio | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Export:
+    """One export: what is written, from what, and on what it is verified.
+
+    Attributes:
+        module: The module as trained. It is not changed.
+        entry: The call that is exported.
+        sample: A call with real data, for latency.
+        directory: Where files are written.
+        formats: What is written; the first of onnx and packed counts as deployed.
+        dense: ``state_dict`` of the dense model, and where it is from.
+        data: What the files are run on; ``None`` verifies nothing.
+        latency: Whether latency is measured.
+        threads: Threads of the runtimes.
+    """
+
+    module: L.LightningModule
+    entry: Entry
+    sample: Entry
+    directory: ExportDirectory
+    formats: tuple[str, ...]
+    dense: tuple[Mapping[str, Tensor], str] | None
+    data: EvaluationData | None
+    latency: bool = True
+    threads: int = 1
+
+    def run(self, dense_bytes: int) -> Findings:
+        """Write, verify, measure.
+
+        Args:
+            dense_bytes: Bytes of all parameters and buffers of the dense model in float32.
+
+        Raises:
+            CompressionError: A file cannot be written, or does not run.
+        """
+        found = Findings()
+        self._write(found)
+        deployed = next(item for item in get_args(Format) if item in self.formats)
+        runtime = runtime_name(self.threads) if deployed == "onnx" else pytorch_name()
+        size = (self.directory / FILES[deployed]).stat().st_size
+        if self.dense is not None:
+            found.results["dense"] = Result("Dense", runtime, self.dense[1], dense_bytes)
+            if self.dense[1] != GIVEN:
+                found.notes.append(
+                    f"The dense model is the one this fit began with ({self.dense[1]}). Give dense=... to compare "
+                    f"with one that was trained as long."
+                )
+        trained = Result("Fake-quantized", pytorch_name(), "the trained module", dense_bytes)
+        found.results["fake_quantized"] = trained
+        found.results["deployed"] = Result("Deployed", runtime, FILES[deployed], size)
+        if deployed == "onnx" and has_vnni() is False:
+            found.notes.append(
+                "This processor has no VNNI: ONNX Runtime ran its exact 8-bit kernels (session.x64quantprecision=1), "
+                "since its default ones saturate here. Set the same where you deploy on such processors."
+            )
+        if self.data is not None:
+            self._verify(found, self.data, deployed)
+        if self.latency:
+            self._measure(found, deployed)
+        return found
+
+    def _copy(self) -> nn.Module:
+        return called_through(duplicate(self.module), self.entry.name)
+
+    def _dense(self) -> nn.Module | None:
+        return None if self.dense is None else as_dense(self._copy(), self.dense[0])
+
+    def _write(self, found: Findings) -> None:
+        trained = self._copy()
+        if "onnx" in self.formats:
+            self._write_onnx(trained, FILES["onnx"])
+            dense = self._dense()
+            if dense is not None:
+                self._write_onnx(dense, DENSE_ONNX)
+        if "packed" in self.formats:
+            found.packed = save_packed(duplicate(self.module), self.directory / FILES["packed"])
+        for item in self.formats:
+            path = self.directory / FILES[item]
+            breakdown = found.packed.breakdown if item == "packed" and found.packed else onnx_breakdown(path)
+            found.artifacts.append(
+                {
+                    "format": item,
+                    "file": path.name,
+                    "bytes": path.stat().st_size,
+                    "sha256": sha256(path),
+                    "breakdown": dict(breakdown),
+                }
+            )
+
+    def _write_onnx(self, module: nn.Module, name: str) -> None:
+        to_onnx(
+            module,
+            self.entry.example_inputs,
+            self.directory / name,
+            input_names=list(input_names(module.forward, self.entry.args, self.entry.kwargs)),
+            metadata={"producer": f"lightning-compress {__version__}", "module": type(self.module).__name__},
+        )
+
+    def _verify(self, found: Findings, data: EvaluationData, deployed: str) -> None:
+        name = self.entry.name
+        reference = self._copy()
+        found.results["fake_quantized"].metrics = evaluate(duplicate(self.module), data)
+        if self.dense is not None:
+            dense = cast(L.LightningModule, as_dense(duplicate(self.module), self.dense[0]))
+            found.results["dense"].metrics = evaluate(dense, data)
+        for item in self.formats:
+            form, _ = deployed_form(self.directory / FILES[item], reference, threads=self.threads)
+            beside = _Beside(form, reference)
+            host = cast(L.LightningModule, strip(duplicate(self.module)))
+            metrics = evaluate(host, data, entry=name, forward=beside, on_batch=beside.next_batch)
+            found.comparisons[item] = beside.comparison
+            if item == deployed:
+                found.results["deployed"].metrics = metrics
+
+    def _measure(self, found: Findings, deployed: str) -> None:
+        call = self.sample.first(1)
+        reference = self._copy()
+        timed: dict[str, Callable[[], Any]] = {"fake_quantized": _eager(reference, call)}
+        if deployed == "onnx":
+            timed["deployed"] = _session(self.directory / FILES["onnx"], reference, call, self.threads)
+            if self.dense is not None:
+                timed["dense"] = _session(self.directory / DENSE_ONNX, reference, call, self.threads)
+        else:
+            form, _ = deployed_form(self.directory / FILES["packed"], reference)
+            timed["deployed"] = lambda: form(None, *call.args, **call.kwargs)
+            dense = self._dense()
+            if dense is not None:
+                timed["dense"] = _eager(dense, call)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            with torch.inference_mode():
+                timings = measure(timed, seconds=0.5)
+        finally:
+            torch.set_num_threads(threads)
+        for form_name, timing in timings.items():
+            found.results[form_name].timing = timing
+        if "dense" in timings:
+            found.ratio = Ratio.between(timings["deployed"], timings["dense"])
+
+
+def onnx_breakdown(path: Path) -> dict[str, int]:
+    """Bytes of an ONNX file by what they hold: ``integers`` and ``floats`` of its constants, and the ``graph``."""
+    import onnx
+
+    parts = {"integers": 0, "floats": 0}
+    for constant in onnx.load(path).graph.initializer:
+        array = onnx.numpy_helper.to_array(constant)
+        parts["floats" if array.dtype.kind == "f" else "integers"] += array.nbytes
+    return {**parts, "graph": path.stat().st_size - sum(parts.values())}
+
+
+class _Beside:
+    """Runs a written file in the place of the model, and the model beside it."""
+
+    def __init__(self, form: Callable[..., Any], reference: nn.Module) -> None:
+        self.comparison = Comparison()
+        self._form, self._reference = form, reference
+        self._targets: list[Tensor] = []
+
+    def next_batch(self, batch: Any) -> None:
+        self._targets = integer_tensors(batch)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # The forward may work in place on its inputs.
+        expected = self._reference(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+        outputs = self._form(expected, *args, **kwargs)
+        self.comparison.update(outputs, expected, self._targets)
+        return outputs
+
+
+def _eager(module: nn.Module, call: Entry) -> Callable[[], Any]:
+    return lambda: module(*call.args, **call.kwargs)
+
+
+def _session(path: Path, reference: nn.Module, call: Entry, threads: int) -> Callable[[], Any]:
+    model = OnnxModel(path, reference.forward, threads=threads)
+    feed = model.feed(*call.args, **call.kwargs)
+    return lambda: model.session.run(None, feed)
