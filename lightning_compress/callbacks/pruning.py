@@ -68,6 +68,7 @@ class GradualMagnitudePruning(Callback):
         targets: Iterable[str] | None = None,
         ignore: Iterable[str] = (),
         overrides: Mapping[str, Mapping[str, Any] | None] | None = None,
+        example_inputs: Any = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -92,6 +93,7 @@ class GradualMagnitudePruning(Callback):
             seed=seed,
             field=type(self).__name__,
         )
+        self._example_inputs = example_inputs
         self.pruner: Pruner | None = None
         self._restored: dict[str, Any] | None = None
         self._handles: list[RemovableHandle] = []
@@ -133,12 +135,12 @@ class GradualMagnitudePruning(Callback):
         self._remove_hooks()
         run = _run_of(trainer)
         settings = self._settings
-        if trainer.fast_dev_run and not settings.freeze:
+        if trainer.fast_dev_run and not settings.freeze:  # type: ignore[attr-defined]
             # The few batches of a trial run see the last update, whatever the schedule.
             end = parse(run.total_steps or 1, f"{settings.field}.end")
             settings = dataclasses.replace(settings, start=end, end=end, every=parse(1, f"{settings.field}.every"))
         before = self.pruner
-        self.pruner = Pruner.from_settings(pl_module, settings, run)
+        self.pruner = Pruner.from_settings(pl_module, settings, run, self._example_inputs)
         if self._restored is not None:
             self.pruner.load_state_dict(self._restored)
             self._restored = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,14 +11,16 @@ from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.pruning import state
-from lightning_compress.pruning.distributions import DistributionName, layer_sparsity
+from lightning_compress.pruning.allocation import prune_to, refuse_floors
+from lightning_compress.pruning.binding import channel_sites, weight_sites
+from lightning_compress.pruning.channels import ChannelGroup
+from lightning_compress.pruning.distributions import DistributionName
 from lightning_compress.pruning.masks import apply_masks, pack, unpack
-from lightning_compress.pruning.parameters import choose
-from lightning_compress.pruning.patterns import Pattern
+from lightning_compress.pruning.patterns import Channel, Pattern
 from lightning_compress.pruning.regrow import drop_fraction_at, move_connections
 from lightning_compress.pruning.scores import Scores
 from lightning_compress.pruning.settings import Criterion, CriterionName, RegrowName, Settings
-from lightning_compress.pruning.sites import Site, check_floors, infer_mask, prune_together
+from lightning_compress.pruning.sites import Prunable, Site, infer_mask
 from lightning_compress.schedule import Curve, ScheduleName, SparsitySchedule
 from lightning_compress.timeline import Run, TimePoint
 
@@ -55,6 +56,8 @@ class Pruner:
         ignore: Patterns of what to leave alone.
         overrides: Pattern → ``{"final_sparsity", "initial_sparsity", "layer_floor", "pattern"}`` for what it
             names, or ``None`` to leave it out. A layer with its own sparsity or pattern leaves the common pool.
+        example_inputs: For ``pattern="channel"``: a tensor, or a tuple of positional or dict of keyword arguments
+            of ``forward``; by default the module's ``example_input_array``.
         field: What to call this in messages.
         seed: For random scores and regrowth.
 
@@ -93,6 +96,7 @@ class Pruner:
         targets: Iterable[str] | None = None,
         ignore: Iterable[str] = (),
         overrides: Mapping[str, Mapping[str, Any] | None] | None = None,
+        example_inputs: Any = None,
         field: str = "Pruner",
         seed: int = 0,
     ) -> None:
@@ -117,73 +121,45 @@ class Pruner:
             seed=seed,
             field=field,
         )
-        self._bind(model, settings, Run(total_steps, steps_per_epoch))
+        self._bind(model, settings, Run(total_steps, steps_per_epoch), example_inputs)
 
     @classmethod
-    def from_settings(cls, model: nn.Module, settings: Settings, run: Run) -> Pruner:
+    def from_settings(cls, model: nn.Module, settings: Settings, run: Run, example_inputs: Any = None) -> Pruner:
         """Make a pruner from settings that were checked before the model was there."""
         pruner = cls.__new__(cls)
-        pruner._bind(model, settings, run)
+        pruner._bind(model, settings, run, example_inputs)
         return pruner
 
-    def _bind(self, model: nn.Module, settings: Settings, run: Run) -> None:
+    def _bind(self, model: nn.Module, settings: Settings, run: Run, example_inputs: Any) -> None:
         self._settings = settings
         self.schedule: SparsitySchedule = settings.resolve(run)
         self.last_update: int | None = None
         self.churn = 0.0
         """Share of the target weights whose mask changed in the last update."""
         self.skipped: dict[str, str] = {}
-        """Parameters left out because the pattern does not fit their shape, with the reason."""
+        """Parameters or channel groups that the pattern does not fit, with the reason."""
         self._asked: dict[str, float] = {}
         self._scores = Scores(settings)
-        self._sites = self._make_sites(model)
-        self._refuse_floors()
+        self._groups: list[ChannelGroup] = []
+        if isinstance(settings.pattern, Channel):
+            self._sites, self._groups, self.skipped = channel_sites(model, settings, example_inputs)
+        else:
+            self._sites, self.skipped = weight_sites(model, settings)
+        refuse_floors(settings, self._groups or self._sites)
         if settings.keep_zeros:
             for site in self._sites:
                 infer_mask(site)
+            self._read_groups()
 
-    def _make_sites(self, model: nn.Module) -> list[Site]:
-        s = self._settings
-        sites = []
-        selection = choose(model, targets=s.targets, ignore=s.ignore, overrides=s.overrides, field=s.field)
-        for selected in selection:
-            name, parameter, own = selected.name, selected.value, selected.overrides
-            pattern: Pattern = own.get("pattern", s.pattern)
-            if refusal := pattern.refusal(parameter.shape):
-                if s.targets is not None or own:
-                    raise CompressionError(
-                        f"{s.field}.pattern: {name} of shape {list(parameter.shape)} cannot be pruned so: {refusal}. "
-                        "Leave it out with ignore, or give it another pattern with overrides."
-                    )
-                self.skipped[name] = refusal
-                continue
-            final = own.get("final_sparsity", s.final_sparsity)
-            sites.append(
-                Site.of(
-                    name,
-                    parameter,
-                    pattern,
-                    initial=min(own.get("initial_sparsity", s.initial_sparsity), final),
-                    final=final,
-                    floor=own.get("layer_floor", s.layer_floor),
-                    own=bool(own.keys() - {"layer_floor"}),
-                )
-            )
-        if not sites:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.skipped.items())
-            raise CompressionError(f"{s.field}.pattern: nothing is left to prune in this model. {reasons}.")
-        return sites
-
-    def _refuse_floors(self) -> None:
-        """Find floors that cannot be met now, rather than at the end of training."""
-        s = self._settings
-        common = [site for site in self._sites if not site.own]
-        groups = [[site] for site in self._sites if site.own]
-        groups += [common] if s.distribution == "global" and common else []
-        groups += [[site] for site in common] if s.distribution == "uniform" else []
-        for sites in groups:
-            asked = self._units(sum(site.units for site in sites), sites[0].pattern, sites[0].final)
-            check_floors(sites, asked, s.field)
+    def _read_groups(self) -> None:
+        """Make channels and weights agree, from the masks of the weights."""
+        for group in self._groups:
+            group.infer(self.masks)
+        if self._groups:
+            for site in self._sites:
+                site.mask.fill_(True)
+            for group in self._groups:
+                group.write(self.masks)
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -214,7 +190,8 @@ class Pruner:
     def sparsity_target(self) -> float:
         """Share of zeros asked of the target weights together at the last update; 0 before the first."""
         s = self._settings
-        if s.freeze:
+        if s.freeze or self._groups:
+            # Of weights nothing is asked here: the zeros there are stay, or channels are counted.
             return sum(site.pruned() for site in self._sites) / sum(site.mask.numel() for site in self._sites)
         if self.last_update is None:
             return 0.0
@@ -288,6 +265,7 @@ class Pruner:
         for site in self._sites:
             if site.name in masks and masks[site.name].shape == site.mask.shape:
                 site.mask.copy_(masks[site.name])
+        self._read_groups()
 
     def masks_by_parameter(self) -> dict[Tensor, Tensor]:
         """Parameter → mask, on the parameter's device."""
@@ -314,19 +292,25 @@ class Pruner:
         if self._settings.freeze:
             return False
         before = [site.pruned() for site in self._sites]
-        own = [site for site in self._sites if site.own]
-        common = [site for site in self._sites if not site.own]
-        for site in own:
-            self._prune_alone(site, self._at(step, site.initial, site.final), step)
-        if common:
-            asked = self._at(step, self._settings.initial_sparsity, self._settings.final_sparsity)
-            if self._settings.distribution == "global":
-                self._prune_common(common, asked, step)
-            else:
-                shapes = {site.name: site.parameter.shape for site in common}
-                shares = layer_sparsity(self._settings.distribution, shapes, asked)
-                for site in common:
-                    self._prune_alone(site, shares[site.name], step)
+        plain = self._settings.criterion == "magnitude" and not self._groups
+
+        def score(site: Prunable) -> Tensor:
+            if isinstance(site, ChannelGroup):
+                return site.scores(lambda name: self._scores.raw(by_name[name], step))
+            assert isinstance(site, Site)
+            single = type(site.pattern) is Pattern
+            return site.parameter.detach() if plain and single else self._scores.of(site, step)
+
+        by_name = {site.name: site for site in self._sites}
+        self._asked = prune_to(
+            self._settings,
+            self._groups or self._sites,
+            lambda initial, final: self._at(step, initial, final),
+            score,
+            absolute=plain,
+        )
+        for group in self._groups:
+            group.write(self.masks)
         after = [site.pruned() for site in self._sites]
         # Without regrowth masks are nested, so they changed exactly where their counts did.
         changes = sum(abs(b - a) for a, b in zip(before, after, strict=True)) + self._regrow(step)
@@ -337,29 +321,6 @@ class Pruner:
     def _at(self, step: int, initial: float, final: float) -> float:
         s = self.schedule
         return SparsitySchedule(initial, final, s.start, s.end, s.every, s.curve).at(step)
-
-    def _prune_alone(self, site: Site, asked: float, step: int) -> None:
-        self._asked[site.name] = asked
-        count = min(self._units(site.units, site.pattern, asked), site.cap)
-        self._prune([site], count, step)
-
-    def _prune_common(self, sites: list[Site], asked: float, step: int) -> None:
-        self._prune(sites, self._units(sum(site.units for site in sites), sites[0].pattern, asked), step)
-
-    @staticmethod
-    def _units(units: int, pattern: Pattern, asked: float) -> int:
-        return min(units, round(asked / pattern.prunable() * units))
-
-    def _prune(self, sites: list[Site], count: int, step: int) -> None:
-        # Never fewer than are pruned now: a curve that dips, or a checkpoint that is sparser than asked.
-        pruned = [site.pruned() for site in sites]
-        size = [site.mask.numel() * site.pattern.prunable() / site.units for site in sites]
-        count = max(count, sum(math.ceil(p / s) for p, s in zip(pruned, size, strict=True)))
-        if not count:
-            return
-        plain = self._settings.criterion == "magnitude" and type(sites[0].pattern) is Pattern
-        scores = [site.parameter.detach() if plain else self._scores.of(site, step) for site in sites]
-        prune_together(sites, scores, count, absolute=plain, field=self._settings.field)
 
     def _regrow(self, step: int) -> int:
         s = self._settings
@@ -401,6 +362,7 @@ class Pruner:
                     f"has {list(site.mask.shape)}."
                 )
             site.mask.copy_(unpack(saved["bits"], saved["shape"]))
+        self._read_groups()
         self.last_update = state_dict["last_update"]
         self.churn = state_dict["churn"]
         self._asked = dict(state_dict["asked"])

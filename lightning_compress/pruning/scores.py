@@ -59,22 +59,28 @@ class Scores:
         Raises:
             CompressionError: Weights are NaN, or what the criterion looks at is not there.
         """
+        return self.raw(site, step).masked_fill(~site.mask, -math.inf)
+
+    def raw(self, site: Site, step: int) -> Tensor:
+        """Scores as :meth:`of`, those of pruned entries as they are.
+
+        Raises:
+            CompressionError: Weights are NaN, or what the criterion looks at is not there.
+        """
         settings = self._settings
         weight = site.parameter.detach()
         if weight.isnan().any():
             raise CompressionError(f"{site.name}: weights are NaN, so they cannot be ranked for pruning.")
         if settings.criterion == "magnitude":
-            score = criteria.magnitude(weight)
-        elif settings.criterion == "random":
-            score = criteria.random(weight, site.name, settings.seed, step)
-        elif settings.criterion == "taylor":
-            score = criteria.taylor(weight, self._gradient(site, "criterion='taylor'"))
-        elif settings.criterion == "movement":
-            score = self._moved(site)
-        else:
-            gradient = self._gradients.get(site.name, site.parameter.grad)
-            score = criteria.custom(settings.criterion, weight, gradient, site.name, settings.field)
-        return score.masked_fill(~site.mask, -math.inf)
+            return criteria.magnitude(weight)
+        if settings.criterion == "random":
+            return criteria.random(weight, site.name, settings.seed, step)
+        if settings.criterion == "taylor":
+            return criteria.taylor(weight, self._gradient(site, "criterion='taylor'"))
+        if settings.criterion == "movement":
+            return self._moved(site)
+        gradient = self._gradients.get(site.name, site.parameter.grad)
+        return criteria.custom(settings.criterion, weight, gradient, site.name, settings.field)
 
     def of_growth(self, site: Site, step: int) -> Tensor:
         """Non-negative scores for regrowth, of the weight's shape.

@@ -101,10 +101,10 @@ class Settings:
                 raise CompressionError.field(
                     f"{field}.regrow", expected="None with a pattern other than 'unstructured'", got=regrow
                 )
-        if isinstance(parsed, NOfM) and distribution == "erk":
+        if isinstance(parsed, NOfM | Channel) and distribution == "erk":
             raise CompressionError.field(
                 f"{field}.distribution",
-                expected=f"'uniform' or 'global' with pattern {pattern!r}, which is the same in every layer",
+                expected=f"'uniform' or 'global' with pattern {pattern!r}",
                 got=distribution,
             )
         time = {name: parse(point, f"{field}.{name}") for name, point in (("start", start), ("end", end))}

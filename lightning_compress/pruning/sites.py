@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,29 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.pruning.masks import new_mask
 from lightning_compress.pruning.patterns import Pattern
 from lightning_compress.pruning.selection import prune_smallest
+
+
+class Prunable(Protocol):
+    """What :func:`prune_together` needs to know of a weight or a group of channels; see :class:`Site`."""
+
+    name: str
+    mask: Tensor
+    pattern: Pattern
+    initial: float
+    final: float
+    floor: float
+    own: bool
+
+    @property
+    def units(self) -> int:
+        """Units that are kept or pruned as one."""
+
+    @property
+    def cap(self) -> int:
+        """The most units that may be pruned."""
+
+    def pruned(self) -> int:
+        """Entries of the mask pruned now."""
 
 
 @dataclass
@@ -74,7 +98,7 @@ class Site:
             self.mask = self.mask.to(self.parameter.device)
 
 
-def check_floors(sites: Sequence[Site], count: int, field: str) -> None:
+def check_floors(sites: Sequence[Prunable], count: int, field: str) -> None:
     """Refuse to prune more units than the floors leave.
 
     Raises:
@@ -87,7 +111,9 @@ def check_floors(sites: Sequence[Site], count: int, field: str) -> None:
         )
 
 
-def prune_together(sites: Sequence[Site], scores: Sequence[Tensor], count: int, *, absolute: bool, field: str) -> None:
+def prune_together(
+    sites: Sequence[Prunable], scores: Sequence[Tensor], count: int, *, absolute: bool, field: str
+) -> None:
     """Prune the ``count`` smallest units over all sites, none beyond its cap, and write the masks.
 
     A site that a free choice would cut below its floor is held at the floor and the others make up for it.
