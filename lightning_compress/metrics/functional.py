@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -50,9 +49,8 @@ def dense_bytes(rows: Sequence[LayerRow], extra: int = 0) -> int:
 def packed_bytes(rows: Sequence[LayerRow], extra: int = 0) -> float:
     """Estimated bytes of the packed file, from entropy (Shannon 1948).
 
-    A quantized weight takes the entropy of its integers, and one float32 scale per output channel. A float weight
-    with a share z of zeros takes H(z) = -z log2 z - (1 - z) log2 (1 - z) bits an entry for the mask, and its float
-    for each entry that is not zero. File headers are left out; the report has the bytes of the file itself.
+    A layer's weight takes its entropy (``LayerRow.entropy``), the rest is stored as it is. File headers are left out;
+    the report has the bytes of the file itself.
 
     Args:
         rows: Every parameter of the model.
@@ -100,13 +98,4 @@ def _prunable(rows: Sequence[LayerRow]) -> list[LayerRow]:
 
 def row_bytes(row: LayerRow) -> float:
     """Estimated bytes of one parameter in the packed file; see ``packed_bytes``."""
-    if row.entropy is not None:
-        return row.numel * row.entropy / 8 + FLOAT_BYTES * row.shape[0]
-    return (row.numel * _entropy(row.sparsity) + (row.numel - row.zeros) * row.weight_bits) / 8
-
-
-def _entropy(share: float) -> float:
-    """Bits of one yes-or-no decision that is yes with a given probability."""
-    if share <= 0 or share >= 1:
-        return 0.0
-    return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+    return row.numel * (row.weight_bits if row.entropy is None else row.entropy) / 8

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lightning_compress.pruning import Pruner
 
 _SAMPLE = 65_536
+_SYMBOLS = 512
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class LayerRow:
         macs: Multiply-accumulates of one forward in which it takes part; ``None`` if they were not counted.
         pattern: Pattern of the pruning; ``"none"`` if it is not pruned.
         weight: Whether it is the weight of a layer, in contrast to biases, norms and embeddings.
-        entropy: Bits of one entry after entropy coding of its integers, zeros included; ``None`` if it is float.
+        entropy: Bits that one entry of a layer's weight takes when entropy coded, zeros included; else ``None``.
     """
 
     name: str
@@ -88,7 +89,10 @@ def describe(
     modules = dict(model.named_modules())
     parameters = {name: p for name, p in model.named_parameters() if p.ndim >= 1}
     zeros = count_zeros(list(parameters.values()))
-    entropies = {} if quantization is None else integer_entropies(quantization.layers)
+    coded = entropies(
+        {name: p for name, p in parameters.items() if name in layer_weights},
+        {} if quantization is None else quantization.layers,
+    )
     return [
         LayerRow(
             name=name,
@@ -102,7 +106,7 @@ def describe(
             macs=None if macs is None else macs.layers.get(name, 0),
             pattern=patterns.get(name, "none"),
             weight=name in layer_weights or name in targets,
-            entropy=entropies.get(name),
+            entropy=coded.get(name),
         )
         for index, (name, parameter) in enumerate(parameters.items())
     ]
@@ -122,34 +126,64 @@ def count_zeros(tensors: list[Tensor]) -> list[int]:
     return [tensor.numel() - count for tensor, count in zip(tensors, counts, strict=True)]
 
 
-def integer_entropies(quantizers: Mapping[str, WeightQuantizer]) -> dict[str, float]:
-    """Shannon entropy of each weight's integers in bits an entry, zeros included.
+def entropies(weights: Mapping[str, Tensor], quantizers: Mapping[str, WeightQuantizer]) -> dict[str, float]:
+    """What one entry of each weight takes, in bits, when it is entropy coded by itself (Shannon 1948).
 
-    It is what an entropy coder needs that knows nothing but how often each integer occurs. Of a large weight some
-    evenly spaced channels are looked at.
+    A quantized weight takes the entropy of its integers, and its share of the float32 scales. A float takes that of its
+    sign and exponent, which training leaves far from uniform, and its mantissa unless it is zero. Of large weights a
+    part is looked at.
+
+    Args:
+        weights: Name → weight.
+        quantizers: Name → quantizer, for those that are quantized.
     """
-    if not quantizers:
+    if not weights:
         return {}
-    histograms = [_histogram(quantizer) for quantizer in quantizers.values()]
+    histograms = [
+        _integer_histogram(quantizers[name]) if name in quantizers else _float_histogram(weight)
+        for name, weight in weights.items()
+    ]
     counts = torch.stack([histogram.to(histograms[0].device) for histogram in histograms]).cpu().double()
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    return dict(zip(quantizers, torch.special.entr(shares).sum(1).div(math.log(2)).tolist(), strict=True))
+    found = torch.special.entr(shares).sum(1) / math.log(2)
+    zeros = shares[:, 0].tolist()
+    return {
+        name: bits + (_scale_bits(quantizers[name]) if name in quantizers else _mantissa_bits(weight) * (1 - zero))
+        for (name, weight), bits, zero in zip(weights.items(), found.tolist(), zeros, strict=True)
+    }
 
 
-def _histogram(quantizer: WeightQuantizer) -> Tensor:
-    """How often each integer from -128 to 127 occurs: int64, ``[256]``."""
+def _integer_histogram(quantizer: WeightQuantizer) -> Tensor:
+    """How often each integer from -127 to 127 occurs: int64, ``[512]``; integer i at i mod 256."""
     weight, scale, axis = quantizer.weight.detach(), quantizer.scale(), quantizer.channel_axis
     channels = weight.shape[axis]
-    step = max(1, min(channels, weight.numel() // _SAMPLE))
-    chosen = torch.arange(0, channels, step, device=weight.device)
+    chosen = torch.arange(0, channels, max(1, min(channels, weight.numel() // _SAMPLE)), device=weight.device)
     if quantizer.axis is not None:
         scale = scale.index_select(0, chosen)
-    qmax = quantizer.spec.qmax
     sample = weight.index_select(axis, chosen)
     wide = spread_scale(scale, sample.shape, quantizer.axis, quantizer.spec.group_size)
     # Diverged weights are the loss's to report: here NaN counts as zero.
+    qmax = quantizer.spec.qmax
     integers = eager.integers(sample.nan_to_num(), wide, None, -qmax, qmax)
-    return torch.bincount(integers.flatten().long() + 128, minlength=256)
+    return torch.bincount(integers.flatten().long() & 0xFF, minlength=_SYMBOLS)
+
+
+def _float_histogram(weight: Tensor) -> Tensor:
+    """How often each sign with each exponent occurs: int64, ``[512]``; zeros and what is next to them at 0."""
+    flat = weight.detach().reshape(-1)
+    sample = flat[:: max(1, flat.numel() // _SAMPLE)].to(torch.float32, copy=True)
+    return torch.bincount((sample.view(torch.int32) >> 23).long() & 0x1FF, minlength=_SYMBOLS)
+
+
+def _scale_bits(quantizer: WeightQuantizer) -> float:
+    weight, group = quantizer.weight, quantizer.spec.group_size
+    channels = 1 if quantizer.axis is None else weight.shape[quantizer.axis]
+    groups = 1 if group is None else math.ceil(weight.numel() / channels / group)
+    return 32 * channels * groups / weight.numel()
+
+
+def _mantissa_bits(weight: Tensor) -> int:
+    return -round(math.log2(torch.finfo(weight.dtype).eps))
 
 
 def _weight_bits(quantization: Quantization | None, name: str, parameter: Tensor) -> int:

@@ -272,7 +272,9 @@ def _svg(figure: Figure, label: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    # Names that nothing refers to would be there once for every picture of the page.
+    used = {*re.findall(r"url\(#([^)]+)\)", svg), *re.findall(r'href="#([^"]+)"', svg)}
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
     box = re.search(r'viewBox="([^"]*)"', svg)
     opening = (
         f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{label}" '

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+import pytest
+import torch
+from reports import example_report
+from rich.console import Console
+from torch import nn
+
+from lightning_compress import report
+from lightning_compress.errors import CompressionError
+from lightning_compress.metrics import describe
+from lightning_compress.report import plots, text
+from lightning_compress.report.schema import SCHEMA
+
+
+def printed(found: dict[str, Any], width: int = 120) -> str:
+    stream = StringIO()
+    Console(file=stream, width=width).print(report.table(found))
+    return stream.getvalue()
+
+
+def test_the_table_shows_the_three_versions_side_by_side() -> None:
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed(example_report()).splitlines()]
+    assert ["test/acc", "98.61 %", "98.33 %", "98.33 %"] in lines
+    assert ["Size", "310.6 kB", "310.6 kB", "86.1 kB"] in lines
+    assert ["Compression ratio", "1×", "1×", "3.61×"] in lines
+    assert ["Latency, median", "0.061 ms", "0.912 ms", "0.034 ms"] in lines
+    assert ["Runtime", "ONNX Runtime, float32", "PyTorch", "ONNX Runtime, int8"] in lines
+
+
+def test_the_table_leaves_out_a_missing_version() -> None:
+    found = example_report()
+    found["results"]["dense"] = None
+    assert "Dense" not in printed(found)
+
+
+def test_the_table_refuses_half_a_report() -> None:
+    found = example_report()
+    del found["results"]
+    with pytest.raises(CompressionError, match=r"report\.results is missing"):
+        report.table(found)
+
+
+def test_layers_of_a_model_fit_the_schema() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    rows = report.layers(describe(model, example_inputs=torch.zeros(1, 3, 8, 8)), packed={"0.weight": 77})
+    report.check({**example_report(), "layers": rows})
+    assert list(rows[0]) == list(SCHEMA["layers"][0])  # type: ignore[index]
+    assert (rows[0]["bytes_dense"], rows[0]["bytes_packed"]) == (4 * 4 * 3 * 9, 77)
+    assert rows[1]["bytes_packed"] == 16
+
+
+def test_the_environment_fits_the_schema() -> None:
+    surroundings = report.environment()
+    report.check({**example_report(), "environment": surroundings})
+    assert surroundings["torch"] == torch.__version__
+
+
+def test_phases_follow_each_other_without_gaps() -> None:
+    found = report.phases(example_report()["history"])
+    assert [phase["name"] for phase in found] == ["dense", "pruning", "pruning + quantized", "pruned + quantized"]
+    assert [(phase["start"], phase["end"]) for phase in found] == [(0, 60), (60, 300), (300, 360), (360, 600)]
+    assert report.phases([]) == []
+
+
+def test_parts_of_a_file_sum_to_the_file() -> None:
+    breakdown = {f"part {i}": 10 * i for i in range(1, 9)}
+    parts = plots.ranked(breakdown, 400)
+    assert sum(count for _, count in parts) == 400
+    assert parts[-1] == ("everything else", 400 - 80 - 70 - 60 - 50)
+
+
+@pytest.mark.parametrize("dense_known", [True, False])
+def test_dense_bytes_are_measured_or_summed_up(dense_known: bool) -> None:
+    found = example_report()
+    if not dense_known:
+        found["results"]["dense"] = None
+    expected = 310_552 if dense_known else sum(row["bytes_dense"] for row in found["layers"])
+    assert plots.dense_bytes(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_600, "1.0 MB"), (None, "–")]
+)
+def test_sizes_are_in_thousands(count: int | None, expected: str) -> None:
+    assert text.size(count) == expected
+
+
+def test_a_change_of_nothing_has_no_sign() -> None:
+    assert text.change("val/acc", 0.9, 0.9) == "±0.00 points"
+
+
+def test_the_headline_says_what_was_gained_and_lost() -> None:
+    assert text.headline(example_report()) == (
+        "3.61× smaller than dense float32: 86.1 kB; test/acc 98.33 % (−0.28 points against dense); "
+        "0.034 ms median latency on ONNX Runtime, int8."
+    )

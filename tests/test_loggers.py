@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning_modules import PlainModule, loader, quiet_trainer
+from reports import example_report
+from wandb_runs import OfflineRun, read_runs
+
+from lightning_compress import loggers
+from lightning_compress.callbacks import CompressionMonitor, GradualMagnitudePruning
+from lightning_compress.metrics import describe
+
+
+@pytest.fixture(autouse=True)
+def _wandb_at_home_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import wandb
+
+    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield
+    wandb.finish()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> OfflineRun:
+    """A run with every kind of thing in it, read back from its own file."""
+    import wandb
+
+    (tmp_path / "model.onnx").write_bytes(b"weights")
+    logger = WandbLogger(save_dir=tmp_path, project="tests", offline=True)
+    pruning = GradualMagnitudePruning(0.8, start=4, end=12, every=1)
+    trainer = quiet_trainer(
+        logger=logger, log_every_n_steps=4, callbacks=[CompressionMonitor(torch.zeros(1, 3, 8, 8)), pruning]
+    )
+    trainer.fit(PlainModule(), loader(), loader(2))
+    loggers.log_report(trainer.loggers, example_report(), [tmp_path / "model.onnx"])
+    wandb.finish()
+    (found,) = read_runs(tmp_path)
+    return found
+
+
+def test_a_wandb_run_holds_series_table_summary_and_artifact(run: OfflineRun) -> None:
+    sparsity = run.series("compress/sparsity/global")
+    assert [step for step, _ in sparsity] == [3, 7, 7, 11, 15, 15]
+    assert sparsity[0][1] == 0
+    assert sparsity[-1][1] == pytest.approx(0.8, abs=1e-3)
+    for key in ("sparsity/target", "bits/weight", "bits/activation", "size_mb/dense", "size_mb/packed", "bops"):
+        assert len(run.series(f"compress/{key}")) == len(sparsity)
+    assert run.series("compress/compression_ratio")[-1][1] > 3
+
+    table = run.table("compress/layers")
+    assert table["columns"][0] == "name"
+    assert [row[0] for row in table["data"]] == [name for name, _ in PlainModule().named_parameters()]
+
+    results = example_report()["results"]
+    for version in ("dense", "fake_quantized", "deployed"):
+        assert run.summary[f"compress/{version}/test/acc"] == results[version]["metrics"]["test/acc"]
+        assert run.summary[f"compress/{version}/bytes"] == results[version]["bytes"]
+        assert run.summary[f"compress/{version}/latency_ms"] == results[version]["latency_ms"]["median"]
+
+    (artifact,) = [a for a in run.artifacts if a.type == "model"]
+    assert artifact.name.startswith("digits_cnn_sparse80_w8a8-")
+    assert [entry.path for entry in artifact.manifest.contents] == ["model.onnx"]
+    metadata = json.loads(artifact.metadata)
+    assert metadata["results"] == results
+    assert metadata["plan"] == example_report()["plan"]
+
+
+def test_other_loggers_get_the_same_numbers(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    loggers.log_report([logger], example_report(), [])
+    header, values = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    found = dict(zip(header.split(","), values.split(","), strict=True))
+    assert float(found["compress/deployed/compression_ratio"]) == 3.606
+    assert set(loggers.summary(example_report())) == set(found) - {"step"}
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    report = example_report()
+    report["results"]["dense"] = None
+    report["results"]["deployed"]["latency_ms"] = None
+    report["agreement"] = None
+    keys = set(loggers.summary(report))
+    assert not any(key.startswith("compress/dense") for key in keys)
+    assert "compress/deployed/latency_ms" not in keys
+    assert "compress/agreement" not in keys
+
+
+def test_a_failing_logger_is_a_warning(tmp_path: Path) -> None:
+    class Broken(CSVLogger):
+        def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+            raise ConnectionError("server is gone")
+
+    healthy = CSVLogger(tmp_path)
+    with pytest.warns(UserWarning, match=r"Broken did not take the report: server is gone. The run goes on."):
+        loggers.log_report([Broken(tmp_path), healthy], example_report(), [])
+    assert (Path(healthy.log_dir) / "metrics.csv").exists()
+
+
+def test_a_finished_wandb_run_is_a_warning(tmp_path: Path) -> None:
+    logger = WandbLogger(save_dir=tmp_path, project="tests", offline=True)
+    logger.experiment.finish()
+    with pytest.warns(UserWarning, match="WandbLogger did not take the table of layers"):
+        loggers.log_layers([logger], describe(torch.nn.Linear(2, 2)))
