@@ -39,13 +39,15 @@ class Values:
     @classmethod
     def fit(cls, values: NDArray[np.int8]) -> Values:
         """The cheapest table for values, none of which is 0."""
-        negatives = int((values < 0).sum())
+        by_byte = coding.histogram(values.view(np.uint8))
+        negatives = int(by_byte[128:].sum())
         negative = coding.density_code(negatives, values.size)
         signs = np.array([values.size - negatives, negatives])
         bits = 16 + coding.information(signs, coding.bit_frequencies(negative))
         if not values.size:
             return cls(negative, [], [], 16)
-        counts = np.bincount(np.abs(values))[1:]
+        # As bytes in two's complement, -1, -2, … are 255, 254, …
+        counts = np.trim_zeros(by_byte[1:128] + by_byte[:128:-1], "b")
         widths = _steps(counts)
         starts = np.concatenate([[0], np.cumsum(widths)[:-1]])
         weights = coding.weight_codes(np.add.reduceat(counts, starts) / widths)

@@ -18,6 +18,7 @@ from lightning_compress.export.layout import INTEGERS, PLAIN, SAME, SPARSE, Entr
 from lightning_compress.export.magnitudes import LARGEST
 from lightning_compress.export.trees import without_tensors
 from lightning_compress.quantization import Quantization, find
+from lightning_compress.quantization.kernels import quantize_weight_integers
 from lightning_compress.quantization.layers import WeightQuantizer
 
 POOLED = 1 << 16
@@ -103,8 +104,9 @@ class Packing:
             if memory in first:
                 entry = replace(entry, kind=SAME, chunk=first[memory])
             elif name in layers:
-                entry = self._add_integers(entry, layers[name], index)
-                scales.append((index, layers[name].scale().detach().cpu()))
+                scale = layers[name].scale().detach()
+                entry = self._add_integers(entry, layers[name], scale, index)
+                scales.append((index, scale))
             elif (coded := self._add_sparse(entry, tensor, index)) is not None:
                 entry = coded
             else:
@@ -132,19 +134,23 @@ class Packing:
         self._add_plain(added, "quantizers")
         return tree
 
-    def _add_integers(self, entry: Entry, layer: WeightQuantizer, index: int) -> Entry:
-        integers = layer.integers().detach().cpu().numpy()
+    def _add_integers(self, entry: Entry, layer: WeightQuantizer, scale: torch.Tensor, index: int) -> Entry:
+        # As layer.integers(), without finding the scale a second time: that is a pass over the weight.
+        qmax, group = layer.spec.qmax, layer.spec.group_size
+        found = quantize_weight_integers(layer.weight.detach(), scale, layer.axis, -qmax, qmax, group_size=group)
+        integers = found.cpu().numpy()
         if integers.size and max(int(integers.max()), -int(integers.min())) > LARGEST:
             raise CompressionError(f"{entry.name}: its integers pass ±{LARGEST}, which the packed format ends at.")
         coded = weights.encode_integers(integers)
-        self._bounds[index] = weights.entropy_bytes(integers)
+        self._bounds[index] = coded.entropy_bound
         self._add_chunk(coded, index, "values")
         return replace(
             entry,
             kind=INTEGERS,
             chunk=len(self.chunks) - 1,
             axis=layer.axis,
-            group=layer.spec.group_size or 0,
+            # A group that is wider than a channel is the channel.
+            group=min(group or 0, integers.size // max(integers.shape[layer.channel_axis], 1)),
             bits=layer.spec.bits,
         )
 

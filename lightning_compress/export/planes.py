@@ -17,7 +17,7 @@ from lightning_compress.export.varints import Reader, Writer
 
 _STORED, _DEFLATED, _CODED = range(3)
 
-SAMPLE = 1 << 20
+SAMPLE = 1 << 16
 """Bytes of a plane by which the way to store it is chosen."""
 
 
@@ -86,7 +86,7 @@ def inflate(data: bytes, length: int, reader: Reader, field: str) -> bytes:
 
 def _code(plane: NDArray[np.uint8]) -> bytes:
     lowest, highest = (int(plane.min()), int(plane.max())) if plane.size else (0, 0)
-    weights = coding.weight_codes(np.bincount(plane - np.uint8(lowest), minlength=highest - lowest + 1))
+    weights = coding.weight_codes(coding.histogram(plane)[lowest : highest + 1])
     encoder = coding.Encoder()
     encoder.put(plane - np.uint8(lowest), coding.frequencies(weights))
     return bytes([lowest, highest - lowest, *weights]) + encoder.finish()

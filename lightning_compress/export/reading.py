@@ -20,10 +20,10 @@ from lightning_compress.export.container import Container
 from lightning_compress.export.layout import INTEGERS, PLAIN, SAME, SPARSE, Entry
 from lightning_compress.export.trees import with_tensors
 from lightning_compress.export.varints import Reader
-from lightning_compress.quantization import attach
+from lightning_compress.quantization import attach, strip
 from lightning_compress.quantization.kernels import spread_scale
 
-LARGEST_EXPANSION = 20_000
+LARGEST_EXPANSION = 1000
 """Without a model to compare shapes with, a tensor may take this many times the file's bytes."""
 STATE_EXPANSION = 16
 """Scales and the state of quantizers may take this many times the file's bytes."""
@@ -152,7 +152,7 @@ class PackedReader:
             state = with_tensors(self._state, tensors)
         except CompressionError as error:
             raise CompressionError(f"{where}: damaged, its quantizers hold {error}.") from None
-        if not isinstance(state, dict) or next(tensors, None) is not None:
+        if not isinstance(state, dict) or next(tensors, None) is not None or not _sane_bits(state):
             raise CompressionError(f"{where}: damaged, its quantizers are not what was saved.")
         state["weight_scales"] = {
             name.removeprefix(self.prefix): self._scale(entry, name)
@@ -165,7 +165,8 @@ class PackedReader:
         """Attach a state that ``quantization`` gave."""
         try:
             attach(model.get_submodule((self.prefix or "").removesuffix(".")), state)
-        except (AttributeError, KeyError, TypeError, IndexError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
+            strip(model)
             raise CompressionError(
                 f"{self._container.path}: the quantizers do not fit {type(model).__name__} ({error!r}). Load with "
                 f"quantized=False for the weights alone."
@@ -189,8 +190,11 @@ class PackedReader:
     def _scale(self, entry: Entry, name: str) -> torch.Tensor:
         scale = self._all[entry.scale]
         self._refuse_bomb(scale, STATE_EXPANSION)
-        if scale.dtype not in layout.FLOATS:
-            raise CompressionError(f"{self._container.where(name)}: damaged, its scale is not of a float type.")
+        if scale.dtype not in layout.FLOATS or scale.shape != _scale_shape(entry):
+            raise CompressionError(
+                f"{self._container.where(name)}: damaged, its scale is {layout.DTYPES[scale.dtype]} of shape "
+                f"{scale.shape}, which does not fit shape {entry.shape}."
+            )
         return self._numbers(scale, name)
 
     def _numbers(self, entry: Entry, name: str) -> torch.Tensor:
@@ -202,7 +206,9 @@ class PackedReader:
             data = self._plain(entry, name)
         else:
             raise CompressionError(f"{where}: damaged, numbers were expected where there are integers.")
-        found = torch.from_numpy(data.copy()).view(_dtype(entry)) if data.size else torch.empty(0, dtype=_dtype(entry))
+        if not data.size:
+            return torch.empty(entry.shape, dtype=_dtype(entry))
+        found = torch.from_numpy(data).view(_dtype(entry))
         return found.reshape(entry.shape)
 
     def _plain(self, entry: Entry, name: str) -> NDArray[np.uint8]:
@@ -225,7 +231,28 @@ class PackedReader:
             if member is entry:
                 break
             start += member.nbytes
-        return self._pools[entry.chunk][start : start + entry.nbytes]
+        return self._pools[entry.chunk][start : start + entry.nbytes].copy()
+
+
+def _scale_shape(entry: Entry) -> tuple[int, ...] | None:
+    """Shape that the scale of quantized integers must have; ``None`` where axis and group make no sense."""
+    if entry.axis is None:
+        return () if entry.group == 0 else None
+    channels = entry.shape[entry.axis]
+    if entry.group == 0:
+        return (channels,)
+    inputs = entry.numel // max(channels, 1)
+    return (channels, -(-inputs // entry.group)) if entry.group <= inputs else None
+
+
+def _sane_bits(tree: Any) -> bool:
+    """Whether all bit widths in a state are such: 2 to the power of another one could take all memory."""
+    if isinstance(tree, dict):
+        widths = [value for key, value in tree.items() if key.endswith("bits")]
+        return all(w is None or (type(w) is int and 1 <= w <= 16) for w in widths) and all(
+            _sane_bits(value) for value in tree.values()
+        )
+    return all(_sane_bits(value) for value in tree) if isinstance(tree, list) else True
 
 
 def _dtype(entry: Entry) -> torch.dtype:

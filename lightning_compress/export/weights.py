@@ -19,10 +19,12 @@ class Coded:
     Attributes:
         data: The chunk.
         positions: How many of its bytes say where the nonzero weights are; the rest say what they are.
+        entropy_bound: Fewest bytes for independent integers with these frequencies, mask and values together.
     """
 
     data: bytes
     positions: int
+    entropy_bound: float = 0.0
 
 
 def encode_integers(integers: NDArray[np.int8]) -> Coded:
@@ -39,7 +41,11 @@ def encode_integers(integers: NDArray[np.int8]) -> Coded:
     data = bytes(writer.data) + encoder.finish()
     # One stream holds both, so that the border between them is where the models' costs put it.
     share = where.bits / max(where.bits + values.bits, 1.0)
-    return Coded(data, round(share * len(data)))
+    counts = coding.histogram(nonzero.view(np.uint8))
+    counts[0] = integers.size - nonzero.size
+    counts = counts[counts > 0]
+    bound = float((counts * (np.log2(integers.size) - np.log2(counts))).sum()) / 8 if integers.size else 0.0
+    return Coded(data, round(share * len(data)), bound)
 
 
 def decode_integers(data: bytes, shape: tuple[int, ...], where: str) -> NDArray[np.int8]:
@@ -93,10 +99,3 @@ def decode_sparse(data: bytes, shape: tuple[int, ...], width: int, where: str) -
     found[mask] = planes.decode(reader, int(np.count_nonzero(mask)), width, rotate=True).view(found.dtype)
     reader.end()
     return found.view(np.uint8)
-
-
-def entropy_bytes(integers: NDArray[np.int8]) -> float:
-    """Fewest bytes for independent integers with these frequencies: mask and values together."""
-    counts = np.bincount(integers.reshape(-1).view(np.uint8), minlength=256)
-    counts = counts[counts > 0]
-    return float((counts * (np.log2(counts.sum()) - np.log2(counts))).sum()) / 8 if counts.size else 0.0

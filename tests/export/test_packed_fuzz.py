@@ -1,0 +1,84 @@
+"""Damaged and hostile files end in a CompressionError or a right load: no crash, no hang, no great memory."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from networks import ResidualNet
+from packed_mutations import Liar, cases
+from torch import nn
+
+from lightning_compress import quantization
+from lightning_compress.errors import CompressionError
+from lightning_compress.export.packed import PackedReader, load_packed, save_packed
+
+
+@pytest.fixture(scope="module")
+def true_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    net = ResidualNet()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(torch.rand_like(parameter) < 0.4)
+    quantization.prepare(net, example_inputs=torch.randn(1, 3, 16, 16), overrides={"fc": None})
+    net.train()(torch.randn(4, 3, 16, 16))
+    return save_packed(net, tmp_path_factory.mktemp("fuzz") / "true.packed").path
+
+
+def attempt(path: Path) -> nn.Module | None:
+    model = ResidualNet()
+    try:
+        load_packed(path, model)
+        with PackedReader(path) as reader:
+            for name in reader.entries:
+                reader.tensor(name)
+    except CompressionError as error:
+        if not str(error).startswith(str(path)):
+            raise
+        return None
+    return model
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_damaged_file_does_harm(true_file: Path, tmp_path: Path, seed: int) -> None:
+    data = true_file.read_bytes()
+    expected = attempt(true_file)
+    path = tmp_path / "case.packed"
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused = 0
+    for is_lie, case in cases(data, Liar(true_file, tmp_path / "scratch"), 100, seed):
+        path.write_bytes(case)
+        start = time.process_time()
+        found = attempt(path)
+        assert time.process_time() - start < 5
+        refused += found is None
+        # A lie may be a file of other weights; damage must be seen, or have changed nothing.
+        if found is not None and not is_lie:
+            for name, tensor in expected.state_dict().items():
+                assert torch.equal(tensor, found.state_dict()[name])
+    assert refused > 70
+    # Bombs of up to 8 GB are among the cases.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - kilobytes < 150_000
+
+
+@pytest.mark.parametrize("where", ["header", "lead", "layout", "first chunk", "last byte"])
+def test_a_single_flipped_bit_is_always_seen(true_file: Path, tmp_path: Path, where: str) -> None:
+    data = true_file.read_bytes()
+    start = {"header": 0, "lead": 128, "layout": 160, "first chunk": 1200, "last byte": len(data) - 1}[where]
+    for offset in range(start, min(start + 12, len(data))):
+        for bit in range(8):
+            broken = bytearray(data)
+            broken[offset] ^= 1 << bit
+            (tmp_path / "case.packed").write_bytes(broken)
+            assert attempt(tmp_path / "case.packed") is None
+
+
+def test_every_truncation_is_seen(true_file: Path, tmp_path: Path) -> None:
+    data = true_file.read_bytes()
+    for length in [*range(0, 200), *range(200, len(data), 97), len(data) - 1]:
+        (tmp_path / "case.packed").write_bytes(data[:length])
+        assert attempt(tmp_path / "case.packed") is None
