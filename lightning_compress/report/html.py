@@ -49,13 +49,11 @@ def _figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     dense, deployed = report["results"]["dense"], report["results"]["deployed"]
     found = []
     if deployed["compression_ratio"] is not None:
-        found.append(
-            (
-                text.times(deployed["compression_ratio"]),
-                "smaller",
-                f"{text.size(plots.dense_bytes(report))} → {text.size(deployed['bytes'])}",
-            )
-        )
+        against = f"{text.size(plots.dense_bytes(report))} → {text.size(deployed['bytes'])}"
+        smallest = min(report["artifacts"], key=lambda artifact: artifact["bytes"], default=None)
+        if smallest is not None and deployed["bytes"] is not None and smallest["bytes"] < deployed["bytes"]:
+            against += f"; {smallest['format']} {text.size(smallest['bytes'])}"
+        found.append((text.times(deployed["compression_ratio"]), "smaller", against))
     name = text.main_metric(report)
     if name is not None and name in deployed["metrics"]:
         before = None if dense is None else dense["metrics"].get(name)

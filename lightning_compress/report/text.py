@@ -115,7 +115,7 @@ def comparison(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     rows.append(("Size", [size(r["bytes"]) for _, r in found]))
     rows.append(("Compression ratio", [times(r["compression_ratio"]) for _, r in found]))
     rows.append(("Latency, median", [milliseconds(r["latency_ms"]) for _, r in found]))
-    rows.append(("Latency, 90th percentile", [milliseconds(r["latency_ms"], "p90") for _, r in found]))
+    rows.append(("Latency, p90", [milliseconds(r["latency_ms"], "p90") for _, r in found]))
     rows.append(("Runtime", [r["runtime"] or NOTHING for _, r in found]))
     return rows
 
@@ -142,6 +142,9 @@ def headline(report: Mapping[str, Any]) -> str:
 def remarks(report: Mapping[str, Any]) -> list[str]:
     """What the numbers do not say by themselves: where zeros give size and not speed."""
     patterns: Sequence[str] = sorted({row["pattern"] for row in report["layers"] if row["sparsity"] > 0} - {"none"})
+    dense, deployed = report["results"]["dense"], report["results"]["deployed"]
+    before, after = (result and result["latency_ms"] for result in (dense, deployed))
+    faster = bool(before and after) and after["median"] <= before["median"]
     found = []
     scattered = [pattern for pattern in patterns if pattern != "channel"]
     if "unstructured" in scattered:
@@ -149,7 +152,7 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         found.append(
             "Unstructured zeros give size, not speed. ONNX Runtime multiplies by a zero as by any other number, and "
             "the ONNX file stores it as any other; only the packed file leaves zeros out."
-            + (" Whatever speed was gained comes from integers." if quantized else "")
+            + (" What speed was gained comes from integers." if quantized and faster else "")
         )
     for pattern in scattered:
         if pattern != "unstructured":
@@ -157,6 +160,11 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
                 f"Zeros in the pattern {pattern} give speed only on hardware and runtimes that know it; ONNX Runtime "
                 f"on a CPU does not."
             )
+    if before and after and not faster:
+        found.append(
+            f"On this machine the deployed file is slower than the dense model: {milliseconds(after)} against "
+            f"{milliseconds(before)}."
+        )
     return found
 
 
@@ -180,7 +188,7 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    shown = {key: value for key, value in settings.items() if value not in (None, [], {}, ())}
+    shown = {key: value for key, value in settings.items() if value is not False and value not in (None, [], {}, ())}
     return ", ".join(f"{key.replace('_', ' ')} {_value(value)}" for key, value in shown.items())
 
 

@@ -98,3 +98,16 @@ def test_the_headline_says_what_was_gained_and_lost() -> None:
         "3.61× smaller than dense float32: 86.1 kB; test/acc 98.33 % (−0.28 points against dense); "
         "0.034 ms median latency on ONNX Runtime, int8."
     )
+
+
+def test_a_slower_deployed_model_is_called_slower() -> None:
+    found = example_report()
+    assert not any("slower" in remark for remark in text.remarks(found))
+    found["results"]["deployed"]["latency_ms"]["median"] = 0.08
+    assert any("slower than the dense model: 0.08 ms against 0.061 ms" in remark for remark in text.remarks(found))
+
+
+def test_patterns_that_need_hardware_are_named() -> None:
+    found = example_report()
+    found["layers"][0]["pattern"] = "2:4"
+    assert any("pattern 2:4 give speed only on hardware" in remark for remark in text.remarks(found))
