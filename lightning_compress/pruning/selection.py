@@ -75,7 +75,12 @@ def prune_smallest(
         for mask in masks:
             mask.fill_(True)
         return
-    _write(scores, masks, threshold, absolute)
+    # Chunks are taken in logical order; a mask in another memory layout is written by way of a copy.
+    flat = [mask.contiguous() for mask in masks]
+    _write(scores, flat, threshold, absolute)
+    for mask, written in zip(masks, flat, strict=True):
+        if written is not mask:
+            mask.copy_(written)
 
 
 def find_threshold(scores: Sequence[Tensor], count: int, *, absolute: bool, names: Sequence[str]) -> Threshold | None:
@@ -184,28 +189,58 @@ def _refuse_nan(histogram: Tensor, scores: Sequence[Tensor], names: Sequence[str
 def _write(scores: Sequence[Tensor], masks: Sequence[Tensor], threshold: Threshold, absolute: bool) -> None:
     """Write the masks that a threshold implies."""
     bits = _bits(scores)
-    partial = threshold.ties_pruned < threshold.ties
+    if threshold.ties_pruned == threshold.ties:
+        for chunk, kept in _pairs(scores, masks):
+            torch.gt(_ranked(chunk, bits, absolute), threshold.value, out=kept)
+    elif threshold.ties <= CHUNK:
+        _write_few_ties(scores, masks, threshold, absolute)
+    else:
+        _write_many_ties(scores, masks, threshold, absolute)
+
+
+def _write_few_ties(scores: Sequence[Tensor], masks: Sequence[Tensor], threshold: Threshold, absolute: bool) -> None:
+    """Write the masks in one pass, setting ties aside to decide on them at the end."""
+    bits = _bits(scores)
+    tied: list[tuple[Tensor, Tensor, Tensor]] = []
+    for chunk, kept in _pairs(scores, masks):
+        ranked = _ranked(chunk, bits, absolute)
+        index = (ranked == threshold.value).nonzero().squeeze(1)
+        if index.numel():
+            tied.append((kept, index, kept[index]))
+        torch.gt(ranked, threshold.value, out=kept)
+    remaining = threshold.ties_pruned
+    # First those that were pruned before, then the others.
+    for kept_before in (False, True):
+        for kept, index, before in tied:
+            candidates = index[before == kept_before]
+            kept[candidates[remaining:]] = True
+            remaining = max(0, remaining - candidates.numel())
+
+
+def _write_many_ties(scores: Sequence[Tensor], masks: Sequence[Tensor], threshold: Threshold, absolute: bool) -> None:
+    """Write the masks in two passes, without remembering where ties are; for weights that are mostly zero."""
+    bits = _bits(scores)
     already = 0
-    if partial:
-        for score, mask in zip(scores, masks, strict=True):
-            for chunk, kept in zip(_chunks(score), _mask_chunks(mask), strict=True):
-                already += int((_ranked(chunk, bits, absolute) == threshold.value).logical_and_(~kept).sum())
-    # How many ties are still to be pruned, of the entries pruned before and of the others.
+    for chunk, kept in _pairs(scores, masks):
+        tied = _ranked(chunk, bits, absolute) == threshold.value
+        already += int(tied.logical_and_(~kept).count_nonzero())
     from_pruned = min(threshold.ties_pruned, already)
     from_kept = threshold.ties_pruned - from_pruned
+    for chunk, kept in _pairs(scores, masks):
+        ranked = _ranked(chunk, bits, absolute)
+        tied = ranked == threshold.value
+        pruned_before = (tied & ~kept).nonzero().squeeze(1)
+        kept_before = (tied & kept).nonzero().squeeze(1)
+        torch.gt(ranked, threshold.value, out=kept)
+        kept[pruned_before[from_pruned:]] = True
+        kept[kept_before[from_kept:]] = True
+        from_pruned = max(0, from_pruned - pruned_before.numel())
+        from_kept = max(0, from_kept - kept_before.numel())
+
+
+def _pairs(scores: Sequence[Tensor], masks: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     for score, mask in zip(scores, masks, strict=True):
-        for chunk, kept in zip(_chunks(score), _mask_chunks(mask), strict=True):
-            ranked = _ranked(chunk, bits, absolute)
-            if partial:
-                tied = ranked == threshold.value
-                pruned_before = (tied & ~kept).nonzero().squeeze(1)
-                kept_before = (tied & kept).nonzero().squeeze(1)
-            torch.gt(ranked, threshold.value, out=kept)
-            if partial:
-                kept[pruned_before[from_pruned:]] = True
-                kept[kept_before[from_kept:]] = True
-                from_pruned = max(0, from_pruned - pruned_before.numel())
-                from_kept = max(0, from_kept - kept_before.numel())
+        yield from zip(_chunks(score), _mask_chunks(mask), strict=True)
 
 
 def _ranked(chunk: Tensor, bits: int, absolute: bool) -> Tensor:

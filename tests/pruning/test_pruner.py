@@ -205,6 +205,21 @@ def test_tied_weights_count_once():
     assert zeros([model[1].weight]) == 8
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "block:2x3"])
+def test_the_memory_layout_of_weights_makes_no_difference(pattern):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(4, 8, 3)
+    other = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    masks = []
+    for model in (plain, other):
+        pruner = Pruner(model, final_sparsity=0.5, end=0, pattern=pattern)
+        pruner.step(0)
+        masks.append(pruner.masks["weight"])
+    assert torch.equal(*masks)
+    assert torch.equal(plain.weight, other.weight)
+    assert other.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_nan_weights_are_refused_by_name():
     model = net()
     with torch.no_grad():
