@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -114,7 +115,7 @@ class CompressedExport(Callback):
         self._given = None if dense is None else Path(dense)
         self._dense: dict[str, Tensor] | None = None
         self._dense_source = AT_START
-        self._dense_of: int | None = None
+        self._dense_of: weakref.ref[L.LightningModule] | None = None
         self._restored: dict[str, Any] | None = None
         self._example_inputs, self._module = example_inputs, module
         self._latency, self._threads = latency, threads
@@ -143,9 +144,9 @@ class CompressedExport(Callback):
         self._entry = None
         if self._given is not None and self._dense is not None:
             refuse_other_model(self._dense, pl_module, f"{_FIELD}.dense")
-        elif trainer.is_global_zero and self._dense_of != id(pl_module):
+        elif trainer.is_global_zero and (self._dense_of is None or self._dense_of() is not pl_module):
             self._keep_dense(trainer, pl_module)
-            self._dense_of = id(pl_module)
+            self._dense_of = weakref.ref(pl_module)
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -201,6 +202,10 @@ class CompressedExport(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Launchers that spawn processes pickle callbacks.
+        return {**self.__dict__, "_dense_of": None}
 
     def _wanted(self, trainer: L.Trainer) -> bool:
         return self._in_fast_dev_run or not trainer.fast_dev_run  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -156,16 +157,12 @@ def _keep_built(module: L.LightningModule, split: Split) -> None:
         set_up(stage)
         module.load_state_dict(weights, strict=False)
 
-    # fit has run setup("fit"), which covers validation.
-    replaced: dict[str, Callable[..., Any]] = {
-        "setup": for_test if split == "test" else _nothing,
-        "prepare_data": _nothing,
-        "configure_model": _nothing,
-        "configure_callbacks": list,
-        "teardown": _nothing,
-    }
-    for name, function in replaced.items():
-        setattr(module, name, function)
+    _unhook(module, L.LightningModule, ("prepare_data", "configure_model", "configure_callbacks", "teardown"))
+    if split == "test":
+        module.setup = for_test  # type: ignore[method-assign]
+    else:
+        # fit has run setup("fit"), which covers validation.
+        _unhook(module, L.LightningModule, ("setup",))
 
 
 def _borrowed(datamodule: L.LightningDataModule, split: Split) -> L.LightningDataModule:
@@ -174,9 +171,18 @@ def _borrowed(datamodule: L.LightningDataModule, split: Split) -> L.LightningDat
     It is set up again for testing alone, as ``Trainer.test`` would; a new random split stays in the copy.
     """
     borrowed = copy.copy(datamodule)
-    for name in ("prepare_data", "teardown") if split == "test" else ("prepare_data", "setup", "teardown"):
-        setattr(borrowed, name, _nothing)
+    hooks = ("prepare_data", "teardown") if split == "test" else ("prepare_data", "setup", "teardown")
+    _unhook(borrowed, L.LightningDataModule, hooks)
     return borrowed
+
+
+def _unhook(owner: object, base: type, hooks: tuple[str, ...]) -> None:
+    """Give an object the empty hooks of its base class.
+
+    They must be those very functions: around a ``prepare_data`` that is overridden, Lightning waits for all ranks.
+    """
+    for hook in hooks:
+        setattr(owner, hook, MethodType(getattr(base, hook), owner))
 
 
 def _quiet_trainer(data: EvaluationData, callbacks: list[Callback]) -> L.Trainer:
@@ -237,10 +243,6 @@ def _whole(dataloaders: Any) -> Any:
         collate_fn=dataloaders.collate_fn,
         num_workers=dataloaders.num_workers,
     )
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    return None
 
 
 def _alone() -> bool:
