@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from torch import nn
 
 from lightning_compress import quantization
 from lightning_compress.errors import CompressionError
+from lightning_compress.export import container
+from lightning_compress.export.layout import PLAIN, SPARSE
 from lightning_compress.export.packed import PackedReader, load_packed, save_packed
 
 
@@ -63,6 +66,18 @@ def test_no_damaged_file_does_harm(true_file: Path, tmp_path: Path, seed: int) -
     assert refused > 70
     # Bombs of up to 8 GB are among the cases.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - kilobytes < 150_000
+
+
+@pytest.mark.parametrize("kind", [PLAIN, SPARSE])
+def test_quantizers_far_larger_than_the_file_are_refused_before_they_are_made(
+    true_file: Path, tmp_path: Path, kind: int
+) -> None:
+    liar = Liar(true_file, tmp_path / "bomb.packed")
+    entries = list(liar.layout.entries)
+    entries[-1] = replace(entries[-1], kind=kind, dtype=0, shape=(2**20, 2**10))
+    container.write(liar.scratch, entries, liar.chunks, liar.layout.extra)
+    with pytest.raises(CompressionError, match="its quantizers would take 4294967"):
+        load_packed(liar.scratch, ResidualNet())
 
 
 @pytest.mark.parametrize("where", ["header", "lead", "layout", "first chunk", "last byte"])
