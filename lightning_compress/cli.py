@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lightning_compress import __version__
+from lightning_compress.commands.bench import add_bench
 from lightning_compress.errors import CompressionError
 
 DONE, DOES_NOT_HOLD, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -150,7 +151,7 @@ def _show(outcome: Any, *, as_json: bool) -> None:
     console.print(f"Written to {outcome.output_dir}", markup=False, soft_wrap=True)
 
 
-COMMANDS = (add_train,)
+COMMANDS = (add_train, add_bench)
 """Functions that each add one subcommand."""
 
 

@@ -1,0 +1,1 @@
+"""Subcommands of ``lightning-compress`` that work on files."""
