@@ -323,6 +323,18 @@ def test_fit_test_and_fit_again_work(tmp_path):
     assert callback.pruner.sparsity() == 0.75
 
 
+def test_a_fit_that_goes_on_longer_keeps_what_is_pruned(tmp_path):
+    callback = pruning(start=0.0, end=0.5, every=1)
+    watch = Watch(callback)
+    module = Module()
+    run = trainer(tmp_path, callback, watch)
+    run.fit(module, data())
+    run.fit_loop.max_epochs = 6
+    run.fit(module, data())
+    assert callback.pruner.schedule.end == 24
+    assert min(watch.sparsity[16:]) == 0.75
+
+
 def test_no_hook_is_left_on_the_optimizer(tmp_path):
     seen = []
 
