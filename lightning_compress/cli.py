@@ -16,6 +16,7 @@ from typing import Any
 
 from lightning_compress import __version__
 from lightning_compress.commands.bench import add_bench
+from lightning_compress.commands.inspect import add_inspect
 from lightning_compress.errors import CompressionError
 
 DONE, DOES_NOT_HOLD, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -93,6 +94,8 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     from lightning_compress.config import COMPOSITION_ERRORS, CONFIG_MODULE, CONFIG_NAME, explain
 
+    # Hydra's parser takes overrides on one side of an option only.
+    overrides = sorted(overrides, key=lambda text: text not in ("-m", "--multirun"))
     outcomes: list[Any] = []
 
     def job(cfg: DictConfig) -> float | tuple[float, ...] | None:
@@ -151,7 +154,7 @@ def _show(outcome: Any, *, as_json: bool) -> None:
     console.print(f"Written to {outcome.output_dir}", markup=False, soft_wrap=True)
 
 
-COMMANDS = (add_train, add_bench)
+COMMANDS = (add_train, add_bench, add_inspect)
 """Functions that each add one subcommand."""
 
 

@@ -76,7 +76,8 @@ def run(cfg: DictConfig, output_dir: str | Path, overrides: Sequence[str] = ()) 
             "hydra.run.dir", expected="a directory without results", got=str(output), fix="Choose a new one."
         )
     output.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for library in ("lightning.pytorch", "matplotlib", "onnx_ir", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     for message in _QUIET:
         warnings.filterwarnings("ignore", message=f".*{message}")
     if wanted.threads is not None:
