@@ -1,5 +1,15 @@
 """Writing a compressed model to disk, and proving what was written."""
 
 from lightning_compress.export.onnx import OnnxFile, to_onnx
+from lightning_compress.export.packed import PackedFile, load_packed, save_packed
+from lightning_compress.export.verify import Verification, verify
 
-__all__ = ["OnnxFile", "to_onnx"]
+__all__ = [
+    "OnnxFile",
+    "PackedFile",
+    "Verification",
+    "load_packed",
+    "save_packed",
+    "to_onnx",
+    "verify",
+]

@@ -12,7 +12,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.ops import dequantize, quantize_dequantize
-from lightning_compress.quantization.layers import ActivationQuantizer
+from lightning_compress.quantization.candidates import Use
+from lightning_compress.quantization.layers import ActivationQuantizer, collect_flat_weights
 from lightning_compress.quantization.placement import place
 from lightning_compress.quantization.prepare import Quantization, call_arguments, find, strip
 from lightning_compress.quantization.recording import Boundary, recording
@@ -30,12 +31,14 @@ class IntegerWeight:
         integers: int8, the weight's shape.
         scale: float32: ``[]``, ``[C]`` along ``axis``, or ``[C, groups]``.
         axis: Dimension of the output channels.
+        uses: Where it is read.
         group_size: Inputs that share a scale, or ``None``.
     """
 
     integers: torch.Tensor
     scale: torch.Tensor
     axis: int
+    uses: tuple[Use, ...]
     group_size: int | None = None
 
     def rescale(self, factor: torch.Tensor) -> None:
@@ -48,11 +51,6 @@ class IntegerWeight:
             self.scale = self.scale * size[:, None]
         else:
             self.scale = self.scale * size
-
-    def values(self) -> torch.Tensor:
-        """The weight as float32."""
-        axis, block = (1, self.group_size) if self.group_size else (self.axis, 0)
-        return dequantize(self.integers, self.scale, None, axis, block)
 
 
 def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
@@ -75,17 +73,18 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
     integers = _integers(quantization) if quantization else {}
     sites = _sites(quantization) if quantization else []
     input_scales = _input_scales(quantization) if quantization else {}
+    # A part of what was prepared keeps the names of the whole.
+    root = quantization.root if quantization else duplicate
     strip(duplicate)
     if folds is None:
-        folds = _folds(duplicate, example_inputs)
-    modules = dict(duplicate.named_modules())
+        root, folds = duplicate, _folds(duplicate, example_inputs)
+    modules = dict(root.named_modules())
     for layer, norm in folds.items():
         _fold(modules[layer], modules[norm], integers.get(f"{layer}.weight"))
         modules[norm] = nn.Identity()
-        _replace(duplicate, norm, modules[norm])
+        _replace(root, norm, modules[norm])
     for name, weight in integers.items():
-        owner, _, attribute = name.rpartition(".")
-        _store(duplicate, modules[owner], owner, attribute, weight, input_scales.get(name))
+        _store(name, weight, input_scales.get(name))
     for boundary, quantizer in sites:
         _constant(modules[boundary.module], boundary, quantizer)
     return duplicate
@@ -97,6 +96,7 @@ def _integers(quantization: Quantization) -> dict[str, IntegerWeight]:
             q.integers(),
             q.scale().detach().float(),
             q.channel_axis,
+            q.uses,
             q.spec.group_size,
         )
         for name, q in quantization.layers.items()
@@ -157,7 +157,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 class _Shadow:
-    """Puts dequantized constants in front of a module's parameters while it runs."""
+    """Puts dequantized constants in front of a module's parameters while another (or itself) runs."""
 
     def __init__(self, owner: nn.Module) -> None:
         self.owner = owner
@@ -169,57 +169,52 @@ class _Shadow:
                 self.owner._buffers.get(f"{attribute}_{part}") for part in ("integers", "scale", "zero_point")
             )
             self.owner.__dict__[attribute] = dequantize(integers, scale, zero_point, axis, block)
+        collect_flat_weights(module)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         for attribute in self.reads:
             self.owner.__dict__.pop(attribute, None)
+        collect_flat_weights(module)
 
 
-def _store(
-    model: nn.Module,
-    owner: nn.Module,
-    path: str,
-    attribute: str,
-    weight: IntegerWeight,
-    input_scale: float | None,
-) -> None:
+def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
     """Keep a weight, and its layer's bias where the input is quantized, as integer buffers."""
-    shadow = _Shadow(owner)
-    bias = owner._parameters.get("bias") if attribute == "weight" else None
-    if bias is not None and input_scale is not None and weight.scale.ndim <= 1:
-        _fill_bytes(weight)
-        _make_room(weight, bias.detach(), input_scale)
-        bias_scale = weight.scale * torch.tensor(input_scale, dtype=torch.float32)
-        # float32, as ONNX Runtime's kernels compute it.
-        integers = torch.round(bias.detach().float().double() / bias_scale.double()).to(torch.int32)
-        owner.register_parameter("bias", None)
-        owner.register_buffer("bias_integers", integers)
-        owner.register_buffer("bias_scale", bias_scale)
-        shadow.reads["bias"] = (0, 0)
     if weight.group_size and weight.integers.ndim != 2:
         raise CompressionError(
-            f"{path}.{attribute}: weight_granularity 'group:{weight.group_size}' exports for Linear layers alone, got "
-            f"a weight of shape {tuple(weight.integers.shape)}. Give this layer 'channel' in overrides."
+            f"{name}: weight_granularity 'group:{weight.group_size}' exports for Linear layers alone, got a weight of "
+            f"shape {tuple(weight.integers.shape)}. Give this layer 'channel' in overrides."
         )
+    biases: dict[Use, torch.Tensor] = {
+        use: bias.detach()
+        for use in weight.uses
+        if use.attribute == "weight" and (bias := use.owner._parameters.get("bias")) is not None
+    }
+    if input_scale is None or weight.scale.ndim > 1:
+        biases = {}
+    if biases:
+        _fill_bytes(weight)
+    for value in biases.values():
+        _make_room(weight, value, input_scale or 1.0)
+    zero_point = torch.zeros_like(weight.scale, dtype=torch.int8)
     axis, block = (1, weight.group_size) if weight.group_size else (weight.axis, 0)
-    owner._parameters.pop(attribute)
-    owner.register_parameter(attribute, None)
-    owner.register_buffer(f"{attribute}_integers", weight.integers)
-    owner.register_buffer(f"{attribute}_scale", weight.scale)
-    owner.register_buffer(f"{attribute}_zero_point", torch.zeros_like(weight.scale, dtype=torch.int8))
-    shadow.reads[attribute] = (axis, block or 0)
-    host = _host(model, path)
-    host.register_forward_pre_hook(shadow.enter)
-    host.register_forward_hook(shadow.leave, always_call=True)
-
-
-def _host(model: nn.Module, path: str) -> nn.Module:
-    """The module whose forward reads the weights of ``path``."""
-    parent, _, attribute = path.rpartition(".")
-    above = model.get_submodule(parent)
-    if isinstance(above, nn.MultiheadAttention) and attribute == "out_proj":
-        return above
-    return model.get_submodule(path)
+    for use in weight.uses:
+        owner, attribute = use.owner, use.attribute
+        shadow = _Shadow(owner)
+        owner.register_parameter(attribute, None)
+        owner.register_buffer(f"{attribute}_integers", weight.integers)
+        owner.register_buffer(f"{attribute}_scale", weight.scale)
+        owner.register_buffer(f"{attribute}_zero_point", zero_point)
+        shadow.reads[attribute] = (axis, block)
+        if use in biases:
+            # float32, as ONNX Runtime's kernels compute it.
+            scale = weight.scale * torch.tensor(input_scale, dtype=torch.float32)
+            integers = torch.round(biases[use].float().double() / scale.double()).to(torch.int32)
+            owner.register_parameter("bias", None)
+            owner.register_buffer("bias_integers", integers)
+            owner.register_buffer("bias_scale", scale)
+            shadow.reads["bias"] = (0, 0)
+        use.host.register_forward_pre_hook(shadow.enter)
+        use.host.register_forward_hook(shadow.leave, always_call=True)
 
 
 def _fill_bytes(weight: IntegerWeight) -> None:

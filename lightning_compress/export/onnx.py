@@ -17,6 +17,7 @@ from torch import nn
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.atomic import replacing
 from lightning_compress.export.fold import deployable
+from lightning_compress.export.onnx_graph import clean
 from lightning_compress.quantization.prepare import call_arguments
 from lightning_compress.quantization.structure import tensors
 
@@ -74,8 +75,7 @@ def to_onnx(
         parameter.requires_grad_(False)
     program = _export(exported, args, kwargs, input_names, dynamic_batch, type(model).__name__)
     graph = program.model
-    _clean(graph)
-    _own_zero_points(graph.graph)
+    clean(graph)
     if metadata:
         graph.metadata_props.update({str(k): str(v) for k, v in metadata.items()})
     path = Path(path)
@@ -173,41 +173,6 @@ def _translations() -> dict[Any, Any]:
         ops.dequantize.default: to_dequantize_linear,
         torch.ops.aten.mean.dim: to_mean,
     }
-
-
-def _clean(model: Any) -> None:
-    """Drop debugging metadata: it is most of a small file, and it names files of the machine that exported."""
-    for graph in (model.graph, *(function.graph for function in model.functions.values())):
-        for node in graph.all_nodes():
-            node.metadata_props.clear()
-            node.doc_string = None
-            for value in node.outputs:
-                value.metadata_props.clear()
-        for value in (*graph.inputs, *graph.initializers.values()):
-            value.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.metadata_props.clear()
-
-
-def _own_zero_points(graph: Any) -> None:
-    """Give each weight a zero point of its own.
-
-    The exporter merges equal initializers, and ONNX Runtime's int8 → uint8 rewrite for CPUs without VNNI refuses a
-    zero point that two weights share.
-    """
-    import onnx_ir as ir
-
-    seen: set[Any] = set()
-    for node in list(graph):
-        if node.op_type != "DequantizeLinear" or len(node.inputs) < 3 or node.inputs[0].const_value is None:
-            continue
-        zero_point = node.inputs[2]
-        if zero_point in seen:
-            own = ir.Value(name=f"{node.inputs[0].name}_zero_point", const_value=zero_point.const_value)
-            own.type, own.shape = zero_point.type, zero_point.shape
-            graph.register_initializer(own)
-            node.replace_input_with(2, own)
-        seen.add(zero_point)
 
 
 def _dynamic(argument: Any, batch: Any) -> Any:

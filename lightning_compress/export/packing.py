@@ -185,9 +185,14 @@ class Packing:
 
 
 def _prefix(model: nn.Module, quantization: Quantization) -> str:
-    """Path of the submodule that is quantized, with a dot behind it: the innermost that knows the quantization."""
-    owners = [name for name, module in model.named_modules() if find(module) is quantization]
-    return f"{owners[-1]}." if owners[-1] else ""
+    """Path of the module that was quantized, with a dot behind it."""
+    owners = [name for name, module in model.named_modules() if module is quantization.root]
+    if not owners:
+        raise CompressionError(
+            f"save_packed: {type(model).__name__} is a part of {type(quantization.root).__name__}, which was quantized "
+            f"as a whole. Save that one, or prepare this part alone."
+        )
+    return f"{owners[0]}." if owners[0] else ""
 
 
 def _check(name: str, tensor: object) -> None:

@@ -83,6 +83,9 @@ def describe(
     quantization = find(model)
     if quantization is not None and not quantization.enabled:
         quantization = None
+    names = {} if quantization is None else quantization.names_in(model)
+    quantizers = {} if quantization is None else {new: quantization.layers[old] for old, new in names.items()}
+    inputs = {} if quantization is None else _input_bits(quantization, names)
     targets = {} if pruner is None else pruner.layer_sparsity_target()
     patterns = {} if pruner is None else pruner.patterns
     layer_weights = {candidate.names[0] for candidate in candidates(model) if candidate.default}
@@ -91,7 +94,7 @@ def describe(
     zeros = count_zeros(list(parameters.values()))
     coded = entropies(
         {name: p for name, p in parameters.items() if name in layer_weights},
-        {} if quantization is None else quantization.layers,
+        quantizers,
     )
     return [
         LayerRow(
@@ -101,8 +104,8 @@ def describe(
             numel=parameter.numel(),
             zeros=zeros[index],
             sparsity_target=targets.get(name),
-            weight_bits=_weight_bits(quantization, name, parameter),
-            activation_bits=_activation_bits(quantization, name),
+            weight_bits=quantizers[name].spec.bits if name in quantizers else parameter.element_size() * 8,
+            activation_bits=inputs.get(name, 32),
             macs=None if macs is None else macs.layers.get(name, 0),
             pattern=patterns.get(name, "none"),
             weight=name in layer_weights or name in targets,
@@ -186,12 +189,10 @@ def _mantissa_bits(weight: Tensor) -> int:
     return -round(math.log2(torch.finfo(weight.dtype).eps))
 
 
-def _weight_bits(quantization: Quantization | None, name: str, parameter: Tensor) -> int:
-    if quantization is not None and name in quantization.layers:
-        return quantization.layers[name].spec.bits
-    return parameter.element_size() * 8
-
-
-def _activation_bits(quantization: Quantization | None, name: str) -> int:
-    site = quantization.layer_input.get(name) if quantization is not None else None
-    return 32 if quantization is None or site is None else quantization.activations[site].bits
+def _input_bits(quantization: Quantization, names: Mapping[str, str]) -> dict[str, int]:
+    """Weight's name in the described model → bits of its layer's input."""
+    return {
+        names[name]: quantization.activations[site].bits
+        for name, site in quantization.layer_input.items()
+        if name in names
+    }

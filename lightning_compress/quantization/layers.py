@@ -7,13 +7,16 @@ While a layer runs, its weight attribute is shadowed by the fake-quantized weigh
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization import kernels, observers
+from lightning_compress.quantization.candidates import Use, Weight
 from lightning_compress.quantization.recording import Boundary
 from lightning_compress.quantization.spec import ActivationSpec, WeightSpec
 from lightning_compress.quantization.structure import replaced
@@ -40,25 +43,26 @@ class WeightQuantizer:
 
     Attributes:
         name: The weight's full name.
+        uses: Where it is read.
         spec: Bits and granularity.
         channel_axis: Dimension of the output channels.
         axis: The same where each has a scale of its own, ``None`` with a single scale.
         fixed_scale: Scale to use instead of the one that the weight's own range gives (loaded artifacts).
     """
 
-    def __init__(self, name: str, owner: nn.Module, attribute: str, axis: int, spec: WeightSpec) -> None:
-        self.name = name
+    def __init__(self, weight: Weight, spec: WeightSpec) -> None:
+        self.name = weight.name
+        self.uses = weight.uses
         self.spec = spec
-        self.channel_axis = axis
-        self.axis = None if spec.granularity == "tensor" else axis
+        self.channel_axis = weight.axis
+        self.axis = None if spec.granularity == "tensor" else weight.axis
         self.fixed_scale: torch.Tensor | None = None
-        self._owner = owner
-        self._attribute = attribute
 
     @property
     def weight(self) -> nn.Parameter:
         """The float weight."""
-        parameter = self._owner._parameters[self._attribute]
+        first = self.uses[0]
+        parameter = first.owner._parameters[first.attribute]
         if parameter is None:
             raise CompressionError(f"{self.name} is gone: its module dropped the parameter after prepare().")
         return parameter
@@ -94,14 +98,6 @@ class WeightQuantizer:
             group_size=self.spec.group_size,
         )
 
-    def shadow(self) -> None:
-        """Put the fake-quantized weight in front of the parameter."""
-        self._owner.__dict__[self._attribute] = self.fake_quantize()
-
-    def unshadow(self) -> None:
-        """Let the parameter be seen again."""
-        self._owner.__dict__.pop(self._attribute, None)
-
 
 class ActivationQuantizer:
     """Observes and fake-quantizes one activation tensor.
@@ -134,6 +130,11 @@ class ActivationQuantizer:
         return self.spec.bits
 
     @property
+    def symmetric(self) -> bool:
+        """Whether the integers are signed and the zero point is 0."""
+        return self.spec.scheme == "symmetric"
+
+    @property
     def qmin(self) -> int:
         """Smallest integer."""
         return self.spec.qmin
@@ -143,17 +144,34 @@ class ActivationQuantizer:
         """Largest integer."""
         return self.spec.qmax
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Fake-quantize ``x``; learn its range first when training."""
+    def __call__(
+        self, x: torch.Tensor, clip: kernels.Clip | None = None, scratch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Fake-quantize ``x``, and learn its range when training.
+
+        A minmax range is observed in the same pass over ``x`` and counts from the next call on; only the first
+        batch, and other range methods, look at ``x`` beforehand.
+
+        Args:
+            x: The tensor.
+            clip: Ends to clip ``x`` to first: the activation function that would have run before.
+            scratch: As in ``kernels.fake_quantize``.
+        """
         if not x.is_floating_point():
             return x
         if self.scale.device != x.device:
             self.to(x.device)
-        if self.switch.learning:
-            self._observe(x)
+        grid = (self.scale, self.zero_point, self.qmin, self.qmax)
+        if self.switch.learning and self._due():
+            if self.observed and self.spec.range == "minmax":
+                y, observed = kernels.fake_quantize_and_observe(x, *grid, clip=clip, scratch=scratch)
+                self._learn(observed)
+                return y
+            seen = x.detach() if clip is None else x.detach().clamp(*clip)
+            self._learn(observers.observe(seen, self.spec.range, self.bits, symmetric=self.symmetric))
         if not self.observed:
-            return x
-        return kernels.fake_quantize(x, self.scale, self.zero_point, self.qmin, self.qmax)
+            return x if clip is None else x.clamp(*clip)
+        return kernels.fake_quantize(x, *grid, clip=clip, scratch=scratch)
 
     def to(self, device: torch.device) -> None:
         """Move the state."""
@@ -163,17 +181,16 @@ class ActivationQuantizer:
             self.zero_point = self.zero_point.to(device)
             self.nonfinite = self.nonfinite.to(device)
 
-    def _observe(self, x: torch.Tensor) -> None:
-        due = self._calls % self.switch.observe_every == 0
+    def _due(self) -> bool:
         self._calls += 1
-        if not due:
-            return
-        with torch.no_grad():
-            symmetric = self.spec.scheme == "symmetric"
-            observed = observers.observe(x.detach(), self.spec.range, self.bits, symmetric=symmetric)
-            observers.ema_(self.range, observed, self.switch.momentum, self.nonfinite)
+        return (self._calls - 1) % self.switch.observe_every == 0
+
+    def _learn(self, observed: torch.Tensor) -> None:
+        observers.update_(
+            self.range, observed, self.switch.momentum, self.nonfinite, self.scale, self.zero_point, self.bits,
+            symmetric=self.symmetric,
+        )  # fmt: skip
         self.observed = True
-        self.update_scale()
 
     def update_scale(self) -> None:
         """Recompute scale and zero point from the range, in place."""
@@ -209,22 +226,48 @@ class ActivationQuantizer:
 
 
 class WeightHook:
-    """Shadows weights while their module runs. Registered as both the pre-hook and the (always called) hook."""
+    """Shadows the weights that a module reads while it runs.
 
-    def __init__(self, quantizers: list[WeightQuantizer], switch: Switch) -> None:
-        self.quantizers = quantizers
+    Args:
+        reads: Each quantizer with the attribute through which the module reads its weight.
+        switch: What the model's quantizers share.
+    """
+
+    def __init__(self, reads: list[tuple[WeightQuantizer, Use]], switch: Switch) -> None:
+        self.reads = reads
         self.switch = switch
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Before the module's forward."""
         if self.switch.enabled:
-            for quantizer in self.quantizers:
-                quantizer.shadow()
+            for quantizer, use in self.reads:
+                use.owner.__dict__[use.attribute] = quantizer.fake_quantize()
+            collect_flat_weights(module)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the module's forward, also when it raised."""
-        for quantizer in self.quantizers:
-            quantizer.unshadow()
+        for _, use in self.reads:
+            use.owner.__dict__.pop(use.attribute, None)
+        collect_flat_weights(module)
+
+
+def collect_flat_weights(module: nn.Module) -> None:
+    """Let a recurrent module, which keeps a list of its weights, see what its attributes are now."""
+    if isinstance(module, nn.RNNBase):
+        module.__dict__["_flat_weights"] = [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+# Modules that make a new tensor which autograd does not keep for their own backward: it can be quantized in place.
+_UNSAVED = frozenset(
+    {
+        nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GELU, nn.Linear,
+        nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    }
+)  # fmt: skip
+_CLIPS: dict[type[nn.Module], tuple[kernels.Clip, str]] = {
+    nn.ReLU: ((0.0, math.inf), "ReluBackward0"),
+    nn.ReLU6: ((0.0, 6.0), "HardtanhBackward0"),
+}
 
 
 class ActivationHook:
@@ -245,4 +288,31 @@ class ActivationHook:
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         """After the module's forward: quantize its result."""
-        return replaced(output, self.path, self.quantizer) if self.switch.enabled else None
+        if not self.switch.enabled:
+            return None
+        clip = fused_clip(module, args, output)
+        own = not self.path and self._is_first(module)
+        if clip is not None:
+            return self.quantizer(args[0], clip, output if own else None)
+        if own and type(module) in _UNSAVED and isinstance(output, torch.Tensor):
+            return self.quantizer(output, None, output)
+        return replaced(output, self.path, self.quantizer)
+
+    def _is_first(self, module: nn.Module) -> bool:
+        """Whether no other hook has seen the module's result, and may have kept it."""
+        first = next(iter(module._forward_hooks.values()), None)
+        return first == self.leave and not _global_forward_hooks and not torch.compiler.is_compiling()
+
+
+def fused_clip(module: nn.Module, args: Any, output: Any) -> kernels.Clip | None:
+    """The clip that makes a quantizer do the work of the ReLU before it, or ``None``.
+
+    One mask then serves both in backward: the ReLU's own result is not kept and its backward pass does not run.
+    """
+    known = _CLIPS.get(type(module))
+    if known is None or module.inplace or torch.compiler.is_compiling():
+        return None
+    clip, node = known
+    # Another hook may have replaced the result.
+    direct = isinstance(output, torch.Tensor) and output.grad_fn is not None and output.grad_fn.name() == node
+    return clip if direct and len(args) == 1 else None

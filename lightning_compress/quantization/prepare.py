@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.quantization.candidates import weights
+from lightning_compress.quantization.candidates import Use, weights
 from lightning_compress.quantization.layers import (
     ActivationHook,
     ActivationQuantizer,
@@ -47,6 +47,20 @@ class Quantization:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._input_bits: dict[str, int | None] = {}
         self._attach_weights()
+
+    @property
+    def root(self) -> nn.Module:
+        """The module that was prepared: all names are relative to it."""
+        return self._model
+
+    def names_in(self, model: nn.Module) -> dict[str, str]:
+        """Weight's name here → its name in a module that holds the root, or that is a part of it."""
+        relative = {id(parameter): name for name, parameter in model.named_parameters()}
+        return {
+            name: relative[id(quantizer.weight)]
+            for name, quantizer in self.layers.items()
+            if id(quantizer.weight) in relative
+        }
 
     @property
     def enabled(self) -> bool:
@@ -126,19 +140,20 @@ class Quantization:
                 f"{settings.field}: nothing to quantize: {type(self._model).__name__} has no Conv or Linear layer that "
                 f"the targets select."
             )
-        hosts: dict[nn.Module, list[WeightQuantizer]] = {}
+        reads: dict[nn.Module, list[tuple[WeightQuantizer, Use]]] = {}
         for selection in selected:
             weight = selection.value
             spec = settings.weight_spec(selection.overrides)
             self._input_bits[weight.name] = selection.overrides.get("activation_bits", settings.activation_bits)
             if spec is None:
                 continue
-            quantizer = WeightQuantizer(weight.name, weight.owner, weight.attribute, weight.axis, spec)
+            quantizer = WeightQuantizer(weight, spec)
             self.layers[weight.name] = quantizer
-            for host in weight.hosts:
-                hosts.setdefault(host, []).append(quantizer)
-        for host, quantizers in hosts.items():
-            hook = WeightHook(quantizers, self._switch)
+            for use in weight.uses:
+                reads.setdefault(use.host, []).append((quantizer, use))
+        for host, uses in reads.items():
+            host.__dict__[_ATTRIBUTE] = self
+            hook = WeightHook(uses, self._switch)
             self._handles.append(host.register_forward_pre_hook(hook.enter))
             self._handles.append(host.register_forward_hook(hook.leave, always_call=True))
 
@@ -160,6 +175,7 @@ class Quantization:
                     f"does not have. Load it into the architecture that it was trained with."
                 )
             module = modules[boundary.module]
+            module.__dict__[_ATTRIBUTE] = self
             hook = ActivationHook(quantizer, boundary, self._switch)
             if boundary.side == "input":
                 self._handles.append(module.register_forward_pre_hook(hook.enter, with_kwargs=True))
@@ -167,12 +183,12 @@ class Quantization:
                 self._handles.append(module.register_forward_hook(hook.leave))
 
     def detach(self) -> None:
-        """Remove every hook."""
+        """Remove every hook and mark."""
         for handle in self._handles:
             handle.remove()
-        for quantizer in self.layers.values():
-            quantizer.unshadow()
         self._handles.clear()
+        for module in self._model.modules():
+            module.__dict__.pop(_ATTRIBUTE, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Settings, placement, ranges and scales: tensors and primitives only."""
@@ -277,7 +293,7 @@ def attach(model: nn.Module, state: Mapping[str, Any]) -> Quantization:
 
 
 def find(model: nn.Module) -> Quantization | None:
-    """The quantization attached to a model or to one of its submodules, if any."""
+    """The quantization attached to a model, to one of its submodules, or to what it is a part of, if any."""
     for module in model.modules():
         if _ATTRIBUTE in module.__dict__:
             return module.__dict__[_ATTRIBUTE]
@@ -290,10 +306,8 @@ def strip(model: nn.Module) -> nn.Module:
     Returns:
         The same model.
     """
-    for module in model.modules():
-        quantization = module.__dict__.pop(_ATTRIBUTE, None)
-        if quantization is not None:
-            quantization.detach()
+    while (quantization := find(model)) is not None:
+        quantization.detach()
     return model
 
 

@@ -227,3 +227,45 @@ def test_a_model_that_torch_cannot_export_gives_one_paragraph(tmp_path: Path) ->
     with pytest.raises(CompressionError, match=r"torch\.export cannot trace Opaque"):
         to_onnx(Opaque(), torch.randn(2, 4), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_layers_with_equal_weights_load_where_integers_are_rewritten(tmp_path: Path) -> None:
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(6, 6)
+            self.second = nn.Linear(6, 6)
+            self.second.load_state_dict(self.first.state_dict())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.relu(self.first(x).unsqueeze(1))).squeeze(1)
+
+    model = Twins()
+    prepare(model, example_inputs=torch.randn(2, 6))
+    model.train()(torch.randn(32, 6))
+    to_onnx(model.eval(), torch.randn(2, 6), tmp_path / "model.onnx")
+    x = torch.randn(32, 6)
+    np.testing.assert_allclose(run(tmp_path / "model.onnx", x), model(x).detach().numpy(), atol=0.02)
+
+
+@pytest.mark.parametrize("prepared", ["whole", "part"])
+@pytest.mark.parametrize("exported", ["whole", "part"])
+def test_a_part_of_what_was_prepared_and_what_holds_it_export_alike(
+    prepared: str, exported: str, tmp_path: Path
+) -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = ResidualNet()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+    wrapper = Wrapper()
+    prepare(wrapper if prepared == "whole" else wrapper.net, example_inputs=torch.randn(*IMAGE))
+    wrapper.train()(torch.randn(*IMAGE))
+    wrapper.eval()
+    to_onnx(wrapper if exported == "whole" else wrapper.net, torch.randn(*IMAGE), tmp_path / "model.onnx")
+    found = operators(tmp_path / "model.onnx", tmp_path)
+    assert (found["QLinearConv"], found["QLinearAdd"]) == (6, 2)
+    assert find(wrapper) is not None

@@ -1,0 +1,108 @@
+"""Rewrites of an exported ONNX graph, for ONNX Runtime to find its integer kernels; none changes a value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def clean(model: Any) -> None:
+    """Rewrite an ``onnx_ir.Model`` in place.
+
+    Weights behind a ``Transpose`` are stored transposed, no two nodes share a weight, and debugging metadata goes: it
+    is most of a small file, and it names files of the machine that exported.
+    """
+    _transpose_weights(model.graph)
+    _unshare_weights(model.graph)
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+
+
+def _transpose_weights(graph: Any) -> None:
+    """Turn ``Transpose(DequantizeLinear(weight))`` into ``DequantizeLinear(weight transposed)``.
+
+    ONNX Runtime fuses the transpose into a float MatMul before it looks for an integer one.
+    """
+    for node in list(graph):
+        if node.op_type != "Transpose" or (dequantize := _weight_behind(node.inputs[0])) is None:
+            continue
+        permutation = list(node.attributes["perm"].as_ints())
+        weight, *parameters = dequantize.inputs
+        transposed = _initializer(
+            graph, f"{weight.name}_transposed", np.ascontiguousarray(weight.const_value.numpy().transpose(permutation))
+        )
+        if dequantize.attributes["block_size"].as_int():
+            parameters = [
+                p and _initializer(graph, f"{p.name}_transposed", p.const_value.numpy().transpose(permutation))
+                for p in parameters
+            ]
+        axis = permutation.index(dequantize.attributes["axis"].as_int())
+        attributes = {"axis": axis, "block_size": dequantize.attributes["block_size"].as_int()}
+        made = _node("DequantizeLinear", [transposed, *parameters], attributes, f"{dequantize.name}_transposed")
+        _take_over(node.outputs[0], made.outputs[0])
+        graph.insert_before(node, made)
+        graph.remove(node, safe=True)
+        if not dequantize.outputs[0].uses():
+            graph.remove(dequantize, safe=True)
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
+
+
+def _unshare_weights(graph: Any) -> None:
+    """Give each use of a weight integers and a zero point of its own.
+
+    The exporter merges equal initializers, and ONNX Runtime's int8 → uint8 rewrite for CPUs without VNNI refuses a
+    tensor that two nodes share.
+    """
+    seen: set[Any] = set()
+    for node in list(graph):
+        if node.op_type != "DequantizeLinear" or node.inputs[0].const_value is None:
+            continue
+        for index, value in enumerate(node.inputs):
+            if index == 1 or value is None:
+                continue
+            if value in seen:
+                own = _initializer(graph, f"{node.name}_{index}", value.const_value.numpy())
+                node.replace_input_with(index, own)
+            seen.add(value)
+
+
+def _weight_behind(value: Any) -> Any | None:
+    """The DequantizeLinear of a stored weight that makes a value, if one does."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or node.inputs[0].const_value is None:
+        return None
+    return node
+
+
+def _initializer(graph: Any, name: str, array: np.ndarray[Any, Any]) -> Any:
+    import onnx_ir as ir
+
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor)
+    value.type = ir.TensorType(tensor.dtype)
+    value.shape = ir.Shape(array.shape)
+    graph.register_initializer(value)
+    return value
+
+
+def _node(operator: str, inputs: list[Any], attributes: dict[str, int], name: str) -> Any:
+    import onnx_ir as ir
+
+    return ir.Node("", operator, inputs, ir.convenience.convert_attributes(attributes), name=name)
+
+
+def _take_over(old: Any, new: Any) -> None:
+    import onnx_ir as ir
+
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, new)
