@@ -146,7 +146,10 @@ def updates(size: int, rounds: int, peers: bool) -> None:
         times["bare"].append(seconds(lambda: bare_update(weights, masks, count)))
         pruner = make()
         times["Pruner.step"].append(seconds(lambda p=pruner: p.step(0)))
-    assert all(torch.equal(a, b) for a, b in zip(masks, reference.values(), strict=True)), "masks differ"
+    # The bare way prunes every weight equal to the threshold; Pruner keeps as many as the exact count wants.
+    values = [w[a ^ b].abs() for w, a, b in zip(saved, masks, reference.values(), strict=True)]
+    if torch.cat(values).unique().numel() > 1:
+        raise RuntimeError("the masks differ beyond ties at the threshold")
     ratio = statistics.median(a / b for a, b in zip(times["Pruner.step"], times["bare"], strict=True))
     print(f"  bare selection and masks             {statistics.median(times['bare']):6.2f} s")
     print(f"  Pruner.step with an update           {statistics.median(times['Pruner.step']):6.2f} s")
