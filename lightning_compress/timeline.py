@@ -26,10 +26,12 @@ class Run:
     Attributes:
         total_steps: Optimizer steps in the whole run; ``None`` when unknown.
         steps_per_epoch: Optimizer steps in one epoch; ``None`` when unknown.
+        why: Why one of them is unknown, for messages.
     """
 
     total_steps: int | None = None
     steps_per_epoch: int | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Time:
                 self.field,
                 expected="a point in time that this run can place",
                 got=self.value,
-                fix=f"The number of optimizer steps in {what} is unknown here; give optimizer steps, such as "
-                f"1000 or '1000ba', or set a finite max_steps/max_epochs on the Trainer.",
+                fix=f"The number of optimizer steps in {what} is unknown here{': ' + run.why if run.why else ''}; give "
+                f"optimizer steps, such as 1000 or '1000ba', or set a finite max_steps/max_epochs on the Trainer.",
             )
         return math.floor(self.value * length + 0.5)
 

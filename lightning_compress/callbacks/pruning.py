@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_compress.callbacks.run import refuse_sharded, run_length
 from lightning_compress.errors import CompressionError
 from lightning_compress.pruning import Pruner
 from lightning_compress.pruning.distributions import DistributionName
@@ -28,7 +27,7 @@ from lightning_compress.pruning.optimizer_state import (
 )
 from lightning_compress.pruning.settings import Criterion, CriterionName, RegrowName, Settings
 from lightning_compress.schedule import Curve, ScheduleName
-from lightning_compress.timeline import Run, TimePoint, parse
+from lightning_compress.timeline import TimePoint, parse
 
 
 class GradualMagnitudePruning(Callback):
@@ -107,12 +106,7 @@ class GradualMagnitudePruning(Callback):
         self._restored = None
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
-            raise CompressionError.field(
-                f"{type(self).__name__} with Trainer.strategy",
-                expected="a strategy that keeps whole weights on every rank (one device, or 'ddp')",
-                got=type(trainer.strategy).__name__,
-            )
+        refuse_sharded(trainer, type(self).__name__)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         averaging = [i for i, callback in enumerate(callbacks) if isinstance(callback, WeightAveraging)]
         self._averaging = bool(averaging)
@@ -133,7 +127,7 @@ class GradualMagnitudePruning(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove_hooks()
-        run = _run_of(trainer)
+        run = run_length(trainer)
         settings = self._settings
         if trainer.fast_dev_run and not settings.freeze:  # type: ignore[attr-defined]
             # The few batches of a trial run see the last update, whatever the schedule.
@@ -235,20 +229,6 @@ class GradualMagnitudePruning(Callback):
             handle.remove()
         self._handles.clear()
         self._gradients_masked.clear()
-
-
-def _run_of(trainer: Trainer) -> Run:
-    """How long the run is, as far as the trainer knows."""
-    if trainer.train_dataloader is None:
-        trainer.fit_loop.setup_data()
-    total = trainer.estimated_stepping_batches
-    batches = trainer.num_training_batches
-    return Run(
-        total_steps=int(total) if math.isfinite(total) and total > 0 else None,
-        steps_per_epoch=(
-            math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) and batches else None
-        ),
-    )
 
 
 def _made(pruner: Pruner | None) -> Pruner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import lightning as L
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lightning_compress.errors import CompressionError
@@ -12,11 +13,42 @@ from lightning_compress.timeline import Run
 
 
 def run_length(trainer: L.Trainer) -> Run:
-    """The length of a fit in optimizer steps; ``None`` where it is unknown (an endless or iterable loader)."""
+    """The length of a fit in optimizer steps; ``None`` where it is unknown (an endless or iterable loader).
+
+    Lightning's own estimate counts batches: it takes the accumulation of the moment for that of all epochs, and one
+    step a batch for any number of optimizers. Where that is wrong, the length is computed here or is unknown.
+    """
     total = trainer.estimated_stepping_batches
+    if trainer.train_dataloader is None:
+        # The estimate loads no data where max_steps alone ends the run; the length of an epoch needs it.
+        trainer.fit_loop.setup_data()
     batches = trainer.num_training_batches
-    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else None
-    return Run(total_steps=int(total) if math.isfinite(total) and total >= 0 else None, steps_per_epoch=per_epoch)
+    module = trainer.lightning_module
+    if not module.automatic_optimization and len(trainer.optimizers) > 1:
+        # Each of their steps counts, and only the training step knows how many there are in a batch.
+        alone = trainer.max_epochs == -1 and trainer.max_steps != -1
+        return Run(
+            total_steps=trainer.max_steps if alone else None,
+            why=f"{type(module).__name__} steps {len(trainer.optimizers)} optimizers by hand, and each step counts",
+        )
+    if not math.isfinite(batches) or batches == 0:
+        return Run(total_steps=int(total) if math.isfinite(total) and total > 0 else None)
+    schedulers = [
+        callback
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches()
+    ]
+    if not schedulers:
+        per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        return Run(total_steps=int(total) if math.isfinite(total) and total > 0 else None, steps_per_epoch=per_epoch)
+    epochs = trainer.max_epochs or 0
+    steps = [math.ceil(batches / schedulers[0].get_accumulate_grad_batches(epoch)) for epoch in range(max(epochs, 0))]
+    ends = [end for end in (sum(steps), trainer.max_steps) if end > 0]
+    return Run(
+        total_steps=min(ends, default=None),
+        steps_per_epoch=steps[0] if steps and len(set(steps)) == 1 else None,
+        why="gradient accumulation changes from epoch to epoch",
+    )
 
 
 def refuse_sharded(trainer: L.Trainer, field: str) -> None:
