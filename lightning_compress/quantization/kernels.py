@@ -21,6 +21,7 @@ def fake_quantize(
     qmax: int,
     *,
     clip: Clip | None = None,
+    scratch: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Round an activation to its integer grid and back, with a straight-through gradient.
 
@@ -39,6 +40,8 @@ def fake_quantize(
         qmax: Largest integer.
         clip: Ends that values are clipped to first, with gradient 0 at and beyond them: ``(0, math.inf)`` makes
             this a ReLU and a quantizer in one pass, ``(0, 6)`` a ReLU6.
+        scratch: A tensor like ``x``, or ``x`` itself, that nobody reads any more, autograd included: the result may
+            be written to its memory.
 
     Returns:
         A tensor of the shape, dtype and memory format of ``x``.
@@ -47,7 +50,7 @@ def fake_quantize(
         >>> fake_quantize(torch.tensor([-1.0, 0.24, 0.26, 9.0]), torch.tensor(0.5), torch.tensor(0.0), 0, 3)
         tensor([0.0000, 0.0000, 0.5000, 1.5000])
     """
-    return _fake_quantize(x, scale, zero_point, qmin, qmax, clip, observe=False)[0]
+    return _fake_quantize(x, scale, zero_point, qmin, qmax, clip, scratch, observe=False)[0]
 
 
 def fake_quantize_and_observe(
@@ -58,6 +61,7 @@ def fake_quantize_and_observe(
     qmax: int,
     *,
     clip: Clip | None = None,
+    scratch: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``fake_quantize``, and in the same pass the smallest and largest value (behind ``clip``).
 
@@ -71,7 +75,7 @@ def fake_quantize_and_observe(
         >>> fake_quantize_and_observe(x, torch.tensor(0.5), torch.tensor(0.0), 0, 3)
         (tensor([0.0000, 0.0000, 1.5000]), tensor([-1.,  9.]))
     """
-    y, observed = _fake_quantize(x, scale, zero_point, qmin, qmax, clip, observe=True)
+    y, observed = _fake_quantize(x, scale, zero_point, qmin, qmax, clip, scratch, observe=True)
     return y, observed
 
 
@@ -208,12 +212,15 @@ def _fake_quantize(
     qmin: int,
     qmax: int,
     clip: Clip | None,
+    scratch: torch.Tensor | None,
     *,
     observe: bool,
 ) -> Any:
+    if scratch is not None:
+        scratch = scratch.detach()
     if torch.is_grad_enabled() and x.requires_grad:
-        return _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, clip, observe)
-    y, _, observed = quantize(x, scale, zero_point, qmin, qmax, clip, mask=False, observe=observe)
+        return _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, clip, observe, scratch)
+    y, _, observed = quantize(x, scale, zero_point, qmin, qmax, clip, mask=False, observe=observe, scratch=scratch)
     return y, observed
 
 
@@ -227,10 +234,11 @@ def quantize(
     *,
     mask: bool,
     observe: bool,
+    scratch: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Values on the grid and, where asked for, the mask of the gradient and the observed range; no gradients."""
     if (lib := native.library(x)) is not None and x.numel():
-        return native.quantize(lib, x, scale, zero_point, qmin, qmax, clip, mask=mask, observe=observe)
+        return native.quantize(lib, x, scale, zero_point, qmin, qmax, clip, mask=mask, observe=observe, scratch=scratch)
     y, inside = eager.quantize(x, scale, zero_point, qmin, qmax, clip, mask=mask)
     observed = None
     if observe:
@@ -252,8 +260,11 @@ class _FakeQuantize(torch.autograd.Function):
         qmax: int,
         clip: Clip | None,
         observe: bool,
+        scratch: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        y, inside, observed = quantize(x, scale, zero_point, qmin, qmax, clip, mask=True, observe=observe)
+        y, inside, observed = quantize(
+            x, scale, zero_point, qmin, qmax, clip, mask=True, observe=observe, scratch=scratch
+        )
         ctx.save_for_backward(inside)
         ctx.stride = y.stride()
         if observed is not None:
@@ -263,7 +274,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, _: Any) -> Any:
         (inside,) = ctx.saved_tensors
-        return _pass_inside(grad, inside, ctx.stride), None, None, None, None, None, None
+        return _pass_inside(grad, inside, ctx.stride), *[None] * 7
 
 
 def _pass_inside(grad: torch.Tensor, inside: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:

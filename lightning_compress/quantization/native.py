@@ -84,9 +84,13 @@ def quantize(
     *,
     mask: bool,
     observe: bool,
+    scratch: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """``eager.quantize``, with a mask of one bit a value in the memory order of the result."""
-    x, y = _dense(x)
+    if scratch is not None and _fits(scratch, x):
+        x, y = x.detach(), scratch.detach()
+    else:
+        x, y = _dense(x)
     words = torch.empty(lib.mask_words(x.numel()), dtype=torch.int32) if mask else None
     observed = torch.empty(2) if observe else None
     low, high = clip or (0.0, 0.0)
@@ -199,6 +203,12 @@ def update_range(
         range_.data_ptr(), observed.data_ptr(), momentum, nonfinite.data_ptr(), scale.data_ptr(),
         zero_point.data_ptr(), levels, symmetric,
     )  # fmt: skip
+
+
+def _fits(scratch: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether a result for ``x`` can be written to ``scratch``, value by value in the order of memory."""
+    dense = scratch.is_contiguous() or scratch.is_contiguous(memory_format=torch.channels_last)
+    return dense and scratch.stride() == x.stride() and scratch.shape == x.shape and scratch.dtype == x.dtype
 
 
 def _dense(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -256,10 +256,11 @@ def weight_scale(
         >>> weight_scale(torch.tensor([[0.5, -1.0], [0.0, 0.0]]), 0, 1)
         tensor([1., 1.])
     """
-    rows = _rows(w.detach(), axis, group_size).float()
     if method == "minmax":
-        scale = rows.abs().amax(-1) / qmax
-    elif method == "percentile":
+        scale = _absmax(w.detach(), axis, group_size) / qmax
+        return _positive(scale, single=axis is None)
+    rows = _rows(w.detach(), axis, group_size).float()
+    if method == "percentile":
         scale = torch.quantile(rows.abs(), 0.9999, dim=-1) / qmax
     elif method == "mse":
         scale = _mse_scale(rows, qmax)
@@ -267,8 +268,23 @@ def weight_scale(
         scale = rows.abs().mean(-1) * (2 / qmax**0.5)
     else:
         raise CompressionError.field("range", expected="minmax, percentile, mse or learned", got=method)
+    return _positive(scale, single=axis is None)
+
+
+def _positive(scale: torch.Tensor, *, single: bool) -> torch.Tensor:
+    """Give channels of zeros the largest scale of the others, or 1."""
     scale = _usable(torch.where(scale > 0, scale, scale.amax()))
-    return scale.reshape(()) if axis is None else scale
+    return scale.reshape(()) if single else scale
+
+
+def _absmax(w: torch.Tensor, axis: int | None, group_size: int | None) -> torch.Tensor:
+    """Largest magnitude of every row of ``_rows``: float32, ``[1]``, ``[C]`` or ``[C, groups]``."""
+    if (lib := native.library(w)) is not None and w.numel():
+        if axis is None:
+            return native.absmax_rows(lib, w, 0, 1)
+        if group_size is None:
+            return native.absmax_rows(lib, w, axis, w.shape[axis])
+    return _rows(w, axis, group_size).float().abs().amax(-1)
 
 
 def _mse_scale(rows: torch.Tensor, qmax: int) -> torch.Tensor:

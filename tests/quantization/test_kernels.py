@@ -413,3 +413,16 @@ def test_inference_mode_is_no_obstacle(mode: bool) -> None:
     with torch.inference_mode():
         y = kernels.fake_quantize(x, *AFFINE)
     np.testing.assert_array_equal(y.numpy(), reference(x.numpy(), 0.05, 100, 0, 255)[0])
+
+
+@pytest.mark.parametrize("layout", ["channels last", "transposed", "with gaps", "scalar", "offset"])
+def test_a_result_written_over_its_input_is_the_same(mode: bool, layout: str) -> None:
+    x = LAYOUTS[layout]().detach() * 10
+    grad = torch.randn(x.shape)
+    expected = with_gradient(lambda t: kernels.fake_quantize(t, *AFFINE), x, grad)
+    leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    used_up = leaf * 1
+    y = kernels.fake_quantize(used_up, *AFFINE, scratch=used_up)
+    y.backward(grad)
+    assert torch.equal(y, expected[0])
+    assert torch.equal(leaf.grad, expected[1])

@@ -1,0 +1,134 @@
+"""What the hooks save by doing the work of a ReLU or by writing into a result that nobody reads any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from test_kernels import MODES
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_compress import quantization
+from lightning_compress.quantization import native
+
+
+class PlainReLU(nn.ReLU):
+    """Not fused: only the exact class is."""
+
+
+class PlainReLU6(nn.ReLU6):
+    """Not fused."""
+
+
+class Net(nn.Module):
+    def __init__(self, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.act1, self.act2 = activation(), activation()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.act2(self.bn2(self.conv2(x)) + x)
+        return self.fc(x.mean((2, 3)))
+
+
+def trained(model: nn.Module, steps: int = 4, bits: int = 8) -> list[torch.Tensor]:
+    x, y = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 4
+    quantization.prepare(model, weight_bits=bits, activation_bits=bits, example_inputs=x)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    found = quantization.find(model)
+    assert found is not None
+    return [*model.state_dict().values(), *(q.range for q in found.activations.values())]
+
+
+def same_weights(*activations: type[nn.Module]) -> list[nn.Module]:
+    models = [Net(activation) for activation in activations]
+    for model in models[1:]:
+        model.load_state_dict(models[0].state_dict())
+    return models
+
+
+@pytest.fixture(params=MODES, ids=lambda mode: "compiled" if mode else "eager", autouse=True)
+def mode(request: pytest.FixtureRequest) -> Iterator[bool]:
+    native.use_compiled(request.param)
+    yield request.param
+    native.use_compiled("auto")
+
+
+@pytest.mark.parametrize(("fused", "plain"), [(nn.ReLU, PlainReLU), (nn.ReLU6, PlainReLU6)])
+def test_training_is_the_same_to_the_bit_with_the_activation_fused(
+    fused: type[nn.Module], plain: type[nn.Module]
+) -> None:
+    results = [trained(model, bits=4) for model in same_weights(fused, plain)]
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_is_the_same_to_the_bit_when_a_hook_watches_every_result() -> None:
+    models = same_weights(nn.ReLU, nn.ReLU)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def watch(module: nn.Module, args: object, output: torch.Tensor) -> None:
+        if module.training:  # not while the model is recorded, where a clone counts as one more user
+            seen.append((output, output.detach().clone()))
+
+    for module in models[1].modules():
+        module.register_forward_hook(watch)
+    results = [trained(model) for model in models]
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+    # Not written over, although the quantizer behind would have been free to.
+    assert len(seen) > 30
+    assert all(torch.equal(kept, copied) for kept, copied in seen)
+
+
+def kept_for_backward(model: nn.Module, x: torch.Tensor) -> int:
+    """Bytes of activations that the graph of one forward holds on to."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    sizes: dict[int, int] = {}
+    pending, done = [model(x).grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in done:
+            continue
+        done.add(node)
+        pending += [function for function, _ in node.next_functions]
+        saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        for tensor in (*saved, *getattr(node, "saved_tensors", ())):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in own:
+                sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(sizes.values())
+
+
+def test_quantized_activations_take_hardly_more_memory_than_float_ones(mode: bool) -> None:
+    model = Net(nn.ReLU)
+    x = torch.randn(64, 3, 16, 16)
+    model.train()
+    plain = kept_for_backward(model, x)
+    quantization.prepare(model, example_inputs=x)
+    model(x)
+    # Bits of a mask in compiled kernels, bytes in plain PyTorch.
+    assert kept_for_backward(model, x) <= (1.06 if mode else 1.3) * plain
+
+
+def test_a_range_counts_from_the_batch_after_it() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    quantization.prepare(model, example_inputs=torch.zeros(1, 4))
+    model.train()
+    found = quantization.find(model)
+    assert found is not None
+    (quantizer,) = found.activations.values()
+    model(torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
+    assert quantizer.scale.item() == pytest.approx(1 / 255)
+    model(torch.tensor([[0.0, 0.0, 0.0, 2.0]]))
+    assert quantizer.range.tolist() == pytest.approx([0.0, 1.1])
+    assert quantizer.scale.item() == pytest.approx(1.1 / 255)
