@@ -113,3 +113,182 @@ class EncoderNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(self.encoder(self.embed(x)).mean(1))
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width), nn.ReLU6(),
+            nn.Conv2d(4 * width, 4 * width, 3, stride, 1, groups=4 * width, bias=False), nn.BatchNorm2d(4 * width),
+            nn.ReLU6(), nn.Conv2d(4 * width, width, 1, bias=False), nn.BatchNorm2d(width),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers(x) if self.stride == 1 else self.layers(x)
+
+
+class MobileNet(nn.Sequential):
+    """Depthwise convolutions, ReLU6 and inverted residuals, as in MobileNetV2."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(),
+            InvertedResidual(8, 1), InvertedResidual(8, 2), InvertedResidual(8, 1),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, classes),
+        )  # fmt: skip
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(width, width // 2, 1)
+        self.relu = nn.ReLU()
+        self.expand = nn.Conv2d(width // 2, width, 1)
+        self.gate = nn.Hardsigmoid()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.gate(self.expand(self.relu(self.reduce(self.pool(x)))))
+
+
+class SqueezeExciteNet(nn.Sequential):
+    """Squeeze-and-excite multiplies and hard-swish, as in MobileNetV3."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__(
+            nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.Hardswish(), SqueezeExcite(16),
+            nn.Conv2d(16, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.Hardswish(), SqueezeExcite(16),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes),
+        )  # fmt: skip
+
+
+class PlainNet(nn.Sequential):
+    """Convolutions with biases, max pooling, no batch norm."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
+            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, classes),
+        )  # fmt: skip
+
+
+class VisionTransformer(nn.Module):
+    """Patches by a strided convolution, a class token, positions, pre-norm blocks on ``nn.MultiheadAttention``."""
+
+    def __init__(self, width: int = 16, classes: int = 5) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.positions = nn.Parameter(torch.randn(1, 5, width) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            width, 2, 32, batch_first=True, norm_first=True, activation="gelu", dropout=0.0
+        )
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        return self.head(self.norm(self.encoder(x))[:, 0])
+
+
+class Gpt(nn.Module):
+    """A decoder with causal attention by ``scaled_dot_product_attention`` and tied embeddings."""
+
+    def __init__(self, vocabulary: int = 24, width: int = 16, length: int = 8) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.positions = nn.Embedding(length, width)
+        self.blocks = nn.ModuleList(GptBlock(width, 2) for _ in range(2))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.tokens.weight
+        self.register_buffer("range", torch.arange(length), persistent=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(tokens) + self.positions(self.range[: tokens.shape[1]])
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+class GptBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down, self.gelu = nn.Linear(width, 4 * width), nn.Linear(4 * width, width), nn.GELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, width = x.shape
+        q, k, v = (
+            part.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+            for part in self.qkv(self.norm1(x)).chunk(3, -1)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(attended.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(self.gelu(self.up(self.norm2(x))))
+
+
+class Tagger(nn.Module):
+    """A bidirectional LSTM over embedded tokens, a tag for each."""
+
+    def __init__(self, vocabulary: int = 24, tags: int = 5) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, 12)
+        self.lstm = nn.LSTM(12, 8, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(16, tags)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(self.tokens(tokens))[0])
+
+
+class KeywordSpotter(nn.Sequential):
+    """One-dimensional convolutions over a waveform."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__(
+            nn.Conv1d(1, 8, 9, 4, 4, bias=False), nn.BatchNorm1d(8), nn.ReLU(),
+            nn.Conv1d(8, 16, 5, 2, 2, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.AvgPool1d(2),
+            nn.Conv1d(16, 16, 3, padding=1, bias=False), nn.BatchNorm1d(16), nn.ReLU(),
+            nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, classes),
+        )  # fmt: skip
+
+
+class SharedLayer(nn.Module):
+    """One convolution that runs twice."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.shared = nn.Conv2d(8, 8, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.stem(x))
+        for _ in range(2):
+            x = self.relu(self.shared(x))
+        return self.fc(self.pool(x).flatten(1))
+
+
+class Branching(nn.Module):
+    """Python control flow that depends on the data while training, and on nothing in the exported model."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+        self.extra = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        if not self.training or float(x.detach().mean()) > 0:
+            x = self.extra(x)
+        return self.fc(self.pool(x).flatten(1))

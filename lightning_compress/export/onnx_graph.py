@@ -14,7 +14,8 @@ def clean(model: Any) -> None:
     is most of a small file, and it names files of the machine that exported.
     """
     _transpose_weights(model.graph)
-    _unshare_weights(model.graph)
+    _separate_weights(model.graph)
+    _drop_unused(model.graph)
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         for node in graph.all_nodes():
             node.metadata_props.clear()
@@ -53,27 +54,51 @@ def _transpose_weights(graph: Any) -> None:
         graph.remove(node, safe=True)
         if not dequantize.outputs[0].uses():
             graph.remove(dequantize, safe=True)
+
+
+def _drop_unused(graph: Any) -> None:
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
 
 
-def _unshare_weights(graph: Any) -> None:
-    """Give each use of a weight integers and a zero point of its own.
+def _separate_weights(graph: Any) -> None:
+    """Let no two kernels share an int8 weight or its zero point.
 
-    The exporter merges equal initializers, and ONNX Runtime's int8 → uint8 rewrite for CPUs without VNNI refuses a
-    tensor that two nodes share.
+    ONNX Runtime's int8 → uint8 rewrite for CPUs without VNNI refuses a tensor that two kernels share, and the exporter
+    merges equal initializers. A weight with several readers is stored as uint8 in the first place, which needs no
+    rewrite and no copy; other weights get zero points of their own.
     """
+    readers: dict[Any, list[Any]] = {}
+    for node in graph:
+        if (weight := _stored_weight(node)) is not None:
+            readers.setdefault(weight, []).append(node)
     seen: set[Any] = set()
-    for node in list(graph):
-        if node.op_type != "DequantizeLinear" or node.inputs[0].const_value is None:
+    for weight, nodes in readers.items():
+        zero_point = nodes[0].inputs[2]
+        if zero_point is None:
             continue
-        for index, value in enumerate(node.inputs):
-            if index == 1 or value is None:
-                continue
-            if value in seen:
-                own = _initializer(graph, f"{node.name}_{index}", value.const_value.numpy())
-                node.replace_input_with(index, own)
-            seen.add(value)
+        zeros = zero_point.const_value.numpy()
+        if sum(len(list(node.outputs[0].uses())) for node in nodes) > 1:
+            shifted = (weight.const_value.numpy().astype(np.int16) + 128).astype(np.uint8)
+            unsigned = _initializer(graph, f"{weight.name}_unsigned", shifted)
+            middle = _initializer(graph, f"{weight.name}_unsigned_zero_point", np.full_like(zeros, 128, np.uint8))
+            for node in nodes:
+                node.replace_input_with(0, unsigned)
+                node.replace_input_with(2, middle)
+        elif zero_point in seen:
+            nodes[0].replace_input_with(2, _initializer(graph, f"{nodes[0].name}_zero_point", zeros))
+        else:
+            seen.add(zero_point)
+
+
+def _stored_weight(node: Any) -> Any | None:
+    """The int8 initializer that a DequantizeLinear reads, if it reads one."""
+    import onnx_ir as ir
+
+    if node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
+        return None
+    stored = node.inputs[0].const_value
+    return node.inputs[0] if stored is not None and stored.dtype == ir.DataType.INT8 else None
 
 
 def _weight_behind(value: Any) -> Any | None:
