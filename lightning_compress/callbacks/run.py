@@ -6,7 +6,7 @@ import math
 
 import lightning as L
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.timeline import Run
@@ -57,7 +57,9 @@ def refuse_sharded(trainer: L.Trainer, field: str) -> None:
     Raises:
         CompressionError: The strategy is neither a single device nor DDP.
     """
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    # DeepSpeed's strategy is derived from DDP's.
+    if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):
         raise CompressionError.field(
             f"{field}: Trainer.strategy",
             expected="a single device or DDP",
