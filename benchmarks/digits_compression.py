@@ -92,8 +92,8 @@ def main() -> None:
     if arguments.write:
         results = ROOT / "benchmarks" / "results"
         results.mkdir(exist_ok=True)
-        kept = [{"seed": seed, **{key: r[key] for key in ("created", "environment", "results", "agreement", "artifacts")}}
-                for seed, r in enumerate(reports)]  # fmt: skip
+        keys = ("created", "environment", "results", "agreement", "artifacts")
+        kept = [{"seed": seed, **{key: r[key] for key in keys}} for seed, r in enumerate(reports)]
         (results / "digits.json").write_text(json.dumps(kept, indent=1) + "\n")
         readme = ROOT / "README.md"
         marked = re.sub(
