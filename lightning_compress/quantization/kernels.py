@@ -267,14 +267,15 @@ class _FakeQuantize(torch.autograd.Function):
         )
         ctx.save_for_backward(inside)
         ctx.stride = y.stride()
+        ctx.set_materialize_grads(False)
         if observed is not None:
             ctx.mark_non_differentiable(observed)
         return y, observed
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor, _: Any) -> Any:
+    def backward(ctx: Any, grad: torch.Tensor | None, _: Any) -> Any:
         (inside,) = ctx.saved_tensors
-        return _pass_inside(grad, inside, ctx.stride), *[None] * 7
+        return None if grad is None else _pass_inside(grad, inside, ctx.stride), *[None] * 7
 
 
 def _pass_inside(grad: torch.Tensor, inside: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:

@@ -236,18 +236,30 @@ void quantize_rows(const T* w, T* y, uint8_t* inside, int64_t outer, int64_t cha
                    const float* scale, float qmin, float qmax, int threads) {
   in_parallel(outer * channels, outer * channels * inner, threads, [&](int64_t row) {
     const Floats s = spread(scale[row % channels]), low = spread(qmin), high = spread(qmax);
+    const auto lanes = [&](const T* from, T* to) {
+      const Floats q = round_even_signed(load(from) / s);
+      store(to, clamp(q, low, high) * s);
+      return (q >= low) & (q <= high);
+    };
+    const int64_t start = row * inner;
     for (int64_t i = 0; i < inner; i += kLanes) {
-      const int64_t at = row * inner + i, count = least(inner - i, kLanes);
-      Padded<T> values(w + at, count);
-      const Floats q = round_even_signed(load(values.values) / s);
-      store(values.values, clamp(q, low, high) * s);
-      std::memcpy(y + at, values.values, count * sizeof(T));
-      if (inside) {
-        const Ints in = (q >= low) & (q <= high);
-        for (int64_t lane = 0; lane < count; ++lane) inside[at + lane] = in[lane] != 0;
+      const int64_t at = start + i, count = least(inner - i, kLanes);
+      Ints in;
+      if (count == kLanes) {
+        in = lanes(w + at, y + at);
+      } else {
+        Padded<T> values(w + at, count);
+        in = lanes(values.values, values.values);
+        std::memcpy(y + at, values.values, count * sizeof(T));
       }
+      for (int64_t lane = 0; inside && lane < count; ++lane) inside[at + lane] = in[lane] != 0;
     }
   });
+}
+
+inline Ints larger(Ints most, Floats v) {
+  const Ints magnitude = reinterpret_cast<Ints>(v) & 0x7fffffff;  // NaN is the largest of all
+  return choose(magnitude > most, magnitude, most);
 }
 
 template <class T>
@@ -255,11 +267,10 @@ void absmax_rows(const T* w, int64_t outer, int64_t channels, int64_t inner, flo
   in_parallel(channels, outer * channels * inner, threads, [&](int64_t channel) {
     Ints most{};
     for (int64_t o = 0; o < outer; ++o) {
-      for (int64_t i = 0; i < inner; i += kLanes) {
-        const Padded<T> values(w + (o * channels + channel) * inner + i, least(inner - i, kLanes));
-        const Ints magnitude = reinterpret_cast<Ints>(load(values.values)) & 0x7fffffff;  // NaN is the largest
-        most = choose(magnitude > most, magnitude, most);
-      }
+      const T* from = w + (o * channels + channel) * inner;
+      int64_t i = 0;
+      for (; i + kLanes <= inner; i += kLanes) most = larger(most, load(from + i));
+      if (i < inner) most = larger(most, load(Padded<T>(from + i, inner - i).values));
     }
     int32_t largest = 0;
     for (int64_t lane = 0; lane < kLanes; ++lane) largest = most[lane] > largest ? most[lane] : largest;
