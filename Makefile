@@ -9,13 +9,14 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help demo test lint format typecheck benchmarks install clean
+.PHONY: help demo test lint format typecheck benchmarks install recipes-check clean
 
 help:
 	@echo "make demo        train, prune, quantize, export and verify a model on the bundled digits"
 	@echo "make test        run the tests"
 	@echo "make lint        check style          make format      mend style"
 	@echo "make typecheck   check types          make benchmarks  run the benchmarks"
+	@echo "make recipes-check RECIPE=digits_cnn_sparse80_w8a8     run a recipe, compare with its numbers"
 	@echo "make install     make .venv           make clean       remove it"
 
 demo: $(INSTALLED)
@@ -37,6 +38,9 @@ typecheck: $(INSTALLED)
 
 benchmarks: $(INSTALLED)
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+recipes-check: $(INSTALLED)
+	$(BIN)/python recipes/check.py recipes/$(RECIPE) $(ARGS)
 
 install: $(INSTALLED)
 
