@@ -87,7 +87,7 @@ def summary(reports: list[dict[str, Any]], recipe: Path) -> str:
             *lines,
             "",
             f"Dense minus deployed: {spread(drops)} points. Deployed and fake-quantized agree on at least "
-            f"{min(seed['agreement'] for seed in seeds):.2%} of the test set. Zeros make the packed file smaller and no "
+            f"{min(seed['agreement'] for seed in seeds):.2%} of the test set. Zeros make the packed file smaller, no "
             f"runtime faster; latency is what 8-bit integers give on this processor.",
         ]
     )
