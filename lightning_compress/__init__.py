@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         CompressedExport,
         CompressionMonitor,
         GradualMagnitudePruning,
+        KnowledgeDistillation,
         QuantizationAwareTraining,
     )
     from lightning_compress.errors import CompressionError
@@ -21,6 +22,7 @@ _HOMES = {
     "CompressionError": "lightning_compress.errors",
     "CompressionMonitor": "lightning_compress.callbacks",
     "GradualMagnitudePruning": "lightning_compress.callbacks",
+    "KnowledgeDistillation": "lightning_compress.callbacks",
     "QuantizationAwareTraining": "lightning_compress.callbacks",
 }
 
@@ -29,6 +31,7 @@ __all__ = [
     "CompressionError",
     "CompressionMonitor",
     "GradualMagnitudePruning",
+    "KnowledgeDistillation",
     "QuantizationAwareTraining",
     "__version__",
 ]

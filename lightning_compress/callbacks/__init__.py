@@ -1,5 +1,6 @@
 """Thin adapters from Lightning's hooks to the core."""
 
+from lightning_compress.callbacks.distillation import KnowledgeDistillation
 from lightning_compress.callbacks.export import CompressedExport
 from lightning_compress.callbacks.monitor import CompressionMonitor
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
@@ -9,5 +10,6 @@ __all__ = [
     "CompressedExport",
     "CompressionMonitor",
     "GradualMagnitudePruning",
+    "KnowledgeDistillation",
     "QuantizationAwareTraining",
 ]

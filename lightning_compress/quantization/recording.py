@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,14 +99,40 @@ def recording(model: nn.Module) -> Iterator[Tape]:
     recorder = _Recorder(model)
     handles = [handle for name, module in model.named_modules() for handle in recorder.watch(name, module)]
     try:
-        with recorder:
+        with _eager(), recorder:
             yield recorder.tape
     finally:
         for handle in handles:
             handle.remove()
 
 
+def _eager() -> AbstractContextManager[None]:
+    """Let compiled modules run as they are written, since a graph shows neither hooks nor operations."""
+    # Nothing is compiled in a process that has not loaded the compiler, and loading it takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Keep what runs inside the ``with`` block off every tape: it is no part of the model.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> with recording(net) as tape, unrecorded():
+        ...     _ = torch.zeros(2) + 1
+        >>> tape.ops
+        []
+    """
+    before, _Recorder.paused = _Recorder.paused, True
+    try:
+        yield
+    finally:
+        _Recorder.paused = before
+
+
 class _Recorder(TorchFunctionMode):
+    paused = False
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.tape = Tape()
@@ -143,6 +169,8 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if _Recorder.paused:
+            return result
         # A parameter that an optimizer writes inside the recording stays that parameter.
         made = [tensor for _, tensor in tensors(result) if id(tensor) not in self._parameters]
         if made and getattr(func, "__name__", "") != "__get__":
