@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,6 +17,7 @@ from typing_extensions import override
 from lightning_compress.callbacks.run import refuse_sharded, run_length
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.prepare import Quantization, find, install, strip
+from lightning_compress.quantization.range_optimizer import RangeOptimizer
 from lightning_compress.quantization.recording import Tape, recording
 from lightning_compress.quantization.spec import ActivationScheme, Backend, QuantizationSettings, RangeMethod
 from lightning_compress.timeline import TimePoint, parse
@@ -41,10 +43,13 @@ class QuantizationAwareTraining(Callback):
         overrides: Pattern → ``{"weight_bits", "activation_bits", "weight_granularity"}`` or ``None`` (float).
         momentum: Weight of a new batch in the moving average of ranges.
         observe_every: Training forwards between two range observations.
+        range_lr: Learning rate of learned ranges, in relative change a step; it follows the user's schedule.
         example_inputs: Inputs of one forward, to place activation quantizers. By default the module's
             ``example_input_array``, or else the first training batch, which then runs in float.
 
     Attributes:
+        settings: What was asked for, checked.
+        times: When quantization starts and what is frozen when, as far as it is given.
         quantization: The quantizers of the module; ``None`` before the first run.
 
     Raises:
@@ -72,6 +77,7 @@ class QuantizationAwareTraining(Callback):
         overrides: Mapping[str, Mapping[str, Any] | None] | None = None,
         momentum: float = 0.1,
         observe_every: int = 1,
+        range_lr: float = 0.001,
         example_inputs: Any = None,
     ) -> None:
         super().__init__()
@@ -89,9 +95,12 @@ class QuantizationAwareTraining(Callback):
             observe_every=observe_every,
             field=_FIELD,
         )
+        if isinstance(range_lr, bool) or not range_lr > 0:
+            raise CompressionError.field(f"{_FIELD}.range_lr", expected="a positive number", got=range_lr)
         self.quantization: Quantization | None = None
+        self._ranges = RangeOptimizer(range_lr)
         self.phases: dict[str, int] = {}
-        self._times = {
+        self.times = {
             name: parse(point, f"{_FIELD}.{name}")
             for name, point in (
                 ("start", start),
@@ -113,7 +122,7 @@ class QuantizationAwareTraining(Callback):
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         run = run_length(trainer)
-        self.phases = {name: time.steps(run) for name, time in self._times.items()}
+        self.phases = {name: time.steps(run) for name, time in self.times.items()}
         if run.total_steps is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             for name, step in self.phases.items():
                 if step >= run.total_steps:
@@ -123,12 +132,21 @@ class QuantizationAwareTraining(Callback):
                         got=self._points[name],
                         fix="As it stands, that phase would never begin.",
                     )
+        if self.settings.activation_bits and self.phases.get("freeze_range", math.inf) <= self.phases["start"]:
+            raise CompressionError.field(
+                f"{_FIELD}.freeze_range",
+                expected=f"a point after start (optimizer step {self.phases['start']})",
+                got=self._points["freeze_range"],
+                fix="Ranges are learned from start on.",
+            )
         if not self._restore(pl_module):
             strip(pl_module)
             self.quantization = install(pl_module, self.settings)
+            self._ranges = RangeOptimizer(self._ranges.lr)
             example = self._example_inputs if self._example_inputs is not None else pl_module.example_input_array
             if self.quantization.needs_recording and example is not None:
                 self.quantization.record(_on_device(example, pl_module.device))
+        self._ranges.track(self._attached.parameters())
         self._enter_phase(trainer.global_step, pl_module)
 
     @override
@@ -145,6 +163,17 @@ class QuantizationAwareTraining(Callback):
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
         if pl_module.automatic_optimization:
             self._finish_recording()
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self.settings.range != "learned":
+            return
+        group = optimizer.param_groups[0]
+        peak = max(float(group.get(key, 0.0)) for key in ("lr", "initial_lr", "max_lr"))
+        average = _mean_over_ranks(trainer) if trainer.world_size > 1 else None
+        self._ranges.step(float(group["lr"]) / peak if peak else 1.0, average)
 
     @override
     def on_train_batch_end(
@@ -175,7 +204,9 @@ class QuantizationAwareTraining(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.quantization is None else self.quantization.state_dict()
+        if self.quantization is None:
+            return {}
+        return {**self.quantization.state_dict(), "range_optimizer": self._ranges.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -193,6 +224,8 @@ class QuantizationAwareTraining(Callback):
             strip(module)
             self.quantization = install(module, self.settings)
             self.quantization.load_state_dict(self._saved)
+            self._ranges = RangeOptimizer(self._ranges.lr)
+            self._ranges.load_state_dict(self._saved["range_optimizer"])
             self._saved = None
         return self.quantization is not None and find(module) is self.quantization
 
@@ -209,6 +242,7 @@ class QuantizationAwareTraining(Callback):
             return
         self._recording.__exit__(None, None, None)
         self._attached.place(self._tape)
+        self._ranges.track(self._attached.parameters())
         self._recording = self._tape = None
 
     def _average_ranges(self, trainer: L.Trainer) -> None:
@@ -216,10 +250,23 @@ class QuantizationAwareTraining(Callback):
         quantizers = list(self._attached.activations.values())
         if not quantizers or not all(q.observed for q in quantizers):
             return
-        ranges = trainer.strategy.reduce(torch.stack([q.range for q in quantizers]), reduce_op="mean")
-        for quantizer, mean in zip(quantizers, ranges, strict=True):
+        average = _mean_over_ranks(trainer)
+        for quantizer, mean in zip(quantizers, average(torch.stack([q.range for q in quantizers])), strict=True):
             quantizer.range.copy_(mean)
             quantizer.update_scale()
+        learned = self._attached.parameters()
+        if learned:
+            flat = average(torch.cat([p.detach().flatten() for p in learned]))
+            for parameter, mean in zip(learned, flat.split([p.numel() for p in learned]), strict=True):
+                parameter.data.copy_(mean.reshape(parameter.shape))
+
+
+def _mean_over_ranks(trainer: L.Trainer) -> Callable[[torch.Tensor], torch.Tensor]:
+    def average(tensor: torch.Tensor) -> torch.Tensor:
+        mean: torch.Tensor = trainer.strategy.reduce(tensor, reduce_op="mean")
+        return mean
+
+    return average
 
 
 def _on_device(example: Any, device: torch.device) -> Any:

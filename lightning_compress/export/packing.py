@@ -125,6 +125,7 @@ class Packing:
         state = quantization.state_dict()
         # The scales of weights stand with the weights.
         state.pop("weight_scales")
+        state.pop("weight_steps")
         tensors: list[torch.Tensor] = []
         tree = without_tensors(state, tensors)
         added = []

@@ -17,6 +17,10 @@ from lightning_compress.quantization.layers import (
     WeightHook,
     WeightQuantizer,
 )
+from lightning_compress.quantization.learned_quantizers import (
+    LearnedActivationQuantizer,
+    LearnedWeightQuantizer,
+)
 from lightning_compress.quantization.placement import Placement, Site, place
 from lightning_compress.quantization.recording import Tape, recording
 from lightning_compress.quantization.spec import QuantizationSettings
@@ -147,7 +151,8 @@ class Quantization:
             self._input_bits[weight.name] = selection.overrides.get("activation_bits", settings.activation_bits)
             if spec is None:
                 continue
-            quantizer = WeightQuantizer(weight, spec)
+            learned = spec.range == "learned"
+            quantizer = LearnedWeightQuantizer(weight, spec, self._switch) if learned else WeightQuantizer(weight, spec)
             self.layers[weight.name] = quantizer
             for use in weight.uses:
                 reads.setdefault(use.host, []).append((quantizer, use))
@@ -163,7 +168,8 @@ class Quantization:
         modules = dict(self._model.named_modules())
         self.placement = placement
         for site in placement.sites:
-            quantizer = ActivationQuantizer(site.name, self.settings.activation_spec(site.bits), self._switch)
+            kind = LearnedActivationQuantizer if self.settings.range == "learned" else ActivationQuantizer
+            quantizer = kind(site.name, self.settings.activation_spec(site.bits), self._switch)
             self.activations[site.name] = quantizer
             self._hook(site, quantizer, modules)
 
@@ -182,6 +188,21 @@ class Quantization:
             else:
                 self._handles.append(module.register_forward_hook(hook.leave))
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Learned scales and offsets, for an optimizer of their own; empty unless ``range="learned"``."""
+        return [
+            parameter
+            for quantizer in (*self.layers.values(), *self.activations.values())
+            if isinstance(quantizer, LearnedWeightQuantizer | LearnedActivationQuantizer)
+            for parameter in quantizer.parameters()
+        ]
+
+    def synchronize(self) -> None:
+        """Bring every ``scale`` and ``zero_point`` to what an optimizer made of ``parameters()``."""
+        for quantizer in self.activations.values():
+            if isinstance(quantizer, LearnedActivationQuantizer) and quantizer.observed:
+                quantizer.synchronize()
+
     def detach(self) -> None:
         """Remove every hook and mark."""
         for handle in self._handles:
@@ -199,6 +220,9 @@ class Quantization:
             "placement": None if self.placement is None else self.placement.as_dict(),
             "activations": {name: q.state_dict() for name, q in self.activations.items()},
             "weight_scales": {name: q.scale().cpu().clone() for name, q in self.layers.items()},
+            "weight_steps": {
+                name: q.state_dict() for name, q in self.layers.items() if isinstance(q, LearnedWeightQuantizer)
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -222,6 +246,9 @@ class Quantization:
             self._attach_activations(Placement.from_dict(state["placement"]))
         for name, quantizer in self.activations.items():
             quantizer.load_state_dict(state["activations"][name])
+        for name, layer in self.layers.items():
+            if isinstance(layer, LearnedWeightQuantizer) and name in state.get("weight_steps", {}):
+                layer.load_state_dict(state["weight_steps"][name])
         self.enabled = state["enabled"]
         self.frozen = state["frozen"]
 

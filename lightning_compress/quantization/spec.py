@@ -126,6 +126,13 @@ class QuantizationSettings:
             raise CompressionError.field(
                 f"{self.field}.observe_every", expected="a whole number from 1", got=self.observe_every
             )
+        if self.range == "learned" and self.weight_granularity.startswith("group:"):
+            raise CompressionError.field(
+                f"{self.field}.weight_granularity",
+                expected="'channel' or 'tensor' with range='learned'",
+                got=self.weight_granularity,
+                fix="Scales of groups are not learned: choose another range.",
+            )
         for pattern, settings in (self.overrides or {}).items():
             self._check_override(pattern, settings)
 
