@@ -16,6 +16,7 @@ from typing import Any
 
 from lightning_compress import __version__
 from lightning_compress.commands.bench import add_bench
+from lightning_compress.commands.compare import add_compare
 from lightning_compress.commands.inspect import add_inspect
 from lightning_compress.errors import CompressionError
 
@@ -90,6 +91,7 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Run the main job under Hydra with the arguments that remain."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import DictConfig
 
     from lightning_compress.config import COMPOSITION_ERRORS, CONFIG_MODULE, CONFIG_NAME, explain
@@ -97,15 +99,20 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     # Hydra's parser takes overrides on one side of an option only.
     overrides = sorted(overrides, key=lambda text: text not in ("-m", "--multirun"))
     outcomes: list[Any] = []
+    sweep = any(text in ("-m", "--multirun") for text in overrides)
 
     def job(cfg: DictConfig) -> float | tuple[float, ...] | None:
         # Imported here, so that --help and a misspelt setting are answered without loading torch.
-        from lightning_compress.train import run
+        from lightning_compress import train
+        from lightning_compress.choice import jobs
 
-        hydra_config = HydraConfig.get()
-        outcome = run(cfg, hydra_config.runtime.output_dir, list(hydra_config.overrides.task))
-        outcomes.append(outcome)
-        return outcome.objective
+        settings = HydraConfig.get()
+        output, given = settings.runtime.output_dir, list(settings.overrides.task)
+        if settings.mode == RunMode.MULTIRUN:
+            done = jobs.run(cfg, output, settings.sweep.dir, given)
+            return None if done is None else done.objective
+        outcomes.append(train.run(cfg, output, given))
+        return outcomes[-1].objective
 
     application = hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)(job)
     # With JSON, standard output carries nothing else.
@@ -115,6 +122,12 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
             application()
         except COMPOSITION_ERRORS as error:
             raise explain(error, [text for text in overrides if not text.startswith("-")]) from error
+        except KeyboardInterrupt as interrupt:
+            if not sweep:
+                raise
+            raise KeyboardInterrupt("The same command goes on with the jobs that are missing.") from interrupt
+    if sweep:
+        return _show_sweep(as_json=arguments.json)
     for outcome in outcomes:
         _show(outcome, as_json=arguments.json)
     return DOES_NOT_HOLD if any(outcome.failures for outcome in outcomes) else DONE
@@ -154,7 +167,30 @@ def _show(outcome: Any, *, as_json: bool) -> None:
     console.print(f"Written to {outcome.output_dir}", markup=False, soft_wrap=True)
 
 
-COMMANDS = (add_train, add_bench, add_inspect)
+def _show_sweep(*, as_json: bool) -> int:
+    """One line for each job in the directory of the sweep that just ended, in this process or others."""
+    from lightning_compress.choice.jobs import LastSweep, read_jobs
+
+    if LastSweep.directory is None:
+        return DONE
+    folder, found = LastSweep.directory, read_jobs(LastSweep.directory)
+    fine = all(job["status"] == "finished" and not job["failures"] for job in found)
+    if as_json:
+        print(json.dumps({"sweep_dir": str(folder), "jobs": found}, indent=2))
+        return DONE if fine else DOES_NOT_HOLD
+    for job in found:
+        if job["status"] == "finished":
+            print(f"Written to {folder / job['name']}")
+            for failure in job["failures"]:
+                print(f"  Does not hold: {failure}")
+        else:
+            print(f"{job['status'].capitalize()}: {folder / job['name']}  {job['error'] or ''}".rstrip())
+    finished = sum(job["status"] == "finished" for job in found)
+    print(f"{finished} of {len(found)} jobs are finished. Choose among them: lightning-compress compare {folder}")
+    return DONE if fine else DOES_NOT_HOLD
+
+
+COMMANDS = (add_train, add_compare, add_bench, add_inspect)
 """Functions that each add one subcommand."""
 
 

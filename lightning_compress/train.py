@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,15 @@ log = logging.getLogger(__name__)
 # older PyTorch interface.
 _QUIET = ("does not have many workers", "The dirpath has changed from", r"`isinstance\(treespec, LeafSpec\)`")
 
-COMPRESSION = ("pruning", "quantization", "export")
+COMPRESSION = ("pruning", "quantization", "distillation", "export")
 """Config groups whose node is one callback, or empty."""
 
+TAKES_DENSE = {"distillation": "teacher", "export": "dense"}
+"""Their settings that are the dense control, where nothing else is given."""
 
-class _Rehearsed(Exception):
-    """A training was set up."""
+
+class Rehearsed(Exception):
+    """A training was set up, and goes no further."""
 
 
 class _EndOfRehearsal(Callback):
@@ -50,7 +53,7 @@ class _EndOfRehearsal(Callback):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        raise _Rehearsed
+        raise Rehearsed
 
 
 def run(cfg: DictConfig, output_dir: str | Path, overrides: Sequence[str] = ()) -> Outcome:
@@ -69,12 +72,60 @@ def run(cfg: DictConfig, output_dir: str | Path, overrides: Sequence[str] = ()) 
         Interrupted: Ctrl-C.
     """
     output = Path(output_dir)
-    retarget(cfg, overrides)
-    wanted = settings(cfg)
     if (output / RESULT_FILE).exists():
         raise CompressionError.field(
             "hydra.run.dir", expected="a directory without results", got=str(output), fix="Choose a new one."
         )
+    with _job(cfg, output, overrides) as job:
+        return job.run()
+
+
+def run_dense(cfg: DictConfig, output_dir: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, float], float]:
+    """Train the dense control alone, for several jobs to share; its checkpoint is ``dense/dense.ckpt``.
+
+    Args:
+        cfg: The composed config.
+        output_dir: Where it is written.
+        overrides: The command line's overrides, for the command that resumes.
+
+    Returns:
+        Its metrics, and the seconds that it took.
+
+    Raises:
+        CompressionError: Something in the config cannot be done.
+        Interrupted: Ctrl-C.
+    """
+    with _job(cfg, Path(output_dir), overrides) as job:
+        metrics, _ = job.dense(None)
+        return metrics, job.seconds["dense"]
+
+
+def rehearse(cfg: DictConfig, output_dir: str | Path, overrides: Sequence[str], watch: Callback) -> None:
+    """Set the compressed training up as ``run`` would, and train until a callback has seen enough.
+
+    The export is made from its settings, so that bad ones are refused, and left out: it would claim its directory.
+
+    Args:
+        cfg: The composed config.
+        output_dir: Where callbacks write what they write at the start of a fit.
+        overrides: The command line's overrides.
+        watch: Comes before all other callbacks, and ends the fit by raising ``Rehearsed``.
+
+    Raises:
+        CompressionError: Something in the config cannot be done.
+    """
+    with _job(cfg, Path(output_dir), overrides) as job:
+        callbacks = job.callbacks()
+        kept = callbacks[: len(callbacks) - bool(cfg.get("export"))]
+        with contextlib.suppress(Rehearsed):
+            job.fit(job.trainer(False, [watch, *kept]), job.model(), None, job.wanted.ckpt_path, "ckpt_path", [])
+
+
+@contextlib.contextmanager
+def _job(cfg: DictConfig, output: Path, overrides: Sequence[str]) -> Iterator[_Job]:
+    """A job whose settings are checked, in a process that is set up for it."""
+    retarget(cfg, overrides)
+    wanted = settings(cfg)
     output.mkdir(parents=True, exist_ok=True)
     for library in ("lightning.pytorch", "matplotlib", "onnx_ir", "onnxscript"):
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -83,7 +134,7 @@ def run(cfg: DictConfig, output_dir: str | Path, overrides: Sequence[str] = ()) 
     if wanted.threads is not None:
         torch.set_num_threads(wanted.threads)
     try:
-        return _Job(cfg, wanted, output, list(overrides)).run()
+        yield _Job(cfg, wanted, output, list(overrides))
     finally:
         loggers.finish()
 
@@ -101,6 +152,7 @@ class _Job:
         """Train what is asked for and gather the results."""
         dense: dict[str, float] = {}
         checkpoint = Path(self.wanted.dense_checkpoint) if self.wanted.dense_checkpoint else None
+        self.refuse_no_teacher()
         if self.wanted.dense_baseline and checkpoint is None:
             self.rehearse()
         if checkpoint is not None or self.wanted.dense_baseline:
@@ -120,13 +172,24 @@ class _Job:
         outcome.write()
         return outcome.with_objective(self.wanted.optimized_metric)
 
+    def refuse_no_teacher(self) -> None:
+        """A model that starts from random weights would learn from those."""
+        node = self.cfg.get("distillation")
+        if node and node.get("teacher") is None and not (self.wanted.dense_baseline or self.wanted.dense_checkpoint):
+            raise CompressionError.field(
+                "distillation.teacher",
+                expected="a dense checkpoint or self, or a dense control to learn from",
+                got=None,
+                fix="Add dense_baseline=true, or dense_checkpoint=...",
+            )
+
     def rehearse(self) -> None:
         """Set the compressed training up, so that the dense control is not trained in vain."""
         callbacks = self.callbacks()
         # Before the export, which at this point would write the weights down as those of the dense model.
         place = len(callbacks) - bool(self.cfg.get("export"))
         trainer = self.trainer(False, [*callbacks[:place], _EndOfRehearsal(), *callbacks[place:]])
-        with contextlib.suppress(_Rehearsed):
+        with contextlib.suppress(Rehearsed):
             self.fit(trainer, self.model(), None, None, "ckpt_path", [])
 
     def dense(self, checkpoint: Path | None) -> tuple[dict[str, float], Path]:
@@ -187,7 +250,9 @@ class _Job:
         callbacks = _instantiate_all(self.cfg.get("callbacks"), "callbacks")
         for group in COMPRESSION:
             if node := self.cfg.get(group):
-                dense = {"dense": str(dense_checkpoint)} if group == "export" and dense_checkpoint else {}
+                setting = TAKES_DENSE.get(group)
+                given = setting is None or node.get(setting) is not None or dense_checkpoint is None
+                dense = {} if given else {str(setting): str(dense_checkpoint)}
                 callbacks.append(instantiate(node, group, **dense))
         return callbacks
 

@@ -1,0 +1,229 @@
+"""Jobs of a sweep: what is finished is not run again, a failure is noted, the dense control is trained once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_compress.errors import CompressionError
+
+if TYPE_CHECKING:
+    from lightning_compress.outcome import Outcome
+
+log = logging.getLogger(__name__)
+
+JOB_FILE = "job.json"
+SHARED = "shared"
+"""Directory under the sweep's for what its jobs share: dense controls."""
+
+_FORMAT = 1
+# What changes neither the trained weights nor what is measured. A dense control that is given does change the latter.
+_INDIFFERENT = ("name", "logger", "optimized_metric", "ckpt_path", "dense_ckpt_path")
+_INDIFFERENT_TRAINER = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps")
+# What the dense control depends on.
+_DENSE = ("data", "input", "model", "trainer", "callbacks", "seed", "threads")
+
+
+class LastSweep(Callback):
+    """Remembers the directory of the sweep that ran last in this process, whatever launched its jobs.
+
+    Attributes:
+        directory: The sweep's directory; ``None`` before the first.
+    """
+
+    directory: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Take the directory from Hydra's own settings."""
+        LastSweep.directory = Path(config.hydra.sweep.dir)
+
+
+def run(
+    cfg: DictConfig, output_dir: str | Path, sweep_dir: str | Path, overrides: Sequence[str] = ()
+) -> Outcome | None:
+    """Do one job of a sweep, unless it is done.
+
+    Args:
+        cfg: The composed config.
+        output_dir: The job's directory.
+        sweep_dir: The sweep's directory.
+        overrides: The job's overrides.
+
+    Returns:
+        What came out, now or earlier; ``None`` if the job failed, which is then noted in ``job.json``.
+    """
+    from lightning_compress import train
+    from lightning_compress.outcome import RESULT_FILE
+
+    output = Path(output_dir)
+    record = {
+        "format": _FORMAT,
+        "config_hash": config_hash(cfg, output),
+        "overrides": list(overrides),
+        "started": _now(),
+    }
+    before = read_job(output)
+    same = before is not None and before.get("config_hash") == record["config_hash"]
+    if same and (output / RESULT_FILE).is_file():
+        log.info("Finished already: %s", output)
+        return _finished(output / RESULT_FILE, cfg.get("optimized_metric"))
+    stopped = output / "checkpoints" / "interrupted.ckpt"
+    try:
+        if (output / RESULT_FILE).exists():
+            # Its record stays, since its result does.
+            raise CompressionError.field(
+                "hydra.sweep.dir",
+                expected="jobs of equal names to have equal configs",
+                got=str(output),
+                fix="It holds the result of another config. Move it away, or choose another directory.",
+            )
+        _write(output, {**record, "status": "running"})
+        if cfg.get("dense_baseline") and not cfg.get("dense_checkpoint"):
+            cfg.dense_checkpoint = str(dense_control(cfg, output, Path(sweep_dir), overrides))
+        if same and stopped.is_file() and not cfg.get("ckpt_path"):
+            cfg.ckpt_path = str(stopped)
+        outcome = train.run(cfg, output, overrides)
+    except Exception as error:
+        # Whatever went wrong in this job, out of memory included, the next one may well succeed.
+        expected = isinstance(error, CompressionError)
+        log.error("This job failed; the sweep goes on. %s", _line(error), exc_info=None if expected else error)
+        stopped.unlink(missing_ok=True)
+        if not (output / RESULT_FILE).exists():
+            _write(output, {**record, "status": "failed", "ended": _now(), "error": _line(error)})
+        return None
+    _write(output, {**record, "status": "finished", "ended": _now()})
+    return outcome
+
+
+def dense_control(cfg: DictConfig, output: Path, sweep_dir: Path, overrides: Sequence[str] = ()) -> Path:
+    """Checkpoint of the dense control, trained by the first job that needs it.
+
+    Jobs that differ only in how they compress have the same control. A lock lets one of several processes train it
+    while the others wait; the lock of a killed process opens by itself.
+
+    Args:
+        cfg: The composed config.
+        output: The job's directory.
+        sweep_dir: The sweep's directory.
+        overrides: The job's overrides, for the command that resumes.
+    """
+    from filelock import FileLock
+
+    from lightning_compress import train
+    from lightning_compress.export.atomic import replacing
+
+    folder = sweep_dir / SHARED / f"dense-{dense_hash(cfg, output)[:16]}"
+    checkpoint, done = folder / "dense" / "dense.ckpt", folder / "done.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not done.is_file():
+            metrics, seconds = train.run_dense(cfg, folder, overrides)
+            with replacing(done) as path:
+                path.write_text(json.dumps({"metrics": metrics, "seconds": seconds}, indent=2) + "\n", encoding="utf-8")
+    return checkpoint.resolve()
+
+
+def config_hash(cfg: DictConfig, output: Path) -> str:
+    """SHA-256 of everything in a config that can change a job's result.
+
+    Example:
+        >>> one, other = ({"seed": 0, "name": name, "dir": f"out/{name}/x"} for name in "ab")
+        >>> config_hash(OmegaConf.create(one), Path("out/a")) == config_hash(OmegaConf.create(other), Path("out/b"))
+        True
+        >>> config_hash(OmegaConf.create({"seed": 1}), Path("a")) == config_hash(OmegaConf.create({}), Path("a"))
+        False
+    """
+    plain = _plain(cfg, output)
+    return _digest({key: value for key, value in plain.items() if key not in _INDIFFERENT})
+
+
+def dense_hash(cfg: DictConfig, output: Path) -> str:
+    """SHA-256 of what a config says of its dense control."""
+    plain = _plain(cfg, output)
+    return _digest({key: plain.get(key) for key in _DENSE})
+
+
+def read_job(folder: Path) -> dict[str, Any] | None:
+    """What ``job.json`` says of a job; ``None`` where there is none that can be read."""
+    try:
+        content = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_jobs(sweep_dir: Path) -> list[dict[str, Any]]:
+    """The jobs of a sweep: ``name``, ``status``, ``error``, ``overrides``, and what ``failures`` a finished one has."""
+    from lightning_compress.outcome import RESULT_FILE
+
+    found = []
+    for path in sorted(sweep_dir.rglob(JOB_FILE)):
+        job = read_job(path.parent) or {"status": "unreadable"}
+        result = path.parent / RESULT_FILE
+        failures = json.loads(result.read_text(encoding="utf-8"))["failures"] if result.is_file() else []
+        found.append(
+            {
+                "name": path.parent.relative_to(sweep_dir).as_posix(),
+                "status": job.get("status"),
+                "error": job.get("error"),
+                "overrides": job.get("overrides", []),
+                "failures": failures,
+            }
+        )
+    return found
+
+
+def _plain(cfg: DictConfig, output: Path) -> dict[str, Any]:
+    """The resolved config without traces of where the job lies and what it shows meanwhile."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    found: dict[str, Any] = _without(plain, str(output))
+    if isinstance(trainer := found.get("trainer"), dict):
+        found["trainer"] = {key: value for key, value in trainer.items() if key not in _INDIFFERENT_TRAINER}
+    return found
+
+
+def _without(value: Any, text: str) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _without(item, text) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without(item, text) for item in value]
+    return value.replace(text, "") if isinstance(value, str) else value
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _finished(path: Path, wanted: Any) -> Outcome:
+    from lightning_compress.outcome import Outcome
+
+    content = json.loads(path.read_text(encoding="utf-8"))
+    outcome = Outcome(**{**content, "failures": tuple(content["failures"]), "objective": None})
+    return outcome.with_objective(
+        wanted if wanted is None or isinstance(wanted, str) else [str(name) for name in wanted]
+    )
+
+
+def _write(folder: Path, record: Mapping[str, Any]) -> None:
+    from lightning_compress.export.atomic import replacing
+
+    with replacing(folder / JOB_FILE) as path:
+        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    kind = type(error).__name__
+    return text if isinstance(error, CompressionError) else f"{kind}: {text}" if text else kind
