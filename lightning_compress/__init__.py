@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_compress.callbacks import (
+        CompressedCheckpoint,
         CompressedExport,
         CompressionMonitor,
         GradualMagnitudePruning,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CompressedCheckpoint": "lightning_compress.callbacks",
     "CompressedExport": "lightning_compress.callbacks",
     "CompressionError": "lightning_compress.errors",
     "CompressionMonitor": "lightning_compress.callbacks",
@@ -27,6 +29,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CompressedCheckpoint",
     "CompressedExport",
     "CompressionError",
     "CompressionMonitor",

@@ -8,7 +8,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from lightning_compress import loggers
+from lightning_compress import loggers, phases
+from lightning_compress.callbacks.distillation import KnowledgeDistillation
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
 from lightning_compress.callbacks.run import run_length
@@ -27,8 +28,9 @@ class CompressionMonitor(Callback):
 
     Under ``compress/``: ``sparsity/global`` and ``sparsity/target`` (over all prunable weights), ``bits/weight`` (mean
     over the layers' weights) and ``bits/activation`` (mean over the layers' inputs), ``size_mb/dense`` and
-    ``size_mb/packed`` (10^6 bytes; packed is an estimate from entropy), ``compression_ratio`` and ``bops``. The
-    progress bar shows phase, sparsity and bits. When training ends, one table has a row per layer.
+    ``size_mb/packed`` (10^6 bytes; packed is an estimate from entropy), ``compression_ratio`` and ``bops``; ``ready``
+    is 1 once target sparsity and bits are live, else 0. The progress bar shows phase, sparsity and bits. Before
+    training a table of the phases is printed to standard error; when training ends, one table has a row per layer.
 
     The pruning and quantization callbacks of the Trainer are found by their class; each may be missing, and the order
     does not matter. A model is measured when a phase begins, at the ends of epochs and after mask updates, then at
@@ -37,14 +39,16 @@ class CompressionMonitor(Callback):
     Args:
         example_inputs: Inputs of one forward, to count bit operations: a tensor, a tuple of arguments or a dict of
             keyword arguments. By default the module's ``example_input_array``; with neither, ``bops`` is left out.
+        print_phases: Whether to print the table of phases.
 
     Attributes:
         history: One dict per measurement: ``step`` (optimizer steps done), ``sparsity``, ``sparsity_target``,
             ``weight_bits``, ``activation_bits``, ``phase``. Kept in checkpoints.
     """
 
-    def __init__(self, example_inputs: Any = None) -> None:
+    def __init__(self, example_inputs: Any = None, *, print_phases: bool = True) -> None:
         super().__init__()
+        self._print_phases = print_phases
         self.history: list[dict[str, Any]] = []
         self._example_inputs = example_inputs
         self._macs: Macs | None = None
@@ -56,6 +60,8 @@ class CompressionMonitor(Callback):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         total = run_length(trainer).total_steps
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._check_phases(trainer, total)
         self._gap = max(1, _log_interval(trainer) if total is None else total // _POINTS)
         example = self._example_inputs if self._example_inputs is not None else pl_module.example_input_array
         self._macs = None if example is None else count_macs(pl_module, example)
@@ -104,6 +110,29 @@ class CompressionMonitor(Callback):
         pruner, _ = compression(trainer)
         return describe(pl_module, pruner=pruner, macs=self._macs)
 
+    def _check_phases(self, trainer: L.Trainer, total: int | None) -> None:
+        """Check the phases of all callbacks against the run, and print them."""
+        schedule, bits, steps = None, "", {}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradualMagnitudePruning) and callback.pruner is not None:
+                schedule = callback.pruner.schedule
+            elif isinstance(callback, QuantizationAwareTraining):
+                settings = callback.settings
+                bits = "/".join(str(n or "float") for n in (settings.weight_bits, settings.activation_bits))
+                steps["quantization"] = callback.phases
+            elif isinstance(callback, KnowledgeDistillation):
+                steps["distillation"] = callback.phases
+        found = phases.plan(schedule, steps.get("quantization"), steps.get("distillation"), bits=bits)
+        phases.check(found, total)
+        if found and self._print_phases and trainer.is_global_zero:
+            from rich.console import Console
+
+            # Standard output is the program's own: a command may print JSON there.
+            console = Console(stderr=True)
+            console.print(phases.table(found, total))
+            for note in phases.notes(schedule, steps.get("quantization")):
+                console.print(f"Note: {note}")
+
     def _due(self, trainer: L.Trainer) -> bool:
         if not self._measured:
             return True
@@ -114,13 +143,14 @@ class CompressionMonitor(Callback):
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measured = _state(trainer)
-        pruner, _ = compression(trainer)
+        pruner, quantization = compression(trainer)
         self._series = series(
             self.layers(trainer, pl_module),
             target=0.0 if pruner is None else pruner.sparsity_target(),
             extra=extra_bytes(pl_module),
             products=0 if self._macs is None else self._macs.products,
         )
+        self._series["compress/ready"] = float(phases.ready(pruner, quantization))
         self._unlogged = True
         step = trainer.global_step
         # A second fit, or one from an older checkpoint, writes the history anew from where it starts.

@@ -18,6 +18,16 @@ def run_length(trainer: L.Trainer) -> Run:
     Lightning's own estimate counts batches: it takes the accumulation of the moment for that of all epochs, and one
     step a batch for any number of optimizers. Where that is wrong, the length is computed here or is unknown.
     """
+    try:
+        return _length(trainer)
+    finally:
+        # A loader gets its state back while Lightning loads the data, if the loops were restored by then. Where the
+        # length was asked for earlier (here, or in configure_optimizers), the data has to be loaded once more.
+        if trainer.ckpt_path is not None and not trainer.fit_loop.restarting:
+            _forget_data(trainer)
+
+
+def _length(trainer: L.Trainer) -> Run:
     total = trainer.estimated_stepping_batches
     if trainer.train_dataloader is None:
         # The estimate loads no data where max_steps alone ends the run; the length of an epoch needs it.
@@ -49,6 +59,13 @@ def run_length(trainer: L.Trainer) -> Run:
         steps_per_epoch=steps[0] if steps and len(set(steps)) == 1 else None,
         why="gradient accumulation changes from epoch to epoch",
     )
+
+
+def _forget_data(trainer: L.Trainer) -> None:
+    loop = trainer.fit_loop
+    if loop._data_fetcher is not None:
+        loop._data_fetcher.teardown()
+    loop._data_fetcher = loop._combined_loader = None
 
 
 def refuse_sharded(trainer: L.Trainer, field: str) -> None:

@@ -34,8 +34,13 @@ class Switch:
 
     @property
     def learning(self) -> bool:
-        """Ranges are learned from training batches alone: never in validation, never once frozen."""
-        return self.root.training and not self.frozen
+        """Ranges are learned from training batches alone: never in validation, never once frozen.
+
+        Nor from a forward that runs again inside a backward pass (activation checkpointing): it saw that batch.
+        """
+        if not self.root.training or self.frozen:
+            return False
+        return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
 
 
 class WeightQuantizer:
@@ -182,8 +187,10 @@ class ActivationQuantizer:
             self.nonfinite = self.nonfinite.to(device)
 
     def _due(self) -> bool:
-        self._calls += 1
-        return (self._calls - 1) % self.switch.observe_every == 0
+        due = self._calls == 0
+        # Not a count of all calls: a compiled graph is made anew for each value that it finds here.
+        self._calls = (self._calls + 1) % self.switch.observe_every
+        return due
 
     def _learn(self, observed: torch.Tensor) -> None:
         observers.update_(

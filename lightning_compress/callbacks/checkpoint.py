@@ -1,0 +1,79 @@
+"""Checkpoints that count as best only once the model is compressed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_compress.callbacks.monitor import compression
+from lightning_compress.phases import ready
+
+
+class CompressedCheckpoint(ModelCheckpoint):
+    """Lightning's ``ModelCheckpoint``, except that no dense epoch can be the best.
+
+    Early epochs often score better only because they are not compressed yet. Here a value of ``monitor`` competes for
+    the top k only if target sparsity and bits were live for all of its measurement: from the start of the last
+    validation for a metric that validation logs, from the start of the training epoch for any other. Without
+    ``monitor`` the newest checkpoints are kept, as Lightning does; ``save_last`` and ``save_on_exception`` are not
+    gated either, since they are there to resume from. All arguments are those of ``ModelCheckpoint``.
+
+    Where nothing compresses, this is ``ModelCheckpoint``.
+
+    Example:
+        >>> CompressedCheckpoint(monitor="val/acc", mode="max").save_top_k
+        1
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._refused = 0
+        self._live_epoch = False
+        self._live_validation: bool | None = None
+        self._started_live = False
+        self._before: Tensor | None = None
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._refused = 0
+        self._live_validation = None
+
+    @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._live_epoch = ready(*compression(trainer))
+
+    @override
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started_live = ready(*compression(trainer))
+        self._before = trainer.callback_metrics.get(self.monitor) if self.monitor else None
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # A validation that logged the metric put a new tensor in its place.
+        if self.monitor and trainer.callback_metrics.get(self.monitor) is not self._before:
+            self._live_validation = self._started_live
+        super().on_validation_end(trainer, pl_module)
+
+    @override
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        live = self._live_epoch if self._live_validation is None else self._live_validation
+        # Equal on all ranks, so that the reduction behind super() is reached by all or by none.
+        if live and ready(*compression(trainer)):
+            return super().check_monitor_top_k(trainer, current)
+        self._refused += 1
+        return False
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if self._refused and not self.best_model_path and self.save_top_k != 0:
+            rank_zero_warn(
+                f"{type(self).__name__}: no checkpoint was kept as best by {self.monitor!r}: target sparsity and bits "
+                "were never live for a whole measurement of it. Train for longer, or let compression finish earlier."
+            )
