@@ -14,7 +14,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.instantiate import instantiate
 
 CONF = Path(lightning_compress.__file__).parents[1] / "conf"
-GROUPS = ("data", "model", "trainer", "logger", "callbacks", "pruning", "quantization", "export")
+GROUPS = ("data", "model", "trainer", "logger", "callbacks", "pruning", "quantization", "distillation", "export")
 NETS = ("cnn", "lenet300", "lenet5", "mlp", "resnet20", "resnet8", "transformer")
 
 
@@ -56,14 +56,14 @@ def test_every_bundled_model_takes_the_shape_of_the_data(data: str, model: str) 
     assert module.eval()(module.example_input_array).shape == (1, cfg.input.classes)
 
 
-@pytest.mark.parametrize("group", ["pruning", "quantization", "export", "callbacks", "logger"])
+@pytest.mark.parametrize("group", ["pruning", "quantization", "distillation", "export", "callbacks", "logger"])
 def test_none_switches_a_group_off(group: str) -> None:
     assert not composed(f"{group}=none")[group]
 
 
 def test_groups_for_other_applications_need_nothing_of_this_one() -> None:
     # Only Hydra's own values and defaults may be referred to: another application has no keys of ours.
-    for group in ("pruning", "quantization", "export", "callbacks", "logger"):
+    for group in ("pruning", "quantization", "distillation", "export", "callbacks", "logger"):
         for path in (CONF / group).glob("*.yaml"):
             text = path.read_text()
             references = [part.split("}")[0] for part in text.split("${")[1:]]

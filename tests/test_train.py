@@ -192,6 +192,24 @@ def test_a_trained_dense_control_is_taken_and_not_trained_again(train: Train) ->
     assert dense != result["rows"]["trained"]["metrics"]
 
 
+def test_the_dense_control_is_the_teacher(train: Train) -> None:
+    code, taught = train(*SMALL, "dense_baseline=true", "distillation=logits")
+    assert code == 0
+    control = taught["dense_checkpoint"]
+    _, given = train(*SMALL, "distillation=logits", f"distillation.teacher={control}")
+    _, alone = train(*SMALL)
+    assert same(weights(taught["checkpoint"]), weights(given["checkpoint"]))
+    assert same(weights(alone["checkpoint"]), weights(control))
+    assert not same(weights(taught["checkpoint"]), weights(control))
+
+
+def test_a_model_that_starts_from_random_weights_needs_a_teacher(train: Train) -> None:
+    code, found = train(*SMALL, "distillation=logits")
+    assert code == 2
+    assert "distillation.teacher: expected a dense checkpoint or self" in found["error"]
+    assert train(*SMALL, "distillation=logits", "distillation.teacher=self", "trainer.max_epochs=1")[0] == 0
+
+
 @pytest.mark.parametrize("phase", ["model", "dense control"])
 def test_an_interrupted_run_goes_on_to_the_same_weights(train: Train, phase: str) -> None:
     options = [*SMALL, f"dense_baseline={phase == 'dense control'}".lower()]
