@@ -125,6 +125,7 @@ def bar(phase: Phase, total: int) -> str:
     """
     end = total if phase.end is None else phase.end
     first, last = (round(min(step, total) / total * _WIDTH) for step in (phase.start, end))
+    first = min(first, _WIDTH - 1)
     return "".join("━" if first <= place < max(last, first + 1) else "·" for place in range(_WIDTH))
 
 
