@@ -17,6 +17,7 @@ from typing import Any
 from lightning_compress import __version__
 from lightning_compress.commands.bench import add_bench
 from lightning_compress.commands.compare import add_compare
+from lightning_compress.commands.doctor import add_doctor
 from lightning_compress.commands.inspect import add_inspect
 from lightning_compress.errors import CompressionError
 
@@ -190,7 +191,7 @@ def _show_sweep(*, as_json: bool) -> int:
     return DONE if fine else DOES_NOT_HOLD
 
 
-COMMANDS = (add_train, add_compare, add_bench, add_inspect)
+COMMANDS = (add_train, add_doctor, add_compare, add_bench, add_inspect)
 """Functions that each add one subcommand."""
 
 

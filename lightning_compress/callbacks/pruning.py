@@ -40,6 +40,7 @@ class GradualMagnitudePruning(Callback):
     ``trainer.estimated_stepping_batches``, and count optimizer steps whatever the gradient accumulation.
 
     Attributes:
+        settings: What was asked for, checked.
         pruner: The pruner, from ``on_fit_start`` on.
 
     Example:
@@ -71,7 +72,7 @@ class GradualMagnitudePruning(Callback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self._settings = Settings.check(
+        self.settings = Settings.check(
             final_sparsity=final_sparsity,
             initial_sparsity=initial_sparsity,
             start=start,
@@ -128,7 +129,7 @@ class GradualMagnitudePruning(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove_hooks()
         run = run_length(trainer)
-        settings = self._settings
+        settings = self.settings
         if trainer.fast_dev_run and not settings.freeze:  # type: ignore[attr-defined]
             # The few batches of a trial run see the last update, whatever the schedule.
             end = parse(run.total_steps or 1, f"{settings.field}.end")

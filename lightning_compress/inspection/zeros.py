@@ -24,7 +24,8 @@ def pattern_of(weight: Tensor) -> str:
         structured now and then, so that patterns are named only where enough groups or blocks have them.
 
     Example:
-        >>> weight = torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 3.0, 4.0, 0.0]]).repeat(8, 2)
+        >>> import torch
+        >>> weight = torch.tensor([[1.0, 0.0, 2.0, 0.0], [3.0, 4.0, 0.0, 0.0]]).repeat(8, 2)
         >>> pattern_of(weight)
         '2:4'
     """
@@ -47,6 +48,7 @@ def empty_channels(weight: Tensor) -> int:
     """How many output channels (dimension 0) are zero altogether.
 
     Example:
+        >>> import torch
         >>> empty_channels(torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
         1
     """
