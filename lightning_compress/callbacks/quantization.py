@@ -145,7 +145,7 @@ class QuantizationAwareTraining(Callback):
             self._ranges = RangeOptimizer(self._ranges.lr)
             example = self._example_inputs if self._example_inputs is not None else pl_module.example_input_array
             if self.quantization.needs_recording and example is not None:
-                self.quantization.record(_on_device(example, pl_module.device))
+                self._record(pl_module, example)
         self._ranges.track(self._attached.parameters())
         self._enter_phase(trainer.global_step, pl_module)
 
@@ -180,9 +180,10 @@ class QuantizationAwareTraining(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._finish_recording()
-        self._enter_phase(trainer.global_step, pl_module)
-        if trainer.world_size > 1 and not self._attached.frozen:
+        # In the phase of this batch: the one before ranges freeze has moved them, too.
+        if trainer.world_size > 1 and self._attached.enabled and not self._attached.frozen:
             self._average_ranges(trainer)
+        self._enter_phase(trainer.global_step, pl_module)
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -229,6 +230,17 @@ class QuantizationAwareTraining(Callback):
             self._saved = None
         return self.quantization is not None and find(module) is self.quantization
 
+    def _record(self, module: L.LightningModule, example: Any) -> None:
+        given = self._example_inputs is not None
+        field = f"{_FIELD}.example_inputs" if given else f"{type(module).__name__}.example_input_array"
+        try:
+            self._attached.record(_on_device(example, module.device))
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            strip(module)
+            raise CompressionError(
+                f"{field}: the forward of {type(module).__name__} does not run with it: {type(error).__name__}: {error}"
+            ) from error
+
     def _enter_phase(self, step: int, module: nn.Module) -> None:
         self._attached.enabled = step >= self.phases["start"]
         self._attached.frozen = step >= self.phases.get("freeze_range", step + 1)
@@ -247,13 +259,18 @@ class QuantizationAwareTraining(Callback):
 
     def _average_ranges(self, trainer: L.Trainer) -> None:
         """Each rank saw other batches: the mean of their ranges keeps all ranks equal, by one reduction."""
-        quantizers = list(self._attached.activations.values())
-        if not quantizers or not all(q.observed for q in quantizers):
-            return
         average = _mean_over_ranks(trainer)
-        for quantizer, mean in zip(quantizers, average(torch.stack([q.range for q in quantizers])), strict=True):
-            quantizer.range.copy_(mean)
-            quantizer.update_scale()
+        quantizers = list(self._attached.activations.values())
+        if quantizers:
+            # A branch that a rank did not take has no range there, and yet every rank must take part.
+            ranges = torch.stack([q.range for q in quantizers])
+            known = ~ranges.isnan()
+            total, share = average(torch.stack([ranges.where(known, 0.0), known.to(ranges.dtype)]))
+            for quantizer, mean in zip(quantizers, total / share, strict=True):
+                if not mean.isnan().any():
+                    quantizer.range.copy_(mean)
+                    quantizer.update_scale()
+                    quantizer.observed = True
         learned = self._attached.parameters()
         if learned:
             flat = average(torch.cat([p.detach().flatten() for p in learned]))

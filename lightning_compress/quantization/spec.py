@@ -120,9 +120,11 @@ class QuantizationSettings:
                 got=None,
                 fix="With both None nothing is quantized: leave the callback out instead.",
             )
-        if isinstance(self.momentum, bool) or not 0 < self.momentum <= 1:
+        momentum: object = self.momentum
+        if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 < momentum <= 1:
             raise CompressionError.field(f"{self.field}.momentum", expected="a number in (0, 1]", got=self.momentum)
-        if isinstance(self.observe_every, bool) or self.observe_every < 1:
+        every: object = self.observe_every
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise CompressionError.field(
                 f"{self.field}.observe_every", expected="a whole number from 1", got=self.observe_every
             )
