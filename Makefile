@@ -9,10 +9,11 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help demo test lint format typecheck benchmarks install recipes-check clean
+.PHONY: help demo sweep-demo test lint format typecheck benchmarks install recipes-check clean
 
 help:
 	@echo "make demo        train, prune, quantize, export and verify a model on the bundled digits"
+	@echo "make sweep-demo  25 ways to prune and quantize a model, compared on one page; again: what is missing"
 	@echo "make test        run the tests"
 	@echo "make lint        check style          make format      mend style"
 	@echo "make typecheck   check types          make benchmarks  run the benchmarks"
@@ -21,6 +22,11 @@ help:
 
 demo: $(INSTALLED)
 	$(BIN)/lightning-compress train experiment=demo
+
+sweep-demo: $(INSTALLED)
+	$(BIN)/lightning-compress train -m sweep=demo
+	$(BIN)/lightning-compress compare multirun/digits_demo --format packed --max-drop 1% \
+		--html multirun/digits_demo/compare.html --markdown multirun/digits_demo/compare.md
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(ARGS)

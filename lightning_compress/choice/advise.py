@@ -53,7 +53,7 @@ def choose(sweep: Sweep, limits: Limits) -> Choice:
     role = _OBJECTIVES[limits.objective].format(metric=limits.metric)
     others = f"the {role} of the {len(kept)} jobs (of {len(jobs)}) that keep the limits"
     verdict = f"Take {job.method}: {others if len(kept) > 1 else 'it alone keeps the limits'}."
-    reasons, following = tuple(_reasons(kept, sweep, limits)), tuple(_next(job, jobs, sweep, limits))
+    reasons, following = tuple(_reasons(kept, sweep, limits)), tuple(_next(kept, jobs, sweep, limits))
     return Choice(job, kept, best, verdict, reasons, following)
 
 
@@ -84,7 +84,9 @@ def _reasons(kept: Sequence[Job], sweep: Sweep, limits: Limits) -> Iterator[str]
         line += "" if most is None else f"; at most {limits.loss(most)} may be lost"
     yield line + "."
     if job.latency_ms is not None:
-        beside = "" if job.dense_latency_ms is None else f", dense {milliseconds(job.dense_latency_ms)}"
+        dense = job.dense_latency_ms
+        slower = "" if dense is None or job.latency_ms <= dense else "slower than "
+        beside = "" if dense is None else f", {slower}dense {milliseconds(dense)}"
         allowed = "" if limits.max_latency is None else f"; at most {milliseconds(limits.max_latency)} is allowed"
         yield f"Latency: {milliseconds(job.latency_ms)}{beside}, on the machine of the sweep{allowed}."
     if len(kept) > 1:
@@ -105,12 +107,14 @@ def _reasons(kept: Sequence[Job], sweep: Sweep, limits: Limits) -> Iterator[str]
         )
 
 
-def _next(job: Job, jobs: Sequence[Job], sweep: Sweep, limits: Limits) -> Iterator[tuple[str, str | None]]:
+def _next(kept: Sequence[Job], jobs: Sequence[Job], sweep: Sweep, limits: Limits) -> Iterator[tuple[str, str | None]]:
+    job = kept[0]
     yield from _failed(sweep)
-    if sweep.format == DEPLOYED and job.files.get("packed", math.inf) < (job.bytes or 0):
+    packed = min(kept, key=lambda other: (other.files.get("packed", math.inf), other.name))
+    if sweep.format == DEPLOYED and packed.files.get("packed", math.inf) < (job.bytes or 0):
         yield (
-            f"Zeros and small integers do not shrink an ONNX file. Where the model is stored or sent packed, it is "
-            f"{text.size(job.files['packed'])}: compare by that file.",
+            f"Zeros and small integers do not shrink an ONNX file. Where the model is stored or sent packed, "
+            f"{packed.method} takes {text.size(packed.files['packed'])}: compare by that file.",
             f"lightning-compress compare {shlex.quote(str(sweep.path))} --format packed",
         )
     drop, most = job.drop(limits.metric, mode=limits.mode), limits.allowed_drop(job)

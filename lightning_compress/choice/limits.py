@@ -14,6 +14,8 @@ Objective = Literal["bytes", "metric", "latency"]
 
 _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}
+# Metrics are computed in float32: two of them may each be half a unit in the last place off.
+_ROUNDING = 2**-23
 _NUMBER = r"(\d+\.?\d*|\.\d+)"
 
 
@@ -144,7 +146,7 @@ class Limits:
             drop, allowed = job.drop(self.metric, mode=self.mode), self.allowed_drop(job)
             if drop is None or allowed is None:
                 found.append(Violation("drop", f"it has no dense control with {self.metric}", float("inf")))
-            elif drop > allowed:
+            elif drop > allowed + _ROUNDING * abs(job.dense_metrics[self.metric]):
                 excess = (drop - allowed) / allowed if allowed else float("inf")
                 found.append(Violation("drop", f"it loses {self.loss(drop)}", excess))
         for limit, value, most, shown in (

@@ -54,6 +54,7 @@ def as_dict(sweep: Sweep, limits: Limits, choice: Choice, *, beside: Path | None
 
 
 def _job(job: Job, limits: Limits, kept: bool, best: bool, beside: Path) -> dict[str, Any]:
+    drop = job.drop(limits.metric, mode=limits.mode)
     return {
         "name": job.name,
         "status": job.status,
@@ -65,7 +66,8 @@ def _job(job: Job, limits: Limits, kept: bool, best: bool, beside: Path) -> dict
         "weight_bits": job.weight_bits,
         "overrides": dict(job.overrides),
         "value": job.metrics.get(limits.metric),
-        "drop": job.drop(limits.metric, mode=limits.mode),
+        # Metrics are computed in float32; further digits are noise.
+        "drop": None if drop is None else round(drop, 7),
         "metrics": dict(job.metrics),
         "dense_metrics": dict(job.dense_metrics),
         "bytes": job.bytes,
@@ -141,7 +143,7 @@ def _markdown(sweep: Sweep, limits: Limits, choice: Choice) -> Iterator[str]:
 
 def heads_for(limits: Limits) -> Sequence[str]:
     """``HEADS`` with the metric's own name, and the unit of its change."""
-    change = "Change, points" if text.is_share(limits.metric) else "Change"
+    change = "Points" if text.is_share(limits.metric) else "Change"
     return [{"Metric": limits.metric, "Change": change}.get(head, head) for head in HEADS]
 
 

@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -92,7 +93,7 @@ def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
 
     console = Console()
     best, kept = {job.name for job in choice.front}, {job.name for job in choice.kept}
-    table = Table(title=f"{sweep.path}: {count(sweep)}", title_justify="left", header_style="bold", border_style="dim")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", border_style="dim")
     table.add_column("")
     for index, head in enumerate(heads_for(limits)):
         table.add_column(head, justify="left" if index < 2 else "right", no_wrap=True)
@@ -100,14 +101,16 @@ def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
         chosen = choice.job is not None and job.name == choice.job.name
         mark = "→" if chosen else "◆" if job.name in best else ""
         table.add_row(mark, *cells, style="bold" if chosen else None if job.name in kept else "dim")
+    console.print(f"{sweep.path}: {count(sweep)}", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
-    console.print("→ chosen, ◆ on the Pareto front, dim: beyond a limit\n", style="dim")
+    console.print("→ chosen, ◆ on the Pareto front, dim: beyond a limit", style="dim")
     for job in sweep.jobs:
         if job.status != "finished":
-            console.print(f"{job.status.capitalize()}: {job.name}: {job.error}", markup=False, style="red")
+            line = f"{job.status.capitalize()}: {job.name}: {job.error}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True, style="red")
     limited = ", ".join(limits.described()) or "none"
-    console.print(f"Limits: {limited}.", markup=False, highlight=False)
-    console.print(choice.verdict, style="bold", markup=False, highlight=False)
+    console.print(f"\nLimits: {limited}.", markup=False, highlight=False, soft_wrap=True)
+    console.print(choice.verdict, style="bold", markup=False, highlight=False, soft_wrap=True)
     for reason in choice.reasons:
         console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
     if choice.next:
