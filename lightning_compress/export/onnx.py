@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +12,8 @@ from torch import nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.atomic import replacing
-from lightning_compress.export.fold import deployable
 from lightning_compress.export.onnx_graph import clean
+from lightning_compress.export.program import first_line, quiet, trace
 from lightning_compress.quantization.prepare import call_arguments
 from lightning_compress.quantization.structure import tensors
 
@@ -66,14 +62,9 @@ def to_onnx(
     Raises:
         CompressionError: The model cannot be exported, or nothing can be written at ``path``.
     """
-    args, kwargs = call_arguments(example_inputs)
-    args, kwargs = _cpu(tuple(args)), _cpu(dict(kwargs))
-    if dynamic_batch:
-        args, kwargs = _at_least_two(args), _at_least_two(kwargs)
-    exported = deployable(model, (*args, kwargs))
-    for parameter in exported.parameters():
-        parameter.requires_grad_(False)
-    program = _export(exported, args, kwargs, input_names, dynamic_batch, type(model).__name__)
+    name = type(model).__name__
+    traced = trace(model, example_inputs, dynamic_batch=dynamic_batch, field="to_onnx")
+    program = _export(traced, input_names, name)
     graph = program.model
     clean(graph)
     if metadata:
@@ -86,49 +77,25 @@ def to_onnx(
 
 
 def _export(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    input_names: Sequence[str] | None,
-    dynamic_batch: bool,
-    name: str,
+    traced: torch.export.ExportedProgram, input_names: Sequence[str] | None, name: str
 ) -> torch.onnx.ONNXProgram:
-    shapes = None
-    if dynamic_batch:
-        batch = torch.export.Dim("batch", min=1)
-        positional = tuple(_dynamic(arg, batch) for arg in args)
-        shapes = _by_name(model, positional, {key: _dynamic(value, batch) for key, value in kwargs.items()})
-    with _quiet():
-        try:
-            # torch.onnx.export alone would fall back to modes that freeze data-dependent values without a word.
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-        except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:
-            raise CompressionError(
-                f"to_onnx: torch.export cannot trace {name}: {_first_line(error)}. Values that depend on data cannot "
-                f"steer Python code in an exported model; if only the batch size does, try dynamic_batch=False."
-            ) from error
-        try:
+    try:
+        with quiet():
             exported = torch.onnx.export(
-                program,
+                traced,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=input_names,
                 custom_translation_table=_translations(),
                 verbose=False,
             )
-        except torch.onnx.errors.OnnxExporterError as error:
-            raise CompressionError(
-                f"to_onnx: torch.onnx cannot write {name}: {_first_line(error.__cause__ or error)}."
-            ) from error
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise CompressionError(
+            f"to_onnx: torch.onnx cannot write {name}: {first_line(error.__cause__ or error)}."
+        ) from error
     if exported is None:
         raise CompressionError(f"to_onnx: torch.onnx returned nothing for {name}.")
     return exported
-
-
-def _by_name(model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
-    """torch.export wants the dynamic shapes under the forward's own argument names."""
-    bound = inspect.signature(model.forward).bind(*positional, **keywords)
-    return dict(bound.arguments)
 
 
 def _translations() -> dict[Any, Any]:
@@ -173,46 +140,6 @@ def _translations() -> dict[Any, Any]:
         ops.dequantize.default: to_dequantize_linear,
         torch.ops.aten.mean.dim: to_mean,
     }
-
-
-def _dynamic(argument: Any, batch: Any) -> Any:
-    if isinstance(argument, torch.Tensor):
-        return {0: batch} if argument.ndim else None
-    if isinstance(argument, tuple | list):
-        return type(argument)(_dynamic(item, batch) for item in argument)
-    if isinstance(argument, dict):
-        return {key: _dynamic(item, batch) for key, item in argument.items()}
-    return None
-
-
-def _cpu(tree: Any) -> Any:
-    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.detach().cpu(), tree)
-
-
-def _at_least_two(tree: Any) -> Any:
-    # torch.export takes a dimension of size 1 for a constant.
-    def repeat(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat([tensor, tensor]) if tensor.ndim and tensor.shape[0] == 1 else tensor
-
-    return torch.utils._pytree.tree_map_only(torch.Tensor, repeat, tree)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns about its own internals; nothing of that is the user's."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def inputs_for(path: str | Path, example_inputs: Any) -> dict[str, torch.Tensor]:

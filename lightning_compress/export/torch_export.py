@@ -1,0 +1,175 @@
+"""``.pt2`` files of torch.export, in the quantized form of PyTorch's own PT2E flow.
+
+Quantizers become operators of ``quantized_decomposed``, which come with PyTorch, so that a file loads without this
+package, and Inductor's x86 backend finds the patterns that it fuses into int8 kernels::
+
+    import torch, torch.ao.quantization.fx._decomposed   # registers the operators
+    model = torch.export.load("model.pt2").module()
+    torch._inductor.config.freezing = True
+    with torch.no_grad():
+        fast = torch.compile(model)
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.export.atomic import replacing
+from lightning_compress.export.program import first_line, trace
+
+
+@dataclass(frozen=True)
+class TorchExportFile:
+    """A written ``.pt2`` file.
+
+    Attributes:
+        path: Where it is.
+        bytes: Its size.
+    """
+
+    path: Path
+    bytes: int
+
+
+def to_torch_export(
+    model: nn.Module, example_inputs: Any, path: str | Path, *, dynamic_batch: bool = True
+) -> TorchExportFile:
+    """Write a model, quantized or float, as a ``.pt2`` file, and load and run it once.
+
+    Args:
+        model: The model; it is not changed.
+        example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments.
+        path: Where to write; replaced atomically, once the file gave what the program gives.
+        dynamic_batch: Leave the first dimension of every input free.
+
+    Raises:
+        CompressionError: The model cannot be exported, the file gives other outputs, or nothing can be written.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "model.pt2"
+        >>> file = to_torch_export(nn.Linear(4, 2), torch.zeros(3, 4), target)
+        >>> load_torch_export(target)(torch.zeros(5, 4)).shape
+        torch.Size([5, 2])
+    """
+    program = trace(model, example_inputs, dynamic_batch=dynamic_batch, field="to_torch_export")
+    args, kwargs = program.example_inputs
+    expected = program.module()(*args, **kwargs)
+    _to_pt2e(program)
+    path = Path(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(_serialized(program))
+        actual = load_torch_export(temporary)(*args, **kwargs)
+        leaves = zip(torch.utils._pytree.tree_leaves(actual), torch.utils._pytree.tree_leaves(expected), strict=True)
+        if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in leaves if isinstance(b, torch.Tensor)):
+            raise CompressionError(f"to_torch_export: {path} gives other outputs than the program it was written from.")
+    return TorchExportFile(path, path.stat().st_size)
+
+
+def load_torch_export(path: str | Path) -> nn.Module:
+    """Load a ``.pt2`` file as a module for inference.
+
+    Load only what you trust: unlike the package's other formats, PyTorch may unpickle parts of such a file.
+
+    Raises:
+        CompressionError: It is missing or cannot be read.
+    """
+    _register()
+    if not zipfile.is_zipfile(path):
+        raise CompressionError(f"{path}: cannot be loaded as a torch.export file (it is missing, or no such archive).")
+    try:
+        # As a buffer: from a path it would insist on the file's suffix.
+        return torch.export.load(io.BytesIO(Path(path).read_bytes())).module()
+    except (OSError, RuntimeError, ValueError, KeyError, AssertionError, zipfile.BadZipFile) as error:
+        raise CompressionError(f"{path}: cannot be loaded as a torch.export file ({first_line(error)}).") from error
+
+
+def _serialized(program: torch.export.ExportedProgram) -> bytes:
+    """A program as the bytes of a file, without the inputs it was traced with and the lines of code it came from."""
+    # They are the user's data, and would be in every copy of the file. There is no public way to leave them out.
+    program._example_inputs = None
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
+            node.meta.pop(key, None)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _register() -> Any:
+    """The operators, which PyTorch registers only when this module of it is imported."""
+    import torch.ao.quantization.fx._decomposed
+
+    return torch.ops.quantized_decomposed
+
+
+def _to_pt2e(program: torch.export.ExportedProgram) -> None:
+    """Replace our operators in a program, in place."""
+    ours, theirs = torch.ops.lightning_compress, _register()
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        with graph.inserting_before(node):
+            if node.target is ours.quantize_dequantize.default:
+                x, scale, zero_point, qmin, qmax = _arguments(node)
+                dtype = torch.uint8 if qmin >= 0 else torch.int8
+                grid = (scale, zero_point, qmin, qmax, dtype)
+                integers = _call(graph, theirs.quantize_per_tensor.default, x, *grid)
+                _replace(program, node, _call(graph, theirs.dequantize_per_tensor.default, integers, *grid))
+            elif node.target is ours.dequantize.default:
+                _replace(program, node, _dequantized(program, node, theirs))
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+
+
+def _dequantized(program: torch.export.ExportedProgram, node: fx.Node, theirs: Any) -> fx.Node:
+    graph = program.graph_module.graph
+    integers, scale, zero_point, axis, block = _arguments(node)
+    dtype = integers.meta["val"].dtype
+    low, high = -128, 127
+    if block:
+        wide = _call(graph, torch.ops.aten.repeat_interleave.self_int, scale, block, axis)
+        cut = _call(graph, torch.ops.aten.slice.Tensor, wide, axis, 0, integers.meta["val"].shape[axis])
+        return _call(graph, torch.ops.aten.mul.Tensor, integers, cut)
+    if dtype == torch.int8 and scale.meta["val"].ndim:
+        return _call(graph, theirs.dequantize_per_channel.default, integers, scale, zero_point, axis, low, high, dtype)
+    if dtype == torch.int8:
+        step = float(program.state_dict[_buffer(program, scale)])
+        return _call(graph, theirs.dequantize_per_tensor.default, integers, step, 0, low, high, dtype)
+    # A bias: PT2E keeps it in float, and Inductor computes this product of constants once.
+    return _call(graph, torch.ops.aten.mul.Tensor, integers, scale)
+
+
+def _buffer(program: torch.export.ExportedProgram, node: fx.Node) -> str:
+    return program.graph_signature.inputs_to_buffers[node.name]
+
+
+def _call(graph: fx.Graph, target: Callable[..., Any], *args: Any) -> fx.Node:
+    """Add a node with what the program's checks want to know of its result."""
+    node = graph.call_function(target, args)
+    values = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args]
+    mode = next(value.fake_mode for value in values if isinstance(value, torch._subclasses.FakeTensor))
+    with mode:
+        node.meta["val"] = target(*values)
+    return node
+
+
+def _replace(program: torch.export.ExportedProgram, node: fx.Node, by: fx.Node) -> None:
+    node.replace_all_uses_with(by)
+    program.graph_signature.replace_all_uses(node.name, by.name)
+    node.graph.erase_node(node)
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    """A node's arguments, of types that only its operator tells."""
+    return node.args
