@@ -79,6 +79,14 @@ def test_attention_is_that_of_its_authors_up_to_the_number_of_positions() -> Non
     torch.testing.assert_close(functional.attention_difference(student, teacher), 15 * theirs)
 
 
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
+def test_attention_maps_are_sums_of_powers_of_length_one(power: float) -> None:
+    x = torch.randn(4, 6, 5, 3)
+    sums = (np.abs(x.numpy()) ** power).sum(1).reshape(4, 15)
+    expected = sums / np.sqrt((sums**2).sum(1, keepdims=True))
+    np.testing.assert_allclose(functional.attention_map(x, power).numpy(), expected, rtol=1e-5)
+
+
 def test_attention_of_tokens_sums_over_their_channels() -> None:
     student, teacher = torch.randn(4, 7, 6), torch.randn(4, 7, 9)
     turned = functional.attention_difference(student.transpose(1, 2), teacher.transpose(1, 2))
