@@ -56,16 +56,28 @@ class CompressionMonitor(Callback):
         self._measured: tuple[Any, ...] = ()
         self._gap = 1
         self._unlogged = False
+        self._restored = False
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        total = run_length(trainer).total_steps
+        run = run_length(trainer)
+        total = run.total_steps
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._check_phases(trainer, total)
         self._gap = max(1, _log_interval(trainer) if total is None else total // _POINTS)
         example = self._example_inputs if self._example_inputs is not None else pl_module.example_input_array
         self._macs = None if example is None else count_macs(pl_module, example)
-        self._measure(trainer, pl_module)
+        # A resumed run makes the measurements that the whole run made. One that stopped after the last batch of an
+        # epoch goes on in the next, and has missed the end of the epoch.
+        missed = run.steps_per_epoch is not None and trainer.global_step % run.steps_per_epoch == 0
+        if not self._restored or (missed and self.history[-1]["step"] < trainer.global_step):
+            self._measure(trainer, pl_module)
+        self._restored = False
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # A state that came with an earlier trainer.test(ckpt_path=...) has nothing to do with this run.
+        self._restored = False
 
     @override
     def on_train_batch_start(
@@ -99,11 +111,20 @@ class CompressionMonitor(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"history": [dict(point) for point in self.history]}
+        return {
+            "history": [dict(point) for point in self.history],
+            "measured": list(self._measured),
+            "series": dict(self._series),
+            "unlogged": self._unlogged,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = [dict(point) for point in state_dict["history"]]
+        self._measured = tuple(state_dict["measured"])
+        self._series = dict(state_dict["series"])
+        self._unlogged = state_dict["unlogged"]
+        self._restored = bool(self._measured)
 
     def layers(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[LayerRow]:
         """Describe every parameter as it is now."""
