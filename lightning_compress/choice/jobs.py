@@ -25,11 +25,34 @@ SHARED = "shared"
 """Directory under the sweep's for what its jobs share: dense controls."""
 
 _FORMAT = 1
+_LONGEST = 120
 # What changes neither the trained weights nor what is measured. A dense control that is given does change the latter.
 _INDIFFERENT = ("name", "logger", "optimized_metric", "ckpt_path", "dense_ckpt_path")
 _INDIFFERENT_TRAINER = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps")
 # What the dense control depends on.
 _DENSE = ("data", "input", "model", "trainer", "callbacks", "seed", "threads")
+
+
+def short(name: str) -> str:
+    """A directory's name that file systems take, from one of any length; still another one for another name.
+
+    In configs it is ``${compress_short:...}``. A slash, as in a path, would make directories within directories.
+
+    Example:
+        >>> short("seed=0,data.root=/my/data")
+        'seed=0,data.root=_my_data'
+        >>> len(short("x" * 500))
+        120
+    """
+    plain = name.replace("/", "_")
+    digest = hashlib.sha256(name.encode()).hexdigest()[:10]
+    if len(plain.encode()) <= _LONGEST:
+        return plain
+    return plain.encode()[: _LONGEST - len(digest) - 1].decode(errors="ignore") + "~" + digest
+
+
+# Hydra makes the callback below, which imports this, before it looks at a job's directory: here and in a worker.
+OmegaConf.register_new_resolver("compress_short", short, replace=True)
 
 
 class LastSweep(Callback):
@@ -42,8 +65,9 @@ class LastSweep(Callback):
     directory: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Take the directory from Hydra's own settings."""
+        """Take the directory from Hydra's own settings; make it, since a study may be kept in it."""
         LastSweep.directory = Path(config.hydra.sweep.dir)
+        LastSweep.directory.mkdir(parents=True, exist_ok=True)
 
 
 def run(

@@ -93,8 +93,8 @@ def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
 
     console = Console()
     best, kept = {job.name for job in choice.front}, {job.name for job in choice.kept}
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", border_style="dim")
-    table.add_column("")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold", border_style="dim")
+    table.add_column("", min_width=1)
     for index, head in enumerate(heads_for(limits)):
         table.add_column(head, justify="left" if index < 2 else "right", no_wrap=True)
     for job, cells in rows(sweep, limits, choice):
@@ -102,8 +102,9 @@ def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
         mark = "→" if chosen else "◆" if job.name in best else ""
         table.add_row(mark, *cells, style="bold" if chosen else None if job.name in kept else "dim")
     console.print(f"{sweep.path}: {count(sweep)}", markup=False, highlight=False, soft_wrap=True)
+    console.print()
     console.print(table)
-    console.print("→ chosen, ◆ on the Pareto front, dim: beyond a limit", style="dim")
+    console.print("\n→ chosen, ◆ on the Pareto front, dim: beyond a limit", style="dim")
     for job in sweep.jobs:
         if job.status != "finished":
             line = f"{job.status.capitalize()}: {job.name}: {job.error}"

@@ -85,6 +85,8 @@ def test_the_terminal_shows_the_table_the_failure_and_the_choice(capsys: pytest.
     text = capsys.readouterr().out
     assert text.startswith("sweep: 10 jobs, 1 failed")
     assert sum(" global" in line and "kB" in line and "ms" in line for line in text.splitlines()) >= 9
+    marked = [line.split() for line in text.splitlines() if line.startswith("→") and " global" in line]
+    assert [row[:2] for row in marked] == [["→", "95"]]
     assert "…" not in text, "nothing is cut at 80 columns"
     assert "Failed: bad: pruning.targets: matches nothing." in text
     assert "Take 95 % global, w8a8" in text
