@@ -13,9 +13,10 @@ import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from lightning_compress.choice.jobs import config_hash, dense_control, dense_hash
+from lightning_compress.choice.jobs import config_hash, dense_control, dense_hash, run
 from lightning_compress.choice.sweep import read_sweep
 from lightning_compress.cli import main
+from lightning_compress.outcome import Outcome
 
 TINY = (
     "model=mlp",
@@ -115,6 +116,19 @@ def test_jobs_that_differ_in_compression_alone_have_one_dense_control() -> None:
     assert dense_hash(base, here) == dense_hash(pruned, here)
     for changed in ({"seed": 1}, {"model": {"width": 9}}, {"trainer": {"max_epochs": 3}}):
         assert dense_hash(base, here) != dense_hash(OmegaConf.merge(base, changed), here)
+
+
+def test_a_finished_job_gives_a_sweeper_its_objectives_again() -> None:
+    cfg = OmegaConf.create({"seed": 0, "optimized_metric": ["deployed/bytes", "val/acc"]})
+    output = Path("sweep/0")
+    values = {"val/acc": 0.9, "deployed/bytes": 1000.0}
+    Outcome("a", str(output), {}, values, None, None, None, {}).write()
+    record = {"config_hash": config_hash(cfg, output), "status": "finished"}
+    (output / "job.json").write_text(json.dumps(record))
+    # This config could not be trained.
+    outcome = run(cfg, output, "sweep")
+    assert outcome is not None
+    assert outcome.objective == (1000.0, 0.9)
 
 
 def test_a_dense_control_in_the_making_is_waited_for_and_not_trained_again() -> None:
