@@ -19,7 +19,7 @@ from lightning_compress.callbacks.monitor import CompressionMonitor
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
 from lightning_compress.pruning import Pruner
-from lightning_compress.quantization import find
+from lightning_compress.quantization import find, prepare
 
 
 def pruning(**settings: Any) -> GradualMagnitudePruning:
@@ -183,3 +183,31 @@ def test_training_again_after_the_end_starts_a_new_schedule() -> None:
         prune = pruning()
         quiet_trainer(callbacks=[prune, QuantizationAwareTraining()]).fit(module, loader())
         assert prune.pruner.sparsity() == pytest.approx(0.8, abs=1e-3)
+
+
+def test_memory_does_not_grow_over_two_thousand_updates() -> None:
+    model = nn.Linear(16, 16)
+    pruner = Pruner(model, final_sparsity=0.9, end=2050)
+    prepare(model, example_inputs=torch.randn(2, 16))
+    x = torch.randn(8, 16)
+
+    def update(step: int) -> None:
+        pruner.step(step)
+        if step % 10 == 0:
+            model(x).sum().backward()
+
+    def held() -> tuple[int, int]:
+        """Objects that the collector knows, and bytes of tensors."""
+        gc.collect()
+        known = gc.get_objects()
+        return len(known), sum(o.nbytes for o in known if type(o) in (torch.Tensor, nn.Parameter))
+
+    for step in range(50):
+        update(step)
+    objects, size = held()
+    for step in range(50, 2051):
+        update(step)
+    objects_now, size_now = held()
+    assert objects_now <= objects * 1.01
+    assert size_now <= size
+    assert pruner.sparsity() == pytest.approx(0.9, abs=1e-2)
