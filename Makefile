@@ -9,12 +9,13 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help demo sweep-demo test lint format typecheck benchmarks install recipes-check clean
+.PHONY: help demo sweep-demo test test-extras lint format typecheck benchmarks install recipes-check clean
 
 help:
 	@echo "make demo        train, prune, quantize, export and verify a model on the bundled digits"
 	@echo "make sweep-demo  25 ways to prune and quantize a model, compared on one page; again: what is missing"
 	@echo "make test        run the tests"
+	@echo "make test-extras  run the tests of optional packages, which it installs"
 	@echo "make lint        check style          make format      mend style"
 	@echo "make typecheck   check types          make benchmarks  run the benchmarks"
 	@echo "make recipes-check RECIPE=digits_cnn_sparse80_w8a8     run a recipe, compare with its numbers"
@@ -30,6 +31,11 @@ sweep-demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# Tests of what optional packages are needed for.
+test-extras: $(INSTALLED)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,openvino]"
+	$(BIN)/python -m pytest tests/extras $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
