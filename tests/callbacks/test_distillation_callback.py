@@ -202,12 +202,20 @@ def test_a_network_that_is_compiled_is_distilled_from_a_late_start_too() -> None
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
+class CallsItself(Simple):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
 def test_a_compiled_module_is_distilled_by_its_own_start_and_not_by_itself() -> None:
     torch.compiler.reset()
     found = []
     for compiled in (False, True):
         torch.manual_seed(1)
-        module = Simple()
+        module = CallsItself()
         trainer = quiet_trainer(callbacks=[KnowledgeDistillation()], max_epochs=1)
         trainer.fit(torch.compile(module, backend="eager") if compiled else module, vectors())
         found.append(float(trainer.callback_metrics["distill/logits"]))

@@ -62,6 +62,18 @@ def test_a_module_followed_by_in_place_operations_is_compared_as_it_was() -> Non
         torch.testing.assert_close(found.detach(), F.mse_loss(bn2(student), bn2(teacher)))
 
 
+def test_a_module_is_compared_as_the_next_module_sees_it_behind_all_other_hooks() -> None:
+    student, teacher, x = networks()
+    student.eval()
+    distiller = Distiller(student, teacher, [Features(["block1"])])
+    # As a quantizer that is placed after the first batch.
+    student.block1.register_forward_hook(lambda module, args, output: output.round())
+    found = seen(distiller, lambda: student(x))["features"]
+    with torch.no_grad():
+        expected = F.mse_loss(student.block1(student.stem(x)), teacher.block1(teacher.stem(x)))
+    torch.testing.assert_close(found.detach(), expected)
+
+
 def test_hooks_exist_only_while_a_step_is_watched() -> None:
     student, teacher, x = networks()
     distiller = Distiller(student, teacher, [Features(["block1"])])
@@ -94,8 +106,8 @@ def test_several_calls_are_averaged_and_calls_without_gradients_are_none() -> No
             student(torch.randn(9, 3, 8, 8))
         student(z)
 
-    one, two = (float(seen(distiller, lambda v=v: student(v))["logits"]) for v in (x, z))
-    assert float(seen(distiller, step)["logits"]) == pytest.approx((one + two) / 2)
+    one, two = (float(seen(distiller, lambda v=v: student(v))["logits"].detach()) for v in (x, z))
+    assert float(seen(distiller, step)["logits"].detach()) == pytest.approx((one + two) / 2)
 
 
 @pytest.mark.parametrize("wrap", [lambda t: (t, 0), lambda t: {"loss": 0, "logits": t}])
