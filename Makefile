@@ -32,7 +32,7 @@ sweep-demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-# Tests of what optional packages are needed for.
+# Tests of what optional packages and a browser (Chromium) are needed for.
 test-extras: $(INSTALLED)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,openvino]"
 	$(BIN)/python -m pytest tests/extras $(ARGS)

@@ -8,6 +8,12 @@ from typing import Any
 
 from reports import example_report
 
+from lightning_compress.choice.advise import choose
+from lightning_compress.choice.limits import Limits
+from lightning_compress.choice.listing import markdown
+from lightning_compress.choice.page import html
+from lightning_compress.choice.sweep import read_sweep
+
 
 def write_job(
     sweep: Path,
@@ -57,3 +63,23 @@ def write_record(job: Path, status: str, error: str | None = None) -> Path:
 
 def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
+
+
+def write_nine(tmp_path: Path) -> Path:
+    """Nine finished jobs, sparsity × bits, and a failed one with a hostile message."""
+    for sparsity in (0.0, 0.5, 0.9):
+        for bits in (None, 8, 2):
+            acc = 0.98 - 0.01 * sparsity - (0.2 if bits == 2 else 0)
+            packed = int(300_000 * (1 - 0.95 * sparsity) * (bits or 32) / 32)
+            name = f"pruning.final_sparsity={sparsity},quantization={bits}"
+            write_job(tmp_path, name, acc=acc, packed=packed, sparsity=sparsity, bits=bits, latency=0.03 + packed / 1e7)
+    write_record(tmp_path / "a <b>failed</b> job", "failed", "</script><script>boom()</script>")
+    return tmp_path
+
+
+def pages(sweep_dir: Path) -> tuple[str, str]:
+    """The comparison as a page and as Markdown."""
+    sweep = read_sweep(sweep_dir, "packed")
+    limits = Limits.of("test/acc", max_drop=(0.01, True), max_size=100_000.0)
+    choice = choose(sweep, limits)
+    return html(sweep, limits, choice), markdown(sweep, limits, choice)
