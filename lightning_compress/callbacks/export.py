@@ -17,19 +17,12 @@ from lightning_compress import loggers, report
 from lightning_compress.callbacks.monitor import CompressionMonitor, compression
 from lightning_compress.callbacks.run import refuse_sharded
 from lightning_compress.errors import CompressionError, DoesNotHold
-from lightning_compress.export.artifacts import (
-    DENSE_ONNX,
-    DENSE_STATE,
-    FILES,
-    GIVEN,
-    REPORTS,
-    Export,
-    check_formats,
-)
+from lightning_compress.export.artifacts import Export
 from lightning_compress.export.dense import read_dense, refuse_other_model, save_dense
 from lightning_compress.export.directory import ExportDirectory, sha256
 from lightning_compress.export.entry import Entry, EntryWatch, called_through
 from lightning_compress.export.evaluate import EvaluationData, Split, duplicate
+from lightning_compress.export.formats import DENSE_STATE, GIVEN, REPORTS, check_formats, deployed_of, files_of
 from lightning_compress.export.summary import Limits, compose
 from lightning_compress.metrics.functional import dense_bytes, extra_bytes
 from lightning_compress.metrics.layers import describe
@@ -49,7 +42,8 @@ class CompressedExport(Callback):
 
     Args:
         dirpath: The directory.
-        formats: Some of ``"onnx"`` and ``"packed"``; ONNX counts as deployed if it is among them.
+        formats: Some of ``"onnx"``, ``"openvino"``, ``"torch_export"`` and ``"packed"``; the first of them in this
+            order counts as deployed.
         verify: Whether to run the written files on data.
         split: ``"val"`` or ``"test"``: which step and which data.
         dataloaders: Data for ``split``, in place of the data module's or the module's own.
@@ -130,8 +124,7 @@ class CompressedExport(Callback):
         refuse_sharded(trainer, _FIELD)
         if trainer.is_global_zero:
             kept = [DENSE_STATE] if self._given is None else []
-            compared = [DENSE_ONNX] if "onnx" in self.formats else []
-            self._directory.claim([*(FILES[item] for item in self.formats), *REPORTS, *kept, *compared])
+            self._directory.claim([*files_of(self.formats), *REPORTS, *kept])
         if self._given is not None:
             self._dense, self._dense_source = read_dense(self._given, f"{_FIELD}.dense"), GIVEN
         if self._verify and self._split == "test":
@@ -272,7 +265,8 @@ class CompressedExport(Callback):
             latency=self._latency,
             threads=self._threads,
         ).run(size)
-        compared = next((found.comparisons[item] for item in ("onnx", "packed") if item in found.comparisons), None)
+        form = deployed_of(found.comparisons)
+        compared = None if form is None else found.comparisons[form]
         failures = self.limits.failures(found, None if compared is None else compared.agreement)
         monitors = [c for c in trainer.callbacks if isinstance(c, CompressionMonitor)]  # type: ignore[attr-defined]
         self.report = compose(
@@ -287,7 +281,7 @@ class CompressedExport(Callback):
             failures=failures,
         )
         written = report.write(self.report, self._directory.path)
-        files = [self._directory / item["file"] for item in self.report["artifacts"]]
+        files = [self._directory / n for item in self.report["artifacts"] for n in (item["file"], *item["beside"])]
         loggers.log_report(trainer.loggers, self.report, [*files, *written])
         if failures:
             raise DoesNotHold(f"{_FIELD}: {' '.join(failures)} Everything was written to {self._directory.path}.")

@@ -3,62 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
 from lightning_compress import __version__
-from lightning_compress.errors import CompressionError, closest
 from lightning_compress.export.dense import as_dense
 from lightning_compress.export.directory import ExportDirectory, sha256
 from lightning_compress.export.entry import Entry, called_through, input_names
 from lightning_compress.export.evaluate import EvaluationData, duplicate, evaluate, integer_tensors
+from lightning_compress.export.formats import BESIDE, DENSE_ONNX, FILES, GIVEN, deployed_of, files_of
 from lightning_compress.export.latency import Ratio, Timing, measure
 from lightning_compress.export.onnx import to_onnx
+from lightning_compress.export.openvino import OpenVinoModel, to_openvino
 from lightning_compress.export.packed import PackedFile, save_packed
-from lightning_compress.export.runtime import OnnxModel, has_vnni, runtime_name
+from lightning_compress.export.runtime import OnnxModel, has_vnni
+from lightning_compress.export.torch_export import to_torch_export
 from lightning_compress.export.verify import Comparison, deployed_form, pytorch_name
 from lightning_compress.quantization import strip
-
-Format = Literal["onnx", "packed"]
-_PLANNED = ("torch_export", "openvino", "executorch")
-FILES: dict[str, str] = {"onnx": "model.onnx", "packed": "model.packed"}
-DENSE_STATE, DENSE_ONNX = "dense.safetensors", "dense.onnx"
-GIVEN = "given"
-REPORTS = ("report.json", "report.md", "report.html")
-
-
-def check_formats(formats: Sequence[str], name: str) -> tuple[str, ...]:
-    """Check the formats that are asked for.
-
-    Raises:
-        CompressionError: One is unknown, or not available in this release.
-
-    Example:
-        >>> check_formats(["onnx"], "formats")
-        ('onnx',)
-    """
-    known = get_args(Format)
-    if isinstance(formats, str) or not formats:
-        raise CompressionError.field(name, expected=f"a list of {', '.join(known)}", got=formats)
-    for item in formats:
-        if item in _PLANNED:
-            raise CompressionError.field(
-                name,
-                expected=f"formats that this release writes ({', '.join(known)})",
-                got=item,
-                fix=f"{item} is planned. Write onnx, and convert the file with that runtime's own tools.",
-            )
-        if item not in known:
-            raise CompressionError.field(
-                name, expected=f"some of {', '.join(known)}", got=item, fix=closest(str(item), known)
-            )
-    return tuple(dict.fromkeys(formats))
 
 
 @dataclass
@@ -103,7 +70,7 @@ class Export:
         entry: The call that is exported.
         sample: A call with real data, for latency.
         directory: Where files are written.
-        formats: What is written; the first of onnx and packed counts as deployed.
+        formats: What is written; ``deployed_of`` says which counts as deployed.
         dense: ``state_dict`` of the dense model, and where it is from.
         data: What the files are run on; ``None`` verifies nothing.
         latency: Whether latency is measured.
@@ -131,9 +98,9 @@ class Export:
         """
         found = Findings()
         self._write(found)
-        deployed = next(item for item in get_args(Format) if item in self.formats)
-        runtime = runtime_name(self.threads) if deployed == "onnx" else pytorch_name()
-        size = (self.directory / FILES[deployed]).stat().st_size
+        deployed = deployed_of(self.formats) or self.formats[0]
+        runtime = self._form(deployed, self._copy())[1]
+        size = sum((self.directory / name).stat().st_size for name in files_of([deployed]) if name != DENSE_ONNX)
         if self.dense is not None:
             found.results["dense"] = Result("Dense", runtime, self.dense[1], dense_bytes)
             if self.dense[1] != GIVEN:
@@ -144,6 +111,12 @@ class Export:
         trained = Result("Fake-quantized", pytorch_name(), "the trained module", dense_bytes)
         found.results["fake_quantized"] = trained
         found.results["deployed"] = Result("Deployed", runtime, FILES[deployed], size)
+        if deployed == "openvino" and has_vnni() is False:
+            found.notes.append(
+                "This processor has no VNNI: OpenVINO computed the quantized graph in float, exactly and without gain, "
+                "since its 8-bit kernels saturate here. Set LP_TRANSFORMS_MODE=False where you deploy on such "
+                "processors, or deploy the ONNX file there."
+            )
         if deployed == "onnx" and has_vnni() is False:
             found.notes.append(
                 "This processor has no VNNI: ONNX Runtime ran its exact 8-bit kernels (session.x64quantprecision=1), "
@@ -158,6 +131,9 @@ class Export:
     def _copy(self) -> nn.Module:
         return called_through(duplicate(self.module), self.entry.name)
 
+    def _form(self, item: str, reference: nn.Module) -> tuple[Callable[..., Any], str]:
+        return deployed_form(self.directory / FILES[item], reference, threads=self.threads)
+
     def _dense(self) -> nn.Module | None:
         return None if self.dense is None else as_dense(self._copy(), self.dense[0])
 
@@ -165,21 +141,33 @@ class Export:
         trained = self._copy()
         if "onnx" in self.formats:
             self._write_onnx(trained, FILES["onnx"])
-            dense = self._dense()
-            if dense is not None:
-                self._write_onnx(dense, DENSE_ONNX)
+        if "openvino" in self.formats:
+            to_openvino(trained, self.entry.example_inputs, self.directory / FILES["openvino"])
+        if "torch_export" in self.formats:
+            to_torch_export(trained, self.entry.example_inputs, self.directory / FILES["torch_export"])
+        if DENSE_ONNX in files_of(self.formats) and (dense := self._dense()) is not None:
+            self._write_onnx(dense, DENSE_ONNX)
         if "packed" in self.formats:
             found.packed = save_packed(duplicate(self.module), self.directory / FILES["packed"])
         for item in self.formats:
             path = self.directory / FILES[item]
-            breakdown = found.packed.breakdown if item == "packed" and found.packed else onnx_breakdown(path)
+            size = path.stat().st_size
+            beside = {BESIDE[item]: self.directory / BESIDE[item]} if item in BESIDE else {}
+            more = {name: file.stat().st_size for name, file in beside.items()}
+            if item == "packed" and found.packed is not None:
+                breakdown = dict(found.packed.breakdown)
+            elif item == "onnx":
+                breakdown = onnx_breakdown(path)
+            else:
+                breakdown = {path.name: size, **more}
             found.artifacts.append(
                 {
                     "format": item,
                     "file": path.name,
-                    "bytes": path.stat().st_size,
+                    "bytes": size + sum(more.values()),
                     "sha256": sha256(path),
-                    "breakdown": dict(breakdown),
+                    "breakdown": breakdown,
+                    "beside": {name: sha256(file) for name, file in beside.items()},
                 }
             )
 
@@ -200,7 +188,7 @@ class Export:
             dense = cast(L.LightningModule, as_dense(duplicate(self.module), self.dense[0]))
             found.results["dense"].metrics = evaluate(dense, data)
         for item in self.formats:
-            form, _ = deployed_form(self.directory / FILES[item], reference, threads=self.threads)
+            form, _ = self._form(item, reference)
             beside = _Beside(form, reference)
             host = cast(L.LightningModule, strip(duplicate(self.module)))
             metrics = evaluate(host, data, entry=name, forward=beside, on_batch=beside.next_batch)
@@ -216,8 +204,12 @@ class Export:
             timed["deployed"] = _session(self.directory / FILES["onnx"], reference, call, self.threads)
             if self.dense is not None:
                 timed["dense"] = _session(self.directory / DENSE_ONNX, reference, call, self.threads)
+        elif deployed == "openvino":
+            timed["deployed"] = _openvino(self.directory / FILES["openvino"], reference, call, self.threads)
+            if self.dense is not None:
+                timed["dense"] = _openvino(self.directory / DENSE_ONNX, reference, call, self.threads)
         else:
-            form, _ = deployed_form(self.directory / FILES["packed"], reference)
+            form, _ = self._form(deployed, reference)
             timed["deployed"] = lambda: form(None, *call.args, **call.kwargs)
             dense = self._dense()
             if dense is not None:
@@ -273,3 +265,9 @@ def _session(path: Path, reference: nn.Module, call: Entry, threads: int) -> Cal
     model = OnnxModel(path, reference.forward, threads=threads)
     feed = model.feed(*call.args, **call.kwargs)
     return lambda: model.session.run(None, feed)
+
+
+def _openvino(path: Path, reference: nn.Module, call: Entry, threads: int) -> Callable[[], Any]:
+    model = OpenVinoModel(path, reference.forward, threads=threads)
+    feed = model.feed(*call.args, **call.kwargs)
+    return lambda: model.run(feed)

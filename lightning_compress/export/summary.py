@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lightning_compress import report
 from lightning_compress.errors import CompressionError, closest
 from lightning_compress.export.artifacts import Findings, Result
+from lightning_compress.export.formats import deployed_of
 from lightning_compress.metrics.layers import LayerRow
 from lightning_compress.pruning import Pruner
 from lightning_compress.quantization import Quantization
@@ -117,7 +118,8 @@ def compose(
         failures: Limits that do not hold.
     """
     packed = {} if found.packed is None else {row.name: row.bytes for row in found.packed.tensors}
-    deployed = next((found.comparisons[item] for item in ("onnx", "packed") if item in found.comparisons), None)
+    form = deployed_of(found.comparisons)
+    deployed = None if form is None else found.comparisons[form]
     timings = {form: result.timing for form, result in found.results.items() if result.timing is not None}
     seed = os.environ.get("PL_GLOBAL_SEED")
     return {

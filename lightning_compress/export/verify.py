@@ -15,8 +15,10 @@ from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric, MetricCollection
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.export.openvino import OpenVinoModel, openvino_name
 from lightning_compress.export.packed import load_packed
 from lightning_compress.export.runtime import OnnxModel, restored, runtime_name
+from lightning_compress.export.torch_export import load_torch_export
 from lightning_compress.quantization import strip
 
 _TARGETS = ("target", "targets", "label", "labels", "y")
@@ -156,7 +158,8 @@ def verify(
     """Run a written file on data, beside the model that it was written from.
 
     Args:
-        path: An ``.onnx`` file, run by ONNX Runtime on the CPU, or else a packed file, loaded into a copy of ``model``.
+        path: An ``.onnx`` file, run by ONNX Runtime on the CPU, an ``.xml`` file, run by OpenVINO, a ``.pt2`` file, run
+            by PyTorch, or else a packed file, loaded into a copy of ``model``.
         model: The model as it was exported, fake-quantized. It is not changed; it runs on the CPU in eval mode.
         dataloader: Batches ``(inputs..., targets)``, or dicts whose targets are under ``target(s)``, ``label(s)`` or
             ``y`` and whose other entries are keyword arguments of the model.
@@ -221,6 +224,13 @@ def deployed_form(path: Path, model: nn.Module, *, threads: int = 1) -> tuple[Ca
     if path.suffix == ".onnx":
         session = OnnxModel(path, model.forward, threads=threads)
         return (lambda like, *args, **kwargs: restored(session(*args, **kwargs), like)), runtime_name(threads)
+    if path.suffix == ".xml":
+        compiled = OpenVinoModel(path, model.forward, threads=threads)
+        name = openvino_name(threads, exact=compiled.exact)
+        return (lambda like, *args, **kwargs: restored(compiled(*args, **kwargs), like)), name
+    if path.suffix == ".pt2":
+        program = load_torch_export(path)
+        return (lambda like, *args, **kwargs: program(*args, **kwargs)), pytorch_name()
     loaded = load_packed(path, strip(copy.deepcopy(model))).cpu().eval()
     return (lambda like, *args, **kwargs: loaded(*args, **kwargs)), pytorch_name()
 

@@ -449,7 +449,7 @@ def test_evaluation_that_calls_another_module_than_training_is_found_out(tmp_pat
     [
         ({"formats": ["onx"]}, r"formats.*got 'onx'.*onnx"),
         ({"formats": "onnx"}, r"formats: expected a list"),
-        ({"formats": ["openvino"]}, r"formats.*openvino is planned"),
+        ({"formats": ["executorch"]}, r"formats.*executorch is planned"),
         ({"split": "train"}, r"split: expected 'val' or 'test'"),
         ({"max_drop": 0.01}, r"monitor.*since max_drop is given"),
         ({"min_agreement": 99}, r"min_agreement.*from 0 to 1"),
@@ -461,3 +461,15 @@ def test_evaluation_that_calls_another_module_than_training_is_found_out(tmp_pat
 def test_bad_settings_are_refused_at_construction(tmp_path, options, message):
     with pytest.raises(CompressionError, match=r"CompressedExport\." + message):
         CompressedExport(tmp_path, **options)
+
+
+def test_a_torch_export_file_is_verified_and_measured_like_the_others(tmp_path):
+    callback = CompressedExport(tmp_path, formats=["packed", "torch_export"])
+    module = Plain()
+    trainer(callback, QuantizationAwareTraining()).fit(module, loader(), loader(70, seed=1))
+    assert callback.report["results"]["deployed"]["source"] == "model.pt2"
+    assert callback.report["agreement"] >= 69 / 70
+    x, _ = loader(70, seed=1).dataset.tensors
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), module.eval().net(x), rtol=0.05, atol=0.05)

@@ -1,0 +1,76 @@
+"""The formats that an export writes, and the names of their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+from lightning_compress.errors import CompressionError, closest
+from lightning_compress.export.openvino import refuse_missing
+
+Format = Literal["onnx", "openvino", "torch_export", "packed"]
+"""In the order in which one counts as deployed: what a runtime computes in integers before what is only stored."""
+_PLANNED = ("executorch",)
+FILES: dict[str, str] = {
+    "onnx": "model.onnx",
+    "openvino": "model.xml",
+    "torch_export": "model.pt2",
+    "packed": "model.packed",
+}
+BESIDE = {"openvino": "model.bin"}
+"""Second files of formats that have two."""
+DENSE_STATE, DENSE_ONNX = "dense.safetensors", "dense.onnx"
+GIVEN = "given"
+REPORTS = ("report.json", "report.md", "report.html")
+
+
+def check_formats(formats: Sequence[str], name: str) -> tuple[str, ...]:
+    """Check the formats that are asked for.
+
+    Raises:
+        CompressionError: One is unknown, or not available in this release.
+
+    Example:
+        >>> check_formats(["onnx"], "formats")
+        ('onnx',)
+    """
+    known = get_args(Format)
+    if isinstance(formats, str) or not formats:
+        raise CompressionError.field(name, expected=f"a list of {', '.join(known)}", got=formats)
+    for item in formats:
+        if item in _PLANNED:
+            raise CompressionError.field(
+                name,
+                expected=f"formats that this release writes ({', '.join(known)})",
+                got=item,
+                fix=f"{item} is planned. Write onnx, and convert the file with that runtime's own tools.",
+            )
+        if item not in known:
+            raise CompressionError.field(
+                name, expected=f"some of {', '.join(known)}", got=item, fix=closest(str(item), known)
+            )
+    if "openvino" in formats:
+        refuse_missing(name)
+    return tuple(dict.fromkeys(formats))
+
+
+def files_of(formats: Sequence[str]) -> list[str]:
+    """Names of the files that formats consist of, the dense one for comparison included.
+
+    Example:
+        >>> files_of(["packed", "openvino"])
+        ['model.packed', 'model.xml', 'model.bin', 'dense.onnx']
+    """
+    names = [name for item in formats for name in (FILES[item], BESIDE.get(item)) if name is not None]
+    return [*names, DENSE_ONNX] if {"onnx", "openvino"} & set(formats) else names
+
+
+def deployed_of(formats: Iterable[str]) -> str | None:
+    """The format that counts as deployed.
+
+    Example:
+        >>> deployed_of(["packed", "onnx"])
+        'onnx'
+    """
+    formats = set(formats)
+    return next((item for item in get_args(Format) if item in formats), None)
