@@ -94,6 +94,7 @@ def _working_directory_importable() -> Iterator[None]:
 def show(found: Diagnosis) -> None:
     """Print a diagnosis for people."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from lightning_compress import phases
@@ -112,11 +113,11 @@ def show(found: Diagnosis) -> None:
             shape = "×".join(map(str, item.shape)) or "scalar"
             touched = item.pruned or item.quantized
             table.add_row(
-                item.name,
+                escape(item.name),
                 shape,
                 percent(item.sparsity) if item.pruned else NOTHING,
-                ("" if item.pruned else "no: ") + item.pruning,
-                item.quantization,
+                escape(("" if item.pruned else "no: ") + item.pruning),
+                escape(item.quantization),
                 bits,
                 style="" if touched else "dim",
             )

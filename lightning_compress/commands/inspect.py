@@ -58,11 +58,13 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _show(console: Console, found: Inspection, *, every: bool) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from lightning_compress.report.text import NOTHING, percent, size, times
 
-    table = Table(title=f"{found.path} ({found.kind})", title_justify="left", header_style="bold", border_style="dim")
+    console.print(f"{found.path} ({found.kind})", style="bold", markup=False, highlight=False, soft_wrap=True)
+    table = Table(header_style="bold", border_style="dim")
     table.add_column("tensor", overflow="fold", min_width=20)
     for head in ("shape", "sparsity", "pattern", "bits", "dense", "stored", "entropy"):
         table.add_column(head, justify="left" if head == "pattern" else "right", no_wrap=True)
@@ -70,7 +72,7 @@ def _show(console: Console, found: Inspection, *, every: bool) -> None:
     for row in shown:
         empty = f" ({row.empty_channels} empty)" if row.empty_channels else ""
         table.add_row(
-            row.name,
+            escape(row.name),
             "×".join(map(str, row.shape)) or "scalar",
             percent(row.sparsity),
             (NOTHING if row.pattern == "none" else row.pattern) + empty,

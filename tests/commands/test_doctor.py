@@ -48,6 +48,12 @@ def test_without_json_every_parameter_and_phase_is_shown(capsys: pytest.CaptureF
         assert part in text
 
 
+def test_brackets_of_a_pattern_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    pattern = "re:net[.]layers[.]1[.][a-z]+"
+    assert main(["doctor", *QUICK, "pruning=global", f"pruning.ignore=['{pattern}']"]) == 0
+    assert f"ignored by '{pattern}'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
