@@ -120,11 +120,12 @@ class ActivationQuantizer:
         self.name = name
         self.spec = spec
         self.switch = switch
-        # Made outside of inference mode, or the first sanity check would poison training.
+        # Made outside of inference mode, or the first sanity check would poison training. The type is named, as
+        # Lightning's true half precision changes torch's default type inside a step.
         with torch.inference_mode(False):
-            self.range = torch.full((2,), torch.nan)
-            self.scale = torch.ones(())
-            self.zero_point = torch.zeros(())
+            self.range = torch.full((2,), torch.nan, dtype=torch.float32)
+            self.scale = torch.ones((), dtype=torch.float32)
+            self.zero_point = torch.zeros((), dtype=torch.float32)
             self.nonfinite = torch.zeros((), dtype=torch.int64)
         self.observed = False
         self._calls = 0

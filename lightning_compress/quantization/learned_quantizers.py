@@ -33,7 +33,7 @@ class LearnedWeightQuantizer(WeightQuantizer):
         self.started = False
         with torch.inference_mode(False):
             shape = () if self.axis is None else (self.weight.shape[self.axis],)
-            self.log_scale = nn.Parameter(torch.zeros(shape, device=self.weight.device))
+            self.log_scale = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=self.weight.device))
 
     def scale(self) -> torch.Tensor:
         """The scale now: float32, ``[C]`` along ``axis``, ``[]`` without."""
@@ -82,9 +82,9 @@ class LearnedActivationQuantizer(ActivationQuantizer):
 
     def __init__(self, name: str, spec: ActivationSpec, switch: Switch) -> None:
         with torch.inference_mode(False):
-            self.log_scale = nn.Parameter(torch.zeros(()))
-            self.shift = nn.Parameter(torch.zeros(()))
-            self.width = torch.ones(())
+            self.log_scale = nn.Parameter(torch.zeros((), dtype=torch.float32))
+            self.shift = nn.Parameter(torch.zeros((), dtype=torch.float32))
+            self.width = torch.ones((), dtype=torch.float32)
         super().__init__(name, spec, switch)
 
     def __call__(

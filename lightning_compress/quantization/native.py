@@ -92,7 +92,7 @@ def quantize(
     else:
         x, y = _dense(x)
     words = torch.empty(lib.mask_words(x.numel()), dtype=torch.int32) if mask else None
-    observed = torch.empty(2) if observe else None
+    observed = torch.empty(2, dtype=torch.float32) if observe else None
     low, high = clip or (0.0, 0.0)
     scale, zero_point = _plain(scale), _plain(zero_point)
     getattr(lib, f"quantize_{_NAMES[x.dtype]}")(
@@ -119,7 +119,7 @@ def pass_inside(grad: torch.Tensor, words: torch.Tensor, stride: tuple[int, ...]
 def minmax(lib: ctypes.CDLL, x: torch.Tensor) -> torch.Tensor:
     """``observers.minmax``."""
     x = x if x.is_contiguous() else _dense(x)[0]
-    out = torch.empty(2)
+    out = torch.empty(2, dtype=torch.float32)
     getattr(lib, f"minmax_{_NAMES[x.dtype]}")(x.data_ptr(), x.numel(), out.data_ptr(), torch.get_num_threads())
     return out
 
@@ -150,7 +150,7 @@ def takes_rows(x: torch.Tensor, scale: torch.Tensor, axis: int | None, group_siz
 def absmax_rows(lib: ctypes.CDLL, w: torch.Tensor, axis: int, channels: int) -> torch.Tensor:
     """Largest magnitude per channel: float32, ``[channels]``."""
     w = w.contiguous()
-    out = torch.empty(channels)
+    out = torch.empty(channels, dtype=torch.float32)
     getattr(lib, f"absmax_rows_{_NAMES[w.dtype]}")(
         w.data_ptr(), *_folded(w, axis, out), out.data_ptr(), torch.get_num_threads()
     )

@@ -84,7 +84,7 @@ def mse(x: torch.Tensor, bits: int, *, symmetric: bool = False) -> torch.Tensor:
     """
     values = sample(x)
     full = minmax(x)
-    best = torch.full((), torch.inf, device=x.device)
+    best = torch.full((), torch.inf, dtype=torch.float32, device=x.device)
     found = full.clone()
     for fraction in _FRACTIONS:
         candidate = full * fraction

@@ -144,8 +144,9 @@ def export(path: Path, model: nn.Module) -> Path:
 
 
 def test_an_export_is_shown_by_its_report_with_its_files(
-    quantized: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quantized: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "240")  # a narrow console shortens long names
     path = export(tmp_path / "compressed", quantized)
     result = found(capsys, path)
     assert [item["name"] for item in result["tensors"]] == [item["name"] for item in example_report()["layers"]]

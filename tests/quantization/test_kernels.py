@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.quantization import kernels, native
+from lightning_compress.quantization import kernels, native, observers
 
 AFFINE = (torch.tensor(0.05), torch.tensor(100.0), 0, 255)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -426,3 +426,25 @@ def test_a_result_written_over_its_input_is_the_same(mode: bool, layout: str) ->
     y.backward(grad)
     assert torch.equal(y, expected[0])
     assert torch.equal(leaf.grad, expected[1])
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64])
+def test_results_do_not_depend_on_the_default_type(default: torch.dtype) -> None:
+    # Lightning's true half precision sets it inside a step; compiled kernels write float32 into what they are given.
+    x = torch.randn(70_000)
+    scale, zero_point = torch.tensor(0.1), torch.tensor(3.0)
+    native.use_compiled(True)
+    try:
+        expected = kernels.fake_quantize_and_observe(x, scale, zero_point, 0, 15)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(default)
+        try:
+            found = kernels.fake_quantize_and_observe(x, scale, zero_point, 0, 15)
+            largest = observers.weight_scale(x.reshape(700, 100), 0, 127)
+        finally:
+            torch.set_default_dtype(before)
+    finally:
+        native.use_compiled("auto")
+    assert found[1].dtype == largest.dtype == torch.float32
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
