@@ -116,9 +116,7 @@ def select(
 
 def _patterns(patterns: Iterable[str], field: str) -> list[str]:
     if isinstance(patterns, str):
-        raise CompressionError.field(
-            field, expected="a list of patterns", got=patterns, fix=f"Write [{patterns!r}]."
-        )
+        raise CompressionError.field(field, expected="a list of patterns", got=patterns, fix=f"Write [{patterns!r}].")
     found = list(patterns)
     for pattern in found:
         if not isinstance(pattern, str) or not pattern:

@@ -129,7 +129,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, help="how many; those of expected.json by default, or 3")
     parser.add_argument("--write", action="store_true", help="keep the numbers as the expected ones")
     parser.add_argument("overrides", nargs="*", help="more overrides, such as data.root=~/data")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     recipe = arguments.recipe.resolve()
     expected_path = recipe / "expected.json"
     expected = json.loads(expected_path.read_text()) if expected_path.exists() else None
