@@ -8,7 +8,7 @@ from typing import Any
 
 from reports import example_report
 
-from lightning_compress.choice.advise import choose
+from lightning_compress.choice.decision import choose
 from lightning_compress.choice.limits import Limits
 from lightning_compress.choice.listing import markdown
 from lightning_compress.choice.page import html

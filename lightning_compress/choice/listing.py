@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_compress.choice.advise import Choice
+from lightning_compress.choice.decision import Choice
 from lightning_compress.choice.limits import Limits, milliseconds
 from lightning_compress.choice.sweep import Job, Sweep
 from lightning_compress.report import text

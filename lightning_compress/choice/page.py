@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_compress.choice import listing
-from lightning_compress.choice.advise import Choice
+from lightning_compress.choice.decision import Choice
 from lightning_compress.choice.limits import Limits, milliseconds
 from lightning_compress.choice.sweep import Sweep
 from lightning_compress.report import text

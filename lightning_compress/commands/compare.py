@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_compress.choice.advise import Choice
+    from lightning_compress.choice.decision import Choice
     from lightning_compress.choice.limits import Limits
     from lightning_compress.choice.sweep import Sweep
 
@@ -49,7 +49,7 @@ def add_compare(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Choose, print, and write what is asked for."""
-    from lightning_compress.choice.advise import choose
+    from lightning_compress.choice.decision import choose
     from lightning_compress.choice.limits import Limits, parse_drop, parse_latency, parse_size
     from lightning_compress.choice.listing import as_dict, markdown
     from lightning_compress.choice.page import html

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweeps import write_job, write_record
 
-from lightning_compress.choice.advise import Choice, choose
+from lightning_compress.choice.decision import Choice, choose
 from lightning_compress.choice.limits import Limits
 from lightning_compress.choice.sweep import Job, Sweep, read_sweep
 
