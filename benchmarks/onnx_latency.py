@@ -13,6 +13,7 @@ saturate. Calls are interleaved in blocks, and a ratio is the median over blocks
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import tempfile
@@ -45,7 +46,7 @@ class ImageNetResNet18(nn.Module):
         self.pool = nn.MaxPool2d(3, 2, 1)
         widths = (64, 64, 128, 256, 512)
         blocks: list[nn.Module] = []
-        for index, (inside, outside) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (inside, outside) in enumerate(itertools.pairwise(widths)):
             blocks += [Block(inside, outside, 2 if index else 1), Block(outside, outside, 1)]
         self.blocks = nn.Sequential(*blocks)
         self.mean, self.flatten, self.fc = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)
