@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
+DATA ?= data
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -9,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help demo sweep-demo test test-extras lint format typecheck benchmarks install recipes-check clean
+.PHONY: help demo sweep-demo test test-extras lint format typecheck benchmarks tables install recipes-check clean
 
 help:
 	@echo "make demo        train, prune, quantize, export and verify a model on the bundled digits"
@@ -17,7 +18,8 @@ help:
 	@echo "make test        run the tests"
 	@echo "make test-extras  run the tests of optional packages, which it installs"
 	@echo "make lint        check style          make format      mend style"
-	@echo "make typecheck   check types          make benchmarks  run the benchmarks"
+	@echo "make typecheck   check types          make benchmarks  measure all anew (DATA=~/data)"
+	@echo "make tables      put the measured numbers into README and docs"
 	@echo "make recipes-check RECIPE=digits_cnn_sparse80_w8a8     run a recipe, compare with its numbers"
 	@echo "make install     make .venv           make clean       remove it"
 
@@ -48,8 +50,19 @@ format: $(INSTALLED)
 typecheck: $(INSTALLED)
 	$(BIN)/mypy
 
+# Hours, most of them for the accuracies, which need the data sets: make benchmarks DATA=~/data
 benchmarks: $(INSTALLED)
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %/results.py %/tables.py,$(wildcard benchmarks/*.py)); do \
+		echo "== $$script"; \
+		case $$script in \
+			*accuracy.py) $(BIN)/python $$script --write --root $(DATA) || exit 1;; \
+			*) $(BIN)/python $$script --write || exit 1;; \
+		esac; \
+	done
+	$(BIN)/python benchmarks/tables.py
+
+tables: $(INSTALLED)
+	$(BIN)/python benchmarks/tables.py
 
 recipes-check: $(INSTALLED)
 	$(BIN)/python recipes/check.py recipes/$(RECIPE) $(ARGS)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
+import results
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/distillation_step.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore")
@@ -201,6 +203,19 @@ def main() -> None:
                     f"  ({row['ratio_of_fastest']:.2f} of the fastest)",
                     flush=True,
                 )
+    if arguments.write:
+        results.write(
+            "distillation_step",
+            [
+                {"network": network, "variant": variant, "clock": arguments.clock, **row}
+                for network, variants in found.items()
+                for variant, row in variants.items()
+                if row["ratio"] != 1
+            ],
+            columns={"network": "network", "variant": "beside the step", "ratio": ("step ÷ plain step", ".2f")},
+            seeds=[0],
+            notes=["The teacher has the student's size. Medians over blocks that alternate."],
+        )
     if arguments.json:
         machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
         print(json.dumps({**machine, "threads": arguments.threads, "clock": arguments.clock, "seed": 0, "step": found}))

@@ -13,6 +13,8 @@ import statistics
 import subprocess
 import sys
 
+import results
+
 LIMIT_SECONDS = 0.3
 STATEMENTS = {
     "lightning": "import lightning",
@@ -32,6 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=5, help="fresh processes for each import")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/import_time.json")
     arguments = parser.parse_args()
     times: dict[str, list[float]] = {name: [] for name in STATEMENTS}
     for run in range(arguments.runs + 1):
@@ -46,6 +49,13 @@ def main() -> int:
     else:
         for name, value in medians.items():
             print(f"{name:20s} {value:6.2f} s  (+{added[name]:.2f} s over lightning)")
+    if arguments.write:
+        results.write(
+            "import_time",
+            [{"import": name, "seconds": value, "added": added[name]} for name, value in medians.items()],
+            columns={"import": "import", "seconds": ("seconds", ".2f"), "added": ("over lightning alone", "+.2f")},
+            notes=[f"Medians of {arguments.runs} fresh processes, interleaved."],
+        )
     return 0 if max(added.values()) <= LIMIT_SECONDS else 1
 
 

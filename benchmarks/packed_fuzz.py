@@ -18,7 +18,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import results
 import torch
 
 from lightning_compress import quantization
@@ -44,7 +46,7 @@ def peak_kilobytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def fuzz(directory: Path, count: int) -> bool:
+def fuzz(directory: Path, count: int) -> tuple[bool, dict[str, Any]]:
     sys.path.append(str(Path(__file__).parents[1] / "tests" / "export"))
     from packed_mutations import Liar, cases
 
@@ -84,7 +86,8 @@ def fuzz(directory: Path, count: int) -> bool:
         f"(true load: {before_loading / 1000:.0f} to {true_peak / 1000:.0f} MB)"
     )
     # A bomb that went off would take hundreds of megabytes, and nothing else here takes any.
-    return fine and slowest < 5 and peak_kilobytes() < start_peak + 50_000
+    fine = fine and slowest < 5 and peak_kilobytes() < start_peak + 50_000
+    return fine, {"cases": count, **outcomes, "slowest_s": round(slowest, 2), "fine": fine}
 
 
 def write_for_ever(target: Path, content: bytes) -> None:
@@ -119,10 +122,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/packed_fuzz.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
-        fine = kills(Path(directory), arguments.kills) & fuzz(Path(directory), arguments.cases)
+        whole = kills(Path(directory), arguments.kills)
+        fine, row = fuzz(Path(directory), arguments.cases)
+    fine &= whole
+    if arguments.write:
+        row |= {"kills": arguments.kills, "whole": whole}
+        columns = {
+            "cases": "damaged files",
+            "fine": "all refused or loaded",
+            "kills": "killed writers",
+            "whole": "all whole",
+        }
+        results.write("packed_fuzz", [row], columns=columns, seeds=[0])
     print("fine" if fine else "NOT FINE")
     return 0 if fine else 1
 

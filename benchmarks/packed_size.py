@@ -18,7 +18,9 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import results
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -48,7 +50,10 @@ def trained(net: nn.Module, sparsity: float, steps: int) -> nn.Module:
     return net
 
 
-def sizes(name: str, make: Callable[[], nn.Module], sparsity: float, steps: int, directory: Path) -> None:
+def sizes(
+    name: str, make: Callable[[], nn.Module], sparsity: float, steps: int, directory: Path
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     net = trained(make(), sparsity, steps)
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     for bits in (8, 4):
@@ -82,9 +87,23 @@ def sizes(name: str, make: Callable[[], nn.Module], sparsity: float, steps: int,
         print(f"  integers / lzma -9e   {coded / packed_lzma:9.3f}   ({packed_lzma:,d})")
         print(f"  parts                 {dict(file.breakdown)}")
         print(f"  loaded outputs differ by {error:.1e} relative", flush=True)
+        rows.append(
+            {
+                "network": name,
+                "sparsity": 1 - kept / count,
+                "bits": bits,
+                "bytes": file.bytes,
+                "ratio": file.compression_ratio,
+                "of_bound": coded / file.entropy_bound,
+                "of_mask": file.bytes / masked,
+                "of_zip": coded / len(archive.getvalue()),
+                "of_lzma": coded / packed_lzma,
+            }
+        )
+    return rows
 
 
-def speed(sparsity: float, bits: int | None, layers: int, directory: Path) -> None:
+def speed(sparsity: float, bits: int | None, layers: int, directory: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     width = 4096
 
@@ -100,29 +119,32 @@ def speed(sparsity: float, bits: int | None, layers: int, directory: Path) -> No
     if bits:
         quantization.prepare(net, weight_bits=bits, activation_bits=None)
     megabytes = 4e-6 * layers * width**2
-    results: dict[str, list[tuple[float, float]]] = {"pack": [], "load": []}
+    times: dict[str, list[tuple[float, float]]] = {"pack": [], "load": []}
     for _ in range(3):
         fresh = make()
-        for what in results:
+        for what in times:
             wall, processor = time.perf_counter(), time.process_time()
             if what == "pack":
                 file = save_packed(net, directory / "large.packed")
             else:
                 load_packed(file.path, fresh, quantized=False)
-            results[what].append((time.perf_counter() - wall, time.process_time() - processor))
+            times[what].append((time.perf_counter() - wall, time.process_time() - processor))
     text = ", ".join(
         f"{what} {megabytes / statistics.median(w for w, _ in found):4.0f} MB/s "
         f"({megabytes / statistics.median(p for _, p in found):4.0f} by processor time)"
-        for what, found in results.items()
+        for what, found in times.items()
     )
     kind = f"{bits} bits" if bits else "float32"
     print(f"{sparsity:.0%} sparse, {kind}: {text}; {file.bytes:,d} bytes", flush=True)
+    speeds = {what: megabytes / statistics.median(w for w, _ in found) for what, found in times.items()}
+    return {"sparsity": sparsity, "values": kind, "bytes": file.bytes, **speeds}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="17 million weights for the speeds")
-    quick = parser.parse_args().quick
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/packed_size.json")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
 
@@ -131,10 +153,40 @@ def main() -> None:
                 nn.Flatten(), nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
             )
 
-        sizes("ResNet-20", lambda: ResNet(1, 10), 0.8, 150, Path(directory))
-        sizes("MLP 300-100", mlp, 0.9, 600, Path(directory))
+        rows = sizes("ResNet-20", lambda: ResNet(1, 10), 0.8, 150, Path(directory))
+        rows += sizes("MLP 300-100", mlp, 0.9, 600, Path(directory))
+        speeds = []
         for sparsity, bits in ((0.8, 8), (0.9, 4), (0.0, 8), (0.0, 4), (0.8, None), (0.0, None)):
-            speed(sparsity, bits, 1 if quick else 6, Path(directory))
+            speeds.append(speed(sparsity, bits, 1 if arguments.quick else 6, Path(directory)))
+    if arguments.write:
+        results.write(
+            "packed_size",
+            rows,
+            columns={
+                "network": "network",
+                "sparsity": ("sparsity", ".1%"),
+                "bits": "bits",
+                "bytes": "whole file, bytes",
+                "ratio": ("× smaller than float32", ".1f"),
+                "of_bound": ("integers ÷ their entropy", ".3f"),
+                "of_mask": ("file ÷ (bit mask + values)", ".3f"),
+                "of_zip": ("integers ÷ zip -9", ".3f"),
+                "of_lzma": ("integers ÷ lzma -9e", ".3f"),
+            },
+            seeds=[0],
+        )
+        results.write(
+            "packed_speed",
+            speeds,
+            columns={
+                "sparsity": ("sparsity", ".0%"),
+                "values": "values",
+                "pack": ("pack, MB/s of float32", ".0f"),
+                "load": ("load, MB/s of float32", ".0f"),
+                "bytes": "bytes",
+            },
+            seeds=[0],
+        )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import results
+
 STEPS, EPOCH = 60, 15
 
 
@@ -243,12 +245,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="how often a process is killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/resume_soak.json")
     arguments = parser.parse_args()
     # Loaded once, here, and not in every training.
     for module in ("lightning", "lightning_compress.callbacks"):
         import_module(module)
     done, runs, same = soak(arguments.kills, arguments.seed)
     print(f"{done} kills, {runs} runs, {same} of {runs} bit-identical")
+    if arguments.write:
+        columns = {"kills": "killed at random moments", "runs": "runs", "same": "ended bit-identical"}
+        results.write(
+            "resume_soak", [{"kills": done, "runs": runs, "same": same}], columns=columns, seeds=[arguments.seed]
+        )
     return 0 if same == runs else 1
 
 

@@ -2,14 +2,13 @@
 
 ``python recipes/check.py recipes/digits_cnn_sparse80_w8a8`` runs it, prints a Markdown table (mean ± standard deviation
 over the seeds) and exits with 1 where a number leaves the tolerance of ``expected.json``. ``--write`` keeps the new
-numbers instead: in ``expected.json``, and between the markers in the recipe's README and in the repository's.
+numbers instead, in ``expected.json``, and makes the tables anew that show them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-MODELS = ("dense", "fake_quantized", "deployed")
+sys.path.append(str(ROOT / "benchmarks"))
+
+import tables  # noqa: E402 - a neighbour, not installed
+
+from lightning_compress.export.atomic import replacing  # noqa: E402
+
 TOLERANCE = {"accuracy_points": 1.0, "bytes_relative": 0.05, "agreement": 0.005}
 
 
@@ -37,60 +41,39 @@ def run(recipe: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
 def numbers(report: dict[str, Any]) -> dict[str, Any]:
     """What of a report is expected again: accuracies in percent, bytes, agreement in [0, 1]."""
     results = report["results"]
+    metrics = {model: results[model]["metrics"] for model in tables.MODELS}
+    more = {}
+    if "test/perplexity" in metrics["deployed"]:
+        more["perplexity"] = {model: round(found["test/perplexity"], 3) for model, found in metrics.items()}
     return {
         "seed": report["seed"],
-        "accuracy": {model: round(100 * results[model]["metrics"]["test/acc"], 3) for model in MODELS},
+        "accuracy": {model: round(100 * found["test/acc"], 3) for model, found in metrics.items()},
+        **more,
         "bytes": {"dense": results["dense"]["bytes"], **{a["format"]: a["bytes"] for a in report["artifacts"]}},
         "latency_us": {
             model: round(1000 * results[model]["latency_ms"]["median"], 1)
-            for model in MODELS
+            for model in tables.MODELS
             if results[model]["latency_ms"]
         },
         "agreement": round(report["agreement"], 5),
     }
 
 
-def spread(values: list[float], digits: int = 2) -> str:
-    """Mean ± standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
-def summary(reports: list[dict[str, Any]], recipe: Path) -> str:
-    """All seeds as Markdown."""
+def kept(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """What ``expected.json`` holds of the reports of all seeds."""
     seeds = [numbers(report) for report in reports]
-    environment = reports[0]["environment"]
-    dense = statistics.mean(seed["bytes"]["dense"] for seed in seeds)
-    lines = [
-        "| | test accuracy, % | file, kB | times smaller | latency at batch 1, µs |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for model in MODELS:
+    models = {}
+    for model in tables.MODELS:
         result = reports[0]["results"][model]
-        accuracy = spread([seed["accuracy"][model] for seed in seeds])
-        size = statistics.mean(report["results"][model]["bytes"] for report in reports)
-        measured = all(model in seed["latency_us"] for seed in seeds)
-        latency = spread([seed["latency_us"][model] for seed in seeds], 0) if measured else "–"
-        name = f"{result['label']} ({result['runtime']})"
-        lines.append(f"| {name} | {accuracy} | {size / 1000:.1f} | {dense / size:.1f} | {latency} |")
-    if "packed" in seeds[0]["bytes"]:
-        size = statistics.mean(seed["bytes"]["packed"] for seed in seeds)
-        lines.append(f"| Packed file of the same weights | as deployed | {size / 1000:.1f} | {dense / size:.1f} | – |")
-    drops = [seed["accuracy"]["dense"] - seed["accuracy"]["deployed"] for seed in seeds]
-    return "\n".join(
-        [
-            f"{len(seeds)} seeds, last epoch; the dense control trained as long from the same start. "
-            f"{environment['cpu']}, {environment['threads']} thread, PyTorch {environment['torch']}, ONNX Runtime "
-            f"{environment['onnxruntime']}, {reports[0]['created'][:10]}; "
-            f"`python recipes/check.py recipes/{recipe.name}`.",
-            "",
-            *lines,
-            "",
-            f"Dense minus deployed: {spread(drops)} points. Deployed and fake-quantized agree on at least "
-            f"{min(seed['agreement'] for seed in seeds):.2%} of the test set. Zeros make the packed file smaller, no "
-            f"runtime faster; latency is what 8-bit integers give on this processor.",
-        ]
-    )
+        file = next(name for name, size in seeds[0]["bytes"].items() if size == result["bytes"])
+        models[model] = {"label": result["label"], "runtime": result["runtime"], "file": file}
+    return {
+        "created": reports[0]["created"],
+        "environment": reports[0]["environment"],
+        "tolerance": TOLERANCE,
+        "models": models,
+        "seeds": seeds,
+    }
 
 
 def differences(found: list[dict[str, Any]], expected: dict[str, Any]) -> list[str]:
@@ -100,7 +83,7 @@ def differences(found: list[dict[str, Any]], expected: dict[str, Any]) -> list[s
     def mean(seeds: list[dict[str, Any]], group: str, key: str) -> float:
         return statistics.mean(seed[group][key] for seed in seeds)
 
-    for model in MODELS:
+    for model in tables.MODELS:
         new, old = mean(found, "accuracy", model), mean(expected["seeds"], "accuracy", model)
         if abs(new - old) > tolerance["accuracy_points"]:
             lines.append(f"accuracy of {model}: expected {old:.2f} ± {tolerance['accuracy_points']}, got {new:.2f}")
@@ -113,13 +96,6 @@ def differences(found: list[dict[str, Any]], expected: dict[str, Any]) -> list[s
     if worst < least:
         lines.append(f"agreement: expected at least {least:.4f}, got {worst:.4f}")
     return lines
-
-
-def replace_marked(path: Path, name: str, text: str) -> None:
-    """Put text between ``<!-- results:name -->`` and its end, where a file has these."""
-    pattern = rf"(<!-- results:{name} -->\n).*?(<!-- /results:{name} -->)"
-    content = path.read_text()
-    path.write_text(re.sub(pattern, lambda match: f"{match[1]}{text}\n{match[2]}", content, flags=re.DOTALL))
 
 
 def main() -> int:
@@ -135,24 +111,17 @@ def main() -> int:
     expected = json.loads(expected_path.read_text()) if expected_path.exists() else None
     count = arguments.seeds or (len(expected["seeds"]) if expected else 3)
     reports = [run(recipe, seed, arguments.overrides) for seed in range(count)]
-    text = summary(reports, recipe)
-    print(text)
-    found = [numbers(report) for report in reports]
+    new = kept(reports)
+    print(tables.of_recipe(recipe.name, new))
     if arguments.write:
-        kept = {
-            "created": reports[0]["created"],
-            "environment": reports[0]["environment"],
-            "tolerance": TOLERANCE,
-            "seeds": found,
-        }
-        expected_path.write_text(json.dumps(kept, indent=1) + "\n")
-        for readme in (recipe / "README.md", ROOT / "README.md"):
-            replace_marked(readme, recipe.name, text)
+        with replacing(expected_path) as path:
+            path.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
+        tables.rewrite()
         return 0
     if expected is None:
         print(f"{expected_path} is missing: --write makes it.", file=sys.stderr)
         return 2
-    lines = differences(found, expected)
+    lines = differences(new["seeds"], expected)
     print("\n".join(["", *lines] if lines else ["", "As expected."]))
     return 1 if lines else 0
 

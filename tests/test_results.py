@@ -1,0 +1,105 @@
+"""What the benchmarks write, and the tables that are made from it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import results  # noqa: E402 - a neighbour, not installed
+import tables  # noqa: E402
+
+ROWS = [
+    {"network": "resnet20", "ratio": 1.3, "ratio_std": 0.016, "weights": 272474, "exact": True},
+    {"network": "encoder", "ratio": None, "weights": 12, "exact": False},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with nothing in it."""
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "benchmarks" / "results")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    return tmp_path
+
+
+def written(name: str = "steps", **settings: Any) -> dict[str, Any]:
+    return json.loads(results.write(name, ROWS, **settings).read_text(encoding="utf-8"))
+
+
+def test_a_result_says_how_where_and_when_it_was_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = str(ROOT / "benchmarks" / "steps.py")
+    monkeypatch.setattr(sys, "argv", [script, "--root", "/home/someone/data", "data.root=~/data", "--seeds", "3"])
+    found = written(seeds=[0, 1, 2], threads=2, notes=["One."], versions={"torchao": "0.18"})
+    assert found["benchmark"] == "steps"
+    assert found["command"] == "python benchmarks/steps.py --root DIRECTORY data.root=DIRECTORY --seeds 3"
+    assert found["date"] == datetime.now(timezone.utc).date().isoformat()
+    assert set(found["machine"]) == {"processor", "cores", "instruction_sets", "memory_gb", "gpu"}
+    assert set(found["versions"]) == {"python", "torch", "lightning", "onnxruntime", "lightning_compress", "torchao"}
+    assert (found["seeds"], found["threads"], found["notes"]) == ([0, 1, 2], 2, ["One."])
+    assert found["rows"] == ROWS
+
+
+def test_the_instruction_sets_are_those_of_the_processor() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert set(results.instruction_sets()) == {name for name in results.INSTRUCTIONS if name in flags}
+
+
+@pytest.mark.parametrize(("rows", "says"), [([], "no row"), ([{"a": [1]}], "a is list")])
+def test_rows_that_are_no_table_are_refused(folder: Path, rows: list[Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        results.write("steps", rows)
+    assert not (folder / "benchmarks").exists()
+
+
+def test_a_table_shows_the_columns_that_were_asked_for(folder: Path) -> None:
+    written(columns={"network": "network", "ratio": ("QAT ÷ float", ".2f"), "weights": "weights", "exact": "exact"})
+    lines = tables.table("steps").splitlines()
+    assert lines[:4] == [
+        "| network | QAT ÷ float | weights | exact |",
+        "|---|---:|---:|---:|",
+        "| resnet20 | 1.30 ± 0.02 | 272,474 | yes |",
+        "| encoder | – | 12 | no |",
+    ]
+
+
+def test_tables_are_written_between_their_markers_alone(folder: Path) -> None:
+    written()
+    page = folder / "README.md"
+    page.write_text("Before\n<!-- results:steps -->\nold\n<!-- /results:steps -->\nAfter\n", encoding="utf-8")
+    assert tables.rewrite(check=True) == ["README.md"]
+    assert "old" in page.read_text(encoding="utf-8")
+    assert tables.rewrite() == ["README.md"]
+    content = page.read_text(encoding="utf-8")
+    assert content.startswith("Before\n<!-- results:steps -->\n| network |")
+    assert content.endswith("\n<!-- /results:steps -->\nAfter\n")
+    assert "old" not in content
+    assert tables.rewrite(check=True) == []
+
+
+def test_a_result_that_was_not_measured_leaves_its_place_empty(folder: Path) -> None:
+    marked = "<!-- results:absent -->\nold\n<!-- /results:absent -->\n"
+    assert tables.replace_marked(marked) == "<!-- results:absent -->\n<!-- /results:absent -->\n"
+
+
+def test_the_mean_and_deviation_of_a_recipe_are_those_of_its_seeds() -> None:
+    recipe = ROOT / "recipes" / "digits_cnn_sparse80_w8a8" / "expected.json"
+    found = json.loads(recipe.read_text())
+    for seed, accuracy in zip(found["seeds"], (90.0, 92.0, 97.0), strict=True):
+        seed["accuracy"]["deployed"] = accuracy
+    # By hand: mean 93; squares of 3, 1 and 4 over two degrees of freedom: 13; its root 3.61.
+    assert "| Deployed (ONNX Runtime 1.32.0, CPU, 1 thread) | 93.00 ± 3.61 |" in tables.of_recipe("digits", found)
+    assert "| 部署模型 (ONNX Runtime 1.32.0, CPU, 1 thread) | 93.00 ± 3.61 |" in tables.of_recipe("digits", found, True)
+
+
+def test_every_published_table_is_what_the_result_files_give() -> None:
+    done = subprocess.run([sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
