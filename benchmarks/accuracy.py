@@ -1,0 +1,164 @@
+"""Accuracy and size of one network under many compressions, beside a dense control of the same seed and epochs.
+
+Every row of a task is the product's own command, ``lightning-compress train``, with other settings; the dense control
+of a seed is trained once and shared. Accuracy is that of the last epoch on the published test images, of the written
+ONNX file run in ONNX Runtime. A run that is finished is not run again, so that an interrupted benchmark goes on.
+
+    python benchmarks/accuracy.py fashion_mnist_mlp --root ~/data --seeds 3 --write
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import results
+
+Rows = dict[str, list[str]]
+
+
+def pruned(percent: float, *more: str) -> list[str]:
+    """Global magnitude pruning on the cubic schedule."""
+    return ["pruning=global", f"pruning.final_sparsity={percent / 100:.4g}", *more]
+
+
+def quantized(bits: int, *more: str) -> list[str]:
+    """Quantization-aware training; below 8 bits with learned steps."""
+    return [f"quantization=w{bits}a{bits}", *([] if bits == 8 else ["quantization.range=learned"]), *more]
+
+
+JOINT: Rows = {
+    "80 % sparse, 8 bits": pruned(80, *quantized(8)),
+    "90 % sparse, 4 bits": pruned(90, *quantized(4)),
+}
+BITS: Rows = {f"{bits} bits": quantized(bits) for bits in (8, 4, 3, 2)}
+DISTILLED: Rows = {
+    "2 bits, distilled": quantized(2, "distillation=logits"),
+    "95 % sparse, distilled": pruned(95, "distillation=logits"),
+}
+
+TASKS: dict[str, tuple[list[str], Rows]] = {
+    "fashion_mnist_mlp": (
+        ["data=fashion_mnist", "model=mlp", "trainer.max_epochs=10", "data.batch_size=256", "model.lr=0.002"],
+        {f"{p:g} % sparse": pruned(p) for p in (73.4, 81.5, 87.2, 91.1, 93.7, 95, 98)} | BITS | JOINT | DISTILLED,
+    ),
+    "fashion_mnist_cnn": (
+        ["data=fashion_mnist", "model=cnn", "model.net.width=16", "trainer.max_epochs=8", "data.batch_size=256"],
+        {f"{p:g} % sparse": pruned(p) for p in (70, 80, 90, 95)} | BITS | JOINT | DISTILLED,
+    ),
+    "cifar10_resnet20": (
+        ["data=cifar10", "model=resnet20", "data.augment=crop_flip", "trainer.max_epochs=8"],
+        {f"{p} % sparse": pruned(p) for p in (70, 80, 90, 95)}
+        | {
+            "90 % sparse, uniform": pruned(90, "pruning.distribution=uniform"),
+            "90 % sparse, ERK": pruned(90, "pruning.distribution=erk"),
+            "90 % sparse, one-shot": pruned(90, "pruning.schedule=constant"),
+            "90 % sparse, ERK, RigL": pruned(90, "pruning.distribution=erk", "pruning.regrow=gradient"),
+        }
+        | BITS
+        | JOINT,
+    ),
+}
+"""Name → settings of all its rows, and what each row adds to them."""
+
+
+def train(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Run the product's command, unless its result is there."""
+    result = folder / "result.json"
+    if not result.exists():
+        command = [sys.executable, "-m", "lightning_compress.cli", "train", *overrides, f"hydra.run.dir={folder}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+    content: dict[str, Any] = json.loads(result.read_text())
+    return content
+
+
+def folder_of(work: Path, row: str, seed: int) -> Path:
+    """Directory of one run, named after its row."""
+    return work / re.sub(r"\W+", "_", row).strip("_") / f"seed{seed}"
+
+
+def run(task: str, root: str, seed: int, work: Path, wanted: str) -> dict[str, dict[str, float]]:
+    """All rows of one seed: accuracy in percent, drop in points, times smaller as a packed file."""
+    common, rows = TASKS[task]
+    common = [*common, f"data.root={root}", f"seed={seed}", "threads=1", "logger=none", "trainer.accelerator=cpu"]
+    control = train(folder_of(work, "dense", seed), common)
+    dense = 100 * control["values"]["test/acc"]
+    found = {"dense": {"accuracy": dense, "drop": 0.0, "times_smaller": 1.0}}
+    for row, overrides in rows.items():
+        if not re.search(wanted, row):
+            continue
+        folder = folder_of(work, row, seed)
+        given = [f"dense_checkpoint={control['checkpoint']}", "export=default"]
+        values = train(folder, [*common, *overrides, *given])["values"]
+        report = json.loads((folder / "compressed" / "report.json").read_text())
+        packed = next(artifact["bytes"] for artifact in report["artifacts"] if artifact["format"] == "packed")
+        accuracy = 100 * values["deployed/test/acc"]
+        found[row] = {
+            "accuracy": accuracy,
+            "drop": dense - accuracy,
+            "times_smaller": values["dense/bytes"] / packed,
+        }
+        print(f"{task}, seed {seed}: {row:24} {accuracy:.2f} % (dense {dense:.2f} %)", flush=True)
+    return found
+
+
+def summary(seeds: list[dict[str, dict[str, float]]]) -> list[dict[str, str | float]]:
+    """Mean and standard deviation over the seeds, a row each."""
+    rows: list[dict[str, str | float]] = []
+    for name in seeds[0]:
+        row: dict[str, str | float] = {"compression": name}
+        for key in seeds[0][name]:
+            values = [seed[name][key] for seed in seeds]
+            row[key] = round(statistics.mean(values), 3)
+            row[f"{key}_std"] = round(statistics.stdev(values), 3) if len(values) > 1 else 0.0
+        row.pop("times_smaller_std")
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Run, print, and keep where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--root", default="data", help="data.root of lightning-compress train")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", default="", help="regular expression: rows to run")
+    parser.add_argument("--work", type=Path, help="where runs are kept; outputs/accuracy by default")
+    parser.add_argument("--write", action="store_true", help="keep the numbers in benchmarks/results")
+    arguments = parser.parse_args()
+    work = (arguments.work or results.ROOT / "outputs" / "accuracy").resolve() / arguments.task
+    seeds = [run(arguments.task, arguments.root, seed, work, arguments.rows) for seed in range(arguments.seeds)]
+    rows = summary(seeds)
+    for row in rows:
+        print(f"{row['compression']:26} {row['accuracy']:6.2f} ± {row['accuracy_std']:.2f} %  "
+              f"drop {row['drop']:5.2f} ± {row['drop_std']:.2f}  {row['times_smaller']:.1f} × smaller")  # fmt: skip
+    if arguments.write:
+        columns = {
+            "compression": "compression",
+            "accuracy": ("test accuracy, %", ".2f"),
+            "drop": ("dense − this, points", ".2f"),
+            "times_smaller": ("packed file, × smaller", ".1f"),
+        }
+        epochs = next(setting.split("=")[1] for setting in TASKS[arguments.task][0] if "max_epochs" in setting)
+        results.write(
+            f"accuracy_{arguments.task}",
+            rows,
+            columns=columns,
+            seeds=range(arguments.seeds),
+            threads=1,
+            notes=[
+                f"Last of {epochs} epochs, of the written ONNX file in ONNX Runtime; the dense control trained as long."
+            ],
+        )
+
+
+if __name__ == "__main__":
+    main()
