@@ -41,6 +41,7 @@ class Settings:
     seed: int = 0
     dense_baseline: bool = False
     dense_checkpoint: str | None = None
+    init_checkpoint: str | None = None
     ckpt_path: str | None = None
     dense_ckpt_path: str | None = None
     threads: int | None = None
@@ -64,7 +65,7 @@ def settings(cfg: DictConfig) -> Settings:
         raise CompressionError(f"{error.full_key or 'config'!s}: {_line(error)}") from error
     if not isinstance(found, Settings):
         raise CompressionError.field("config", expected="a mapping of settings", got=type(found).__name__)
-    for name in ("ckpt_path", "dense_ckpt_path", "dense_checkpoint"):
+    for name in ("ckpt_path", "dense_ckpt_path", "dense_checkpoint", "init_checkpoint"):
         path = getattr(found, name)
         if path is not None and not Path(path).is_file():
             raise CompressionError.field(name, expected="a checkpoint file", got=path, fix="There is none.")

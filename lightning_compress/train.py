@@ -29,6 +29,7 @@ from lightning_compress.errors import CompressionError, DoesNotHold
 from lightning_compress.instantiate import instantiate
 from lightning_compress.interrupt import InterruptCheckpoint, Interrupted
 from lightning_compress.outcome import RESULT_FILE, Outcome, read_report
+from lightning_compress.starting_weights import StartingWeights
 
 log = logging.getLogger(__name__)
 
@@ -248,6 +249,8 @@ class _Job:
     def callbacks(self, dense_checkpoint: Path | None = None) -> list[Callback]:
         """Fresh callbacks: those of the ``callbacks`` group, and one for each compression group in use."""
         callbacks = _instantiate_all(self.cfg.get("callbacks"), "callbacks")
+        if self.wanted.init_checkpoint is not None:
+            callbacks.insert(0, StartingWeights(self.wanted.init_checkpoint, "init_checkpoint"))
         for group in COMPRESSION:
             if node := self.cfg.get(group):
                 setting = TAKES_DENSE.get(group)

@@ -192,6 +192,28 @@ def test_a_trained_dense_control_is_taken_and_not_trained_again(train: Train) ->
     assert dense != result["rows"]["trained"]["metrics"]
 
 
+def test_the_compressed_model_starts_from_the_weights_that_are_given_and_the_control_from_the_seed(
+    train: Train, tmp_path: Path
+) -> None:
+    _, first = train(*SMALL)
+    folder = tmp_path / "first"
+    watch = ("+callbacks.first._target_=mine.FirstWeights", f"+callbacks.first.folder={folder}")
+    code, _ = train(*SMALL, "dense_baseline=true", f"init_checkpoint={first['checkpoint']}", *watch)
+    assert code == 0
+    control, model = (torch.load(folder / name) for name in ("0.pt", "1.pt"))
+    assert same(model, weights(first["checkpoint"]))
+    assert not same(control, model)
+
+
+def test_a_start_from_another_architecture_is_refused_before_the_control_trains(train: Train, tmp_path: Path) -> None:
+    _, first = train(*SMALL)
+    wider = ("model=mlp", "model.net.hidden=[24]", "dense_baseline=true")
+    code, result = train(*wider, f"init_checkpoint={first['checkpoint']}", "hydra.run.dir=second")
+    assert code == 2
+    assert "init_checkpoint: 'net.layers.1.weight' has shape [16, 64] in the dense state" in result["error"]
+    assert not (tmp_path / "second" / "dense").exists()
+
+
 def test_the_dense_control_is_the_teacher(train: Train) -> None:
     code, taught = train(*SMALL, "dense_baseline=true", "distillation=logits")
     assert code == 0
