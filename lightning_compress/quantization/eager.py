@@ -91,3 +91,59 @@ def learned_gradient(
     to_scale = g * torch.where(inside | u.isnan(), u.round() - u, end)
     to_zero_point = torch.where(inside, zero, g * -scale)
     return to_x, to_scale, to_zero_point
+
+
+# Slopes of a scale inside the grid, round(u) - u in [-0.5, 0.5], are kept in steps of 1/252; outside, a code says on
+# which side.
+STEPS = 252.0
+_BELOW, _ABOVE = -128, 127
+
+
+def learn(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    qmin: int,
+    qmax: int,
+    clip: tuple[float, float] | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``quantize``, and what the gradients of ``learned_gradient`` need, in a byte and a bit a value.
+
+    Returns:
+        The values on the grid; bool, where the gradient of ``x`` passes (strictly inside the grid and ``clip``); int8,
+        the slope of the scale: ``round(u) - u`` in steps of 1/252, 127 above the grid, -128 below and for NaN.
+    """
+    wide = widened(x)
+    low = qmin if zero_point is None else qmin - zero_point
+    high = qmax if zero_point is None else qmax - zero_point
+    u = (wide if clip is None else wide.clamp(*clip)) / scale
+    rounded = u.round()
+    inside = (u > low) & (u < high)
+    steps = ((rounded - u) * STEPS).round()
+    codes = torch.where(inside, steps, torch.where(u > low, _ABOVE, _BELOW)).to(torch.int8)
+    if clip is not None:
+        inside = inside & (wide > clip[0]) & (wide < clip[1])
+    values = rounded.clamp(qmin, qmax) if zero_point is None else (rounded + zero_point).clamp(qmin, qmax) - zero_point
+    return (values * scale).to(x.dtype), inside, codes
+
+
+def learned_pass(
+    grad: torch.Tensor,
+    inside: torch.Tensor,
+    codes: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    qmin: int,
+    qmax: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradient of ``x`` from what ``learn`` kept, and two sums, float64, ``[]``.
+
+    They are the gradients times the slopes of the scale in steps of 1/252, and the gradients outside of the grid.
+    """
+    g = widened(grad)
+    zero = torch.zeros((), dtype=g.dtype, device=g.device)
+    low = (zero + (qmin if zero_point is None else qmin - zero_point)) * STEPS
+    high = (zero + (qmax if zero_point is None else qmax - zero_point)) * STEPS
+    below, above = codes == _BELOW, codes == _ABOVE
+    slopes = g * torch.where(below, low, torch.where(above, high, codes.to(g.dtype)))
+    outside = torch.where(below | above, g, zero)
+    return pass_inside(grad, inside), slopes.sum(dtype=torch.float64), outside.sum(dtype=torch.float64)

@@ -8,6 +8,7 @@ While a layer runs, its weight attribute is shadowed by the fake-quantized weigh
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -114,6 +115,7 @@ class ActivationQuantizer:
         scale: float32, ``[]``.
         zero_point: float32 holding an integer, ``[]``.
         nonfinite: Observations left out since they were not finite: int64, ``[]``.
+        watch: Called with every tensor that comes, while a monitor looks.
     """
 
     def __init__(self, name: str, spec: ActivationSpec, switch: Switch) -> None:
@@ -128,6 +130,7 @@ class ActivationQuantizer:
             self.zero_point = torch.zeros((), dtype=torch.float32)
             self.nonfinite = torch.zeros((), dtype=torch.int64)
         self.observed = False
+        self.watch: Callable[[ActivationQuantizer, torch.Tensor], None] | None = None
         self._calls = 0
 
     @property
@@ -167,6 +170,8 @@ class ActivationQuantizer:
             return x
         if self.scale.device != x.device:
             self.to(x.device)
+        if self.watch is not None:
+            self.watch(self, x if clip is None else x.clamp(*clip))
         grid = (self.scale, self.zero_point, self.qmin, self.qmax)
         if self.switch.learning and self._due():
             if self.observed and self.spec.range == "minmax":

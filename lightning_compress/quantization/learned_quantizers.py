@@ -15,7 +15,12 @@ from torch import nn
 from lightning_compress.quantization import kernels, observers
 from lightning_compress.quantization.candidates import Weight
 from lightning_compress.quantization.layers import ActivationQuantizer, Switch, WeightQuantizer
-from lightning_compress.quantization.learned import gradient_scale, learned_fake_quantize, learned_zero_point
+from lightning_compress.quantization.learned import (
+    gradient_scale,
+    learned_activation,
+    learned_fake_quantize,
+    learned_zero_point,
+)
 from lightning_compress.quantization.spec import ActivationSpec, WeightSpec
 
 
@@ -95,18 +100,18 @@ class LearnedActivationQuantizer(ActivationQuantizer):
             return super().__call__(x, clip, scratch)
         if self.log_scale.device != x.device:
             self.to(x.device)
-        if clip is not None:
-            x = x.clamp(*clip)
         if not self.observed:
-            self._start(observers.observe(x.detach(), "mse", self.bits, symmetric=self.symmetric))
+            seen = x.detach() if clip is None else x.detach().clamp(*clip)
+            self._start(observers.observe(seen, "mse", self.bits, symmetric=self.symmetric))
         if not self.switch.learning:
             self.synchronize()
-            return kernels.fake_quantize(x, self.scale, self.zero_point, self.qmin, self.qmax)
+            grid = (self.scale, self.zero_point, self.qmin, self.qmax)
+            return kernels.fake_quantize(x, *grid, clip=clip, scratch=scratch)
         factor = gradient_scale(x[0].numel() if x.ndim else 1, self.qmax)
         scale, zero_point = self.log_scale.exp(), None
         if not self.symmetric:
             zero_point = learned_zero_point(self.shift * self.width, scale, self.qmin, self.qmax)
-        return learned_fake_quantize(x, scale, zero_point, self.qmin, self.qmax, factor)
+        return learned_activation(x, scale, zero_point, self.qmin, self.qmax, factor, clip=clip, scratch=scratch)
 
     def _start(self, observed: torch.Tensor) -> None:
         with torch.no_grad():

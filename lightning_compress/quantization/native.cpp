@@ -7,6 +7,10 @@
 #include <limits>
 #include <vector>
 
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 #ifdef __AVX512F__
@@ -117,17 +121,18 @@ inline int64_t pieces(int64_t n) { return (n + kChunk - 1) / kChunk; }
 // Calls body(job) for every job, on as many threads as the number of values is worth.
 template <class Body>
 void in_parallel(int64_t jobs, int64_t values, int threads, Body body) {
-  const int used = static_cast<int>(least(least(pieces(values), jobs), threads));
-#pragma omp parallel for schedule(static) num_threads(used) if (used > 1)
+  // Waking a thread takes as long as four chunks.
+  const int used = static_cast<int>(least(least(values / (4 * kChunk), jobs), threads));
+#pragma omp parallel for schedule(static) num_threads(used > 1 ? used : 1) if (used > 1)
   for (int64_t job = 0; job < jobs; ++job) body(job);
 }
 
 // A vector's worth of values that ends early is worked on in a buffer, filled up with its first value.
-template <class T>
+template <class T, int64_t SIZE = kLanes>
 struct Padded {
-  T values[kLanes];
+  T values[SIZE];
   Padded(const T* from, int64_t count) {
-    for (int64_t i = 0; i < kLanes; ++i) values[i] = from[i < count ? i : 0];
+    for (int64_t i = 0; i < SIZE; ++i) values[i] = from[i < count ? i : 0];
   }
 };
 
@@ -278,15 +283,120 @@ void absmax_rows(const T* w, int64_t outer, int64_t channels, int64_t inner, flo
   });
 }
 
+// What backward needs of an activation whose scale is learned: where the gradient passes, and in one byte a value the
+// slope of the scale, as eager.learn defines it. The bytes of four rows of a block share a vector of words.
+constexpr int64_t kFour = 4 * kLanes;
+
+template <class T, bool CLIP>
+inline Words learn_lanes(const T* x, T* y, const Grid& g, Words& words, uint32_t bit) {
+  const Floats raw = load(x), low = g.qmin - g.zero, high = g.qmax - g.zero;
+  const Floats u = (CLIP ? clamp(raw, g.clip_low, g.clip_high) : raw) / g.scale;
+  const Floats rounded = round_even(u);
+  const Ints over = u > low;
+  Ints in = over & (u < high);
+  // Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits.
+  const Ints steps = reinterpret_cast<Ints>((rounded - u) * 252.0f + 12582912.0f);
+  const Ints code = choose(in, steps, over ^ spread(int32_t{128}));  // 127 above, -128 below and for NaN
+  if (CLIP) in &= (raw > g.clip_low) & (raw < g.clip_high);
+  words |= reinterpret_cast<Words>(in) & bit;
+  store(y, (clamp(rounded + g.zero, g.qmin, g.qmax) - g.zero) * g.scale);
+  return reinterpret_cast<Words>(code) & 0xffu;
+}
+
+template <class T, bool CLIP>
+inline void learn_four(const T* x, T* y, uint32_t* codes, const Grid& g, Words& words, int64_t row) {
+  Words four{};
+#pragma GCC unroll 4
+  for (int64_t r = 0; r < 4; ++r)
+    four |= learn_lanes<T, CLIP>(x + r * kLanes, y + r * kLanes, g, words, 1u << (row + r)) << (8 * r);
+  std::memcpy(codes, &four, sizeof four);
+}
+
+template <class T, bool CLIP>
+void learn(const T* x, T* y, uint32_t* mask, uint32_t* codes, int64_t n, const Grid& grid, int threads) {
+  in_parallel(pieces(n), n, threads, [&](int64_t piece) {
+    const Grid g = grid;
+    const int64_t end = least(n, (piece + 1) * kChunk);
+    for (int64_t block = piece * kChunk; block < end; block += kBlock) {
+      Words words{};
+      int64_t at = block, row = 0;
+      for (; at + kFour <= least(end, block + kBlock); at += kFour, row += 4)
+        learn_four<T, CLIP>(x + at, y + at, codes + at / 4, g, words, row);
+      if (const int64_t left = least(end, block + kBlock) - at; left > 0) {
+        Padded<T, kFour> tail(x + at, left);
+        learn_four<T, CLIP>(tail.values, tail.values, codes + at / 4, g, words, row);
+        std::memcpy(y + at, tail.values, left * sizeof(T));
+      }
+      std::memcpy(mask + block / 32, &words, sizeof words);
+    }
+  });
+}
+
 struct Sums {
   Doubles first{}, second{};
   double at(int64_t lane) const { return lane < kLanes / 2 ? first[lane] : second[lane - kLanes / 2]; }
 };
+inline Doubles wide(HalfFloats v) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Doubles>(_mm512_cvtps_pd(reinterpret_cast<__m256>(v)));
+#elif defined(__AVX__)
+  return reinterpret_cast<Doubles>(_mm256_cvtps_pd(reinterpret_cast<__m128>(v)));  // GCC converts by way of the stack
+#else
+  return __builtin_convertvector(v, Doubles);
+#endif
+}
 inline void add(Sums& sums, Floats v) {
   HalfFloats halves[2];
   std::memcpy(halves, &v, sizeof v);
-  sums.first += __builtin_convertvector(halves[0], Doubles);
-  sums.second += __builtin_convertvector(halves[1], Doubles);
+  sums.first += wide(halves[0]);
+  sums.second += wide(halves[1]);
+}
+
+template <class T, bool ZERO>
+inline void learned_four(const T* grad, T* out, Words four, Words words, int64_t row, Floats low, Floats high,
+                         Sums& to_scale, Sums& to_zero) {
+#pragma GCC unroll 4
+  for (int64_t r = 0; r < 4; ++r) {
+    const Floats g = load(grad + r * kLanes);
+    const Ints in = reinterpret_cast<Ints>((words & (1u << (row + r))) != 0u);
+    const Ints code = reinterpret_cast<Ints>(four << (24 - 8 * r)) >> 24;
+    const Ints below = code == -128, above = code == 127;
+    store(out + r * kLanes, choose(in, g, Floats{}));
+    add(to_scale, g * choose(below, low, choose(above, high, __builtin_convertvector(code, Floats))));
+    if (ZERO) add(to_zero, choose(below | above, g, Floats{}));
+  }
+}
+
+// The gradient of x, and two sums: gradients times the slopes in steps, and the gradients outside of the grid.
+template <class T, bool ZERO>
+void learned_pass(const T* grad, const uint32_t* mask, const uint32_t* codes, T* out, int64_t n, float low, float high,
+                  double* totals, int threads) {
+  std::vector<double> parts(2 * pieces(n));
+  in_parallel(pieces(n), n, threads, [&](int64_t piece) {
+    Sums scale, zero;
+    const Floats lowest = spread(low * 252.0f), highest = spread(high * 252.0f);
+    const int64_t end = least(n, (piece + 1) * kChunk);
+    for (int64_t block = piece * kChunk; block < end; block += kBlock) {
+      const Words words = load_raw<Words>(mask + block / 32);
+      int64_t at = block, row = 0;
+      for (; at + kFour <= least(end, block + kBlock); at += kFour, row += 4)
+        learned_four<T, ZERO>(grad + at, out + at, load_raw<Words>(codes + at / 4), words, row, lowest, highest, scale,
+                              zero);
+      if (const int64_t left = least(end, block + kBlock) - at; left > 0) {
+        Padded<T, kFour> tail(grad + at, left);
+        for (int64_t i = left; i < kFour; ++i) tail.values[i] = T{};
+        learned_four<T, ZERO>(tail.values, tail.values, load_raw<Words>(codes + at / 4), words, row, lowest, highest,
+                              scale, zero);
+        std::memcpy(out + at, tail.values, left * sizeof(T));
+      }
+    }
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      parts[2 * piece] += scale.at(lane);
+      parts[2 * piece + 1] += zero.at(lane);
+    }
+  });
+  totals[0] = totals[1] = 0.0;
+  for (int64_t part = 0; part < 2 * pieces(n); ++part) totals[part % 2] += parts[part];
 }
 
 // LSQ: the gradient of x, and per channel the sums that are the gradients of its scale and zero point.
@@ -373,6 +483,18 @@ int64_t mask_words(int64_t n) { return (n + kBlock - 1) / kBlock * kLanes; }
                                const float* scale, const float* zero, float qmin, float qmax, double* to_scale,       \
                                double* to_zero, int threads) {                                                        \
     learned_gradient(grad, x, out, outer, channels, inner, scale, zero, qmin, qmax, to_scale, to_zero, threads);      \
+  }                                                                                                                   \
+  void learn_##NAME(const T* x, T* y, uint32_t* mask, uint32_t* codes, int64_t n, const float* scale,                 \
+                    const float* zero, float qmin, float qmax, int clips, float clip_low, float clip_high,            \
+                    int threads) {                                                                                    \
+    const Grid g{spread(*scale), spread(*zero), spread(qmin), spread(qmax), spread(clip_low), spread(clip_high)};     \
+    if (clips) learn<T, true>(x, y, mask, codes, n, g, threads);                                                      \
+    else learn<T, false>(x, y, mask, codes, n, g, threads);                                                           \
+  }                                                                                                                   \
+  void learned_pass_##NAME(const T* grad, const uint32_t* mask, const uint32_t* codes, T* out, int64_t n, float low,   \
+                           float high, int zero, double* totals, int threads) {                                       \
+    if (zero) learned_pass<T, true>(grad, mask, codes, out, n, low, high, totals, threads);                           \
+    else learned_pass<T, false>(grad, mask, codes, out, n, low, high, totals, threads);                               \
   }
 
 DEFINE_FOR(float, float32)

@@ -6,28 +6,17 @@ Without a C++ compiler that knows OpenMP, plain PyTorch operations serve, with t
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import math
-import os
-import platform
-import shutil
 import subprocess
-import tempfile
 import threading
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.quantization.native_build import build, declared
 
-_SOURCE = Path(__file__).with_name("native.cpp")
-_FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC",
-    # The bits of eager PyTorch: no fused multiply-add, and no assumption about NaN.
-    "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-)  # fmt: skip
 # Building takes 2 s, which an epoch of smaller tensors would not win back.
 _WORTH_BUILDING = 65_536
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -105,9 +94,7 @@ def quantize(
 
 def pass_inside(grad: torch.Tensor, words: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
     """``grad`` where the mask of ``quantize`` is set, else 0; ``stride`` is that of the quantized tensor."""
-    lib = _load()
-    if lib is None:
-        raise CompressionError(f"A mask of the compiled kernels came to a process without them: {_failure}")
+    lib = _needed()
     if grad.stride() != stride:
         grad = torch.empty_strided(grad.shape, stride, dtype=grad.dtype).copy_(grad)
     out = torch.empty_strided(grad.shape, stride, dtype=grad.dtype)
@@ -187,6 +174,55 @@ def learned_gradient(
     return out, to_scale, to_zero
 
 
+def learn(
+    lib: ctypes.CDLL,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    qmin: int,
+    qmax: int,
+    clip: tuple[float, float] | None,
+    scratch: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``eager.learn``, with mask and codes in an order of the kernels' own."""
+    if scratch is not None and _fits(scratch, x):
+        x, y = x.detach(), scratch.detach()
+    else:
+        x, y = _dense(x)
+    words = torch.empty(lib.mask_words(x.numel()), dtype=torch.int32)
+    codes = torch.empty(8 * words.numel(), dtype=torch.int32)
+    low, high = clip or (0.0, 0.0)
+    scale, zero = _plain(scale), _zero_of(zero_point)
+    getattr(lib, f"learn_{_NAMES[x.dtype]}")(
+        x.data_ptr(), y.data_ptr(), words.data_ptr(), codes.data_ptr(), x.numel(), scale.data_ptr(), zero.data_ptr(),
+        qmin, qmax, clip is not None, low, high, torch.get_num_threads(),
+    )  # fmt: skip
+    return y, words, codes
+
+
+def learned_pass(
+    grad: torch.Tensor,
+    words: torch.Tensor,
+    codes: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    qmin: int,
+    qmax: int,
+    stride: tuple[int, ...],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``eager.learned_pass`` for the mask and codes of ``learn``; ``stride`` is that of the quantized tensor."""
+    lib = _needed()
+    if grad.stride() != stride:
+        grad = torch.empty_strided(grad.shape, stride, dtype=grad.dtype).copy_(grad)
+    out = torch.empty_strided(grad.shape, stride, dtype=grad.dtype)
+    zero = float(_zero_of(zero_point))
+    sums = torch.empty(2, dtype=torch.float64)
+    getattr(lib, f"learned_pass_{_NAMES[grad.dtype]}")(
+        grad.data_ptr(), words.data_ptr(), codes.data_ptr(), out.data_ptr(), grad.numel(), qmin - zero, qmax - zero,
+        zero_point is not None, sums.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out, sums[0], sums[1]
+
+
 def update_range(
     lib: ctypes.CDLL,
     range_: torch.Tensor,
@@ -237,65 +273,26 @@ def _folded(x: torch.Tensor, axis: int, per_channel: torch.Tensor) -> tuple[int,
     return outer, per_channel.numel(), x.numel() // (outer * per_channel.numel())
 
 
+def _zero_of(zero_point: torch.Tensor | None) -> torch.Tensor:
+    return torch.zeros((), dtype=torch.float32) if zero_point is None else _plain(zero_point)
+
+
+def _needed() -> ctypes.CDLL:
+    """The library, for what its own kernels saved."""
+    lib = _load()
+    if lib is None:
+        raise CompressionError(f"A mask of the compiled kernels came to a process without them: {_failure}")
+    return lib
+
+
 def _load() -> ctypes.CDLL | None:
     global _library, _failure
     with _lock:
         if _library is None and _failure is None:
             try:
-                _library = _declared(ctypes.CDLL(str(_built())))
+                _library = declared(ctypes.CDLL(str(build())))
             except (OSError, subprocess.SubprocessError) as error:
                 output = getattr(error, "stderr", None)
                 _failure = f"{error}{' ' + output.strip()[-500:] if output else ''}"
                 _log.debug("Kernels stay uncompiled: %s", _failure)
         return _library
-
-
-def _built() -> Path:
-    """Path of the compiled library for this source, compiler and processor; compiled if it is not there yet."""
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-    if compiler is None:
-        raise FileNotFoundError("no C++ compiler (g++, clang++ or c++) on the PATH")
-    source = _SOURCE.read_bytes()
-    identity = (source, *_FLAGS, compiler, platform.machine(), _processor())
-    digest = hashlib.sha256("\0".join(map(str, identity)).encode()).hexdigest()[:24]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_compress"
-    target = cache / f"kernels-{digest}.so"
-    if not target.exists():
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Processes that start together each build their own file; the last rename wins, with equal content.
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            built = Path(folder) / target.name
-            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            built.replace(target)
-    return target
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on: a home directory can be shared by unlike machines."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return platform.processor()
-    wanted = ("model name", "flags", "Features", "CPU part")
-    lines = cpuinfo.read_text(errors="replace").splitlines()
-    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
-
-
-def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
-    p, n, f, i = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
-    lib.mask_words.argtypes, lib.mask_words.restype = [n], n
-    signatures = {
-        "quantize_{}": [p, p, p, n, p, p, f, f, i, f, f, p, i],
-        "minmax_{}": [p, n, p, i],
-        "quantize_rows_{}": [p, p, p, n, n, n, p, f, f, i],
-        "absmax_rows_{}": [p, n, n, n, p, i],
-        "learned_gradient_{}": [p, p, p, n, n, n, p, p, f, f, p, p, i],
-        "pass_inside_4": [p, p, p, n, i],
-        "pass_inside_2": [p, p, p, n, i],
-        "update_range": [p, p, f, p, p, p, f, i],
-    }
-    for pattern, argtypes in signatures.items():
-        for name in {pattern.format(dtype) for dtype in _NAMES.values()}:
-            kernel = getattr(lib, name)
-            kernel.argtypes, kernel.restype = argtypes, None
-    return lib

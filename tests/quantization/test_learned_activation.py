@@ -1,0 +1,111 @@
+"""Learned ranges of activations, which keep nine bits a value for backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from test_kernels import MODES, assert_same_bits
+from test_learned import paper
+
+from lightning_compress.quantization import native
+from lightning_compress.quantization.learned import learned_activation, learned_fake_quantize
+
+
+@pytest.fixture(params=MODES, ids=lambda mode: "compiled" if mode else "eager")
+def mode(request: pytest.FixtureRequest) -> Iterator[bool]:
+    native.use_compiled(request.param)
+    yield request.param
+    native.use_compiled("auto")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_gradient_of_the_step_is_the_papers_to_half_a_kept_step(mode: bool, bits: int) -> None:
+    qn, qp = 2 ** (bits - 1), 2 ** (bits - 1) - 1
+    x, grad, s = torch.randn(20_003) * 2, torch.randn(20_003), torch.tensor(0.31)
+    ours = [x.clone().requires_grad_(), s.clone().requires_grad_()]
+    learned_activation(*ours, None, -qn, qp, 0.02).backward(grad)
+    theirs = [x.double().requires_grad_(), s.double().requires_grad_()]
+    paper(*theirs, qn, qp, 0.02).backward(grad.double())
+    torch.testing.assert_close(ours[0].grad, theirs[0].grad.float())
+    bound = 0.02 * float(grad.abs().sum()) / 504
+    assert abs(float(ours[1].grad) - float(theirs[1].grad)) <= bound
+    # Roundings cancel: what is left is a small part of the bound.
+    assert abs(float(ours[1].grad) - float(theirs[1].grad)) <= bound / 20
+
+
+@pytest.mark.parametrize("zero_point", [None, 5.0])
+@pytest.mark.parametrize("clip", [None, (0.0, math.inf), (0.0, 6.0)])
+def test_values_and_the_gradient_of_x_are_those_of_the_activation_function_and_the_exact_quantizer(
+    mode: bool, zero_point: float | None, clip: tuple[float, float] | None
+) -> None:
+    x, grad = torch.randn(5_001) * 4, torch.randn(5_001)
+    low, high = (0, 31) if zero_point is not None else (-15, 15)
+    results = []
+    for fused in (True, False):
+        ours = x.clone().requires_grad_()
+        s = torch.tensor(0.3, requires_grad=True)
+        z = None if zero_point is None else torch.tensor(zero_point, requires_grad=True)
+        if fused:
+            y = learned_activation(ours, s, z, low, high, 0.1, clip=clip)
+        else:
+            before = ours if clip is None else torch.nn.functional.hardtanh(ours, *clip)
+            y = learned_fake_quantize(before, s, z, low, high, 0.1)
+        y.backward(grad)
+        results.append([y.detach(), ours.grad, s.grad, *([] if z is None else [z.grad])])
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    for a, b in zip(results[0][2:], results[1][2:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count", [1, 31, 33, 257, 16_385, 50_001])
+@pytest.mark.parametrize("clip", [None, (0.0, 6.0)])
+def test_compiled_and_eager_learn_to_the_bit_alike(
+    dtype: torch.dtype, count: int, clip: tuple[float, float] | None
+) -> None:
+    x = (torch.randn(count) * 3).to(dtype)
+    extremes = torch.tensor([math.inf, math.nan, -math.inf, 0.75, -0.75])[:count]
+    x[: len(extremes)] = extremes
+    grad = torch.randn(count).to(dtype)
+    results = []
+    for mode in MODES:
+        native.use_compiled(mode)
+        leaves = [x.clone().requires_grad_(), *(torch.tensor(v, requires_grad=True) for v in (0.05, 30.0))]
+        y = learned_activation(*leaves, 0, 63, 0.01, clip=clip)
+        y.backward(grad)
+        results.append([y.detach(), *(leaf.grad for leaf in leaves)])
+    native.use_compiled("auto")
+    for a, b in zip(results[0], results[-1], strict=True):
+        assert_same_bits(a, b)
+
+
+def test_channels_last_and_transposed_tensors_keep_places_and_gradients(mode: bool) -> None:
+    base = torch.randn(2, 5, 6, 7)
+    grad = torch.randn(2, 5, 6, 7)
+    found = []
+    for x in (base, base.to(memory_format=torch.channels_last), base.transpose(1, 3).contiguous().transpose(1, 3)):
+        leaf, s = x.clone().requires_grad_(), torch.tensor(0.2, requires_grad=True)
+        y = learned_activation(leaf, s, None, -3, 3, 1.0)
+        y.backward(grad)
+        found.append((y.detach(), leaf.grad, s.grad))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_nine_bits_a_value_are_kept(mode: bool) -> None:
+    kept = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        x = torch.randn(65_536, requires_grad=True)
+        learned_activation(x, torch.tensor(0.2, requires_grad=True), None, -3, 3, 1.0)
+    # Plain PyTorch keeps a byte for a bit.
+    assert sum(kept) <= x.numel() * (9 / 8 if mode else 2) + 64
