@@ -13,27 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning.channels import (
-    ChannelGroup,
-    dependency_graph,
-    differ,
-    find_groups,
-    outputs,
-)
+from lightning_compress.pruning.channels import ChannelGroup
+from lightning_compress.pruning.dependencies import find_groups
+from lightning_compress.pruning.forward import differ, outputs
+from lightning_compress.pruning.removal import Forms, apply_forms, remove, tensors_of
 
 TOLERANCE = 1e-5
 """Largest difference allowed between the outputs before and after, relative to the largest output."""
-
-_SIZES = (
-    "in_channels",
-    "out_channels",
-    "groups",
-    "num_features",
-    "in_features",
-    "out_features",
-    "num_channels",
-    "num_parameters",
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +63,7 @@ def shrink(model: nn.Module, example_inputs: Any, masks: Mapping[str, Tensor] | 
     kept = {part.name: given.get(part.name, part.parameter.detach() != 0) for group in groups for part in group.parts}
     for group in groups:
         group.infer(kept)
-    smaller, index = remove(model, example_inputs, groups)
+    smaller, index, forms = remove(model, example_inputs, groups)
     difference = _difference(model, smaller, example_inputs)
     if difference > TOLERANCE:
         raise CompressionError(
@@ -86,7 +72,7 @@ def shrink(model: nn.Module, example_inputs: Any, masks: Mapping[str, Tensor] | 
         )
     return Shrunk(
         smaller,
-        _shapes(smaller),
+        _shapes(model, smaller, forms),
         index,
         {group.name: group.pruned() for group in groups if group.pruned()},
         skipped,
@@ -115,41 +101,11 @@ def removable_groups(model: nn.Module, example_inputs: Any) -> tuple[list[Channe
 def _trial(model: nn.Module, example_inputs: Any, groups: list[ChannelGroup]) -> str | None:
     first = [dataclasses.replace(group, mask=torch.arange(group.units) > 0) for group in groups if group.units > 1]
     try:
-        smaller, _ = remove(model, example_inputs, first)
+        smaller, _, _ = remove(model, example_inputs, first)
         outputs(smaller, example_inputs)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         return f"the model does not run without one of its channels: {error}".splitlines()[0]
     return None
-
-
-def remove(model: nn.Module, example_inputs: Any, groups: list[ChannelGroup]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Copy a model without the pruned channels of some groups.
-
-    Returns:
-        The copy, and for each of its tensors the flat indices of its entries in the original.
-    """
-    smaller = copy.deepcopy(model)
-    original = _tensors(model)
-    with dependency_graph(smaller, example_inputs) as graph:
-        # While channels are removed the tensors hold the positions of their entries, so that afterwards it is
-        # known, for weights and optimizer state alike, what came from where.
-        for name, tensor in _tensors(smaller).items():
-            tensor.data = torch.arange(original[name].numel(), dtype=torch.float64).reshape(tensor.shape)
-        modules = dict(smaller.named_modules())
-        for group in groups:
-            channels = (~group.mask).nonzero().squeeze(1).tolist()
-            if channels:
-                root = modules[group.name]
-                removal = graph.get_pruner_of_module(root).prune_out_channels
-                graph.get_pruning_group(root, removal, channels).prune()
-    index = {}
-    for name, tensor in _tensors(smaller).items():
-        index[name] = tensor.detach().round().long()
-        source = original[name].detach()
-        tensor.data = source.flatten()[index[name].to(source.device)].to(source.dtype)
-    for (_, parameter), (_, old) in zip(smaller.named_parameters(), model.named_parameters(), strict=True):
-        parameter.requires_grad_(old.requires_grad)
-    return smaller, index
 
 
 def apply_shapes(model: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
@@ -164,7 +120,7 @@ def apply_shapes(model: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
     Raises:
         CompressionError: The module has other tensors or modules than the shrunk one.
     """
-    tensors = _tensors(model)
+    tensors = tensors_of(model)
     if tensors.keys() != shapes["tensors"].keys():
         raise CompressionError(
             f"apply_shapes: {type(model).__name__} and the recorded shapes have different tensors: "
@@ -176,7 +132,8 @@ def apply_shapes(model: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
     modules = dict(model.named_modules())
     for name, sizes in shapes["modules"].items():
         for attribute, value in sizes.items():
-            setattr(modules[name], attribute, value)
+            setattr(modules[name], attribute, tuple(value) if isinstance(value, list) else value)
+    apply_forms(model, shapes["forms"])
     return model
 
 
@@ -203,19 +160,23 @@ def carry_state(optimizer: Optimizer, model: nn.Module, shrunk: Shrunk) -> dict[
     return state
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def _shapes(model: nn.Module) -> dict[str, Any]:
+def _shapes(model: nn.Module, smaller: nn.Module, forms: Forms) -> dict[str, Any]:
+    """The shapes of all tensors, and every number or tuple of numbers that is another in a shrunk module."""
+    modules = {}
+    for (name, old), (_, new) in zip(model.named_modules(), smaller.named_modules(), strict=True):
+        before = vars(old)
+        changed = {key: value for key, value in vars(new).items() if _is_size(value) and before.get(key) != value}
+        if changed:
+            modules[name] = {key: list(v) if isinstance(v, tuple) else v for key, v in changed.items()}
     return {
-        "tensors": {name: list(tensor.shape) for name, tensor in _tensors(model).items()},
-        "modules": {
-            name: {a: getattr(module, a) for a in _SIZES if isinstance(getattr(module, a, None), int)}
-            for name, module in model.named_modules()
-            if any(isinstance(getattr(module, a, None), int) for a in _SIZES)
-        },
+        "tensors": {name: list(tensor.shape) for name, tensor in tensors_of(smaller).items()},
+        "modules": modules,
+        "forms": forms,
     }
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int or (type(value) is tuple and all(type(item) is int for item in value))
 
 
 def _difference(model: nn.Module, smaller: nn.Module, example_inputs: Any) -> float:

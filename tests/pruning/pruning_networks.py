@@ -64,6 +64,24 @@ class MobileNetLike(nn.Module):
         return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+class ResNeXt(nn.Module):
+    """Grouped convolutions between two plain ones, with a residual add around."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+            *(nn.Conv2d(16, 16, 3, 1, 1, groups=4), nn.BatchNorm2d(16), nn.ReLU()),
+            *(nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8)),
+        )
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.fc(F.relu(x + self.layers(x)).mean((2, 3)))
+
+
 class UNet(nn.Module):
     def __init__(self):
         super().__init__()

@@ -3,16 +3,20 @@
 import copy
 
 import lightning as L
+import networks
 import numpy as np
+import onnx
 import pytest
 import torch
-from pruning_networks import GPT, MobileNetLike, ResNet20, UNet, ViT, make
+from pruning_networks import GPT, MobileNetLike, ResNet20, ResNeXt, UNet, ViT, make
 from torch import nn
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.export import to_onnx
+from lightning_compress.export.runtime import open_session
 from lightning_compress.pruning import Pruner, apply_shapes, carry_state, shrink
 
-KINDS = [ResNet20, MobileNetLike, UNet, ViT, GPT]
+KINDS = [ResNet20, MobileNetLike, UNet, ViT, GPT, ResNeXt]
 
 
 def prune(model, inputs, sparsity=0.5, **settings):
@@ -56,16 +60,17 @@ def test_a_shrunk_checkpoint_loads_into_a_fresh_module(kind, tmp_path):
     assert repr(fresh) == repr(shrunk.model)
 
 
-def test_the_exported_shrunk_model_runs_in_onnx_runtime(tmp_path):
-    import onnxruntime
-
-    model, inputs = make(UNet)
-    prune(model, inputs)
-    small = shrink(model, inputs).model.eval()
-    torch.onnx.export(small, (inputs,), tmp_path / "small.onnx", dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
-    found = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0]
-    np.testing.assert_allclose(found, evaluate(model, inputs).numpy(), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("kind", [*KINDS, networks.VisionTransformer])
+def test_the_exported_shrunk_model_runs_in_onnx_runtime(kind, tmp_path):
+    model, inputs = make(kind)
+    inputs = torch.randn(2, 3, 8, 8) if kind is networks.VisionTransformer else inputs
+    prune(model, inputs, distribution="uniform")
+    file = to_onnx(shrink(model, inputs).model, inputs, tmp_path / "small.onnx")
+    found = open_session(file.path).run(None, {file.input_names[0]: inputs.numpy()})[0]
+    expected = evaluate(model, inputs).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    stored = {tensor.name: np.prod(tensor.dims) for tensor in onnx.load(file.path).graph.initializer}
+    assert sum(stored.values()) < 0.8 * sum(p.numel() for p in model.parameters())
 
 
 def test_the_model_itself_is_left_alone():
@@ -154,7 +159,8 @@ def test_a_group_may_have_its_own_sparsity():
 def test_groups_that_meet_a_layer_norm_or_attention_are_left_whole_with_a_reason():
     model, inputs = make(ViT)
     pruner = prune(model, inputs)
-    assert {group.name for group in pruner._groups} == {"blocks.0.fc1", "blocks.1.fc1"}
+    inner, heads = {"blocks.0.fc1", "blocks.1.fc1"}, {"blocks.0.proj (heads)", "blocks.1.proj (heads)"}
+    assert {group.name for group in pruner._groups} == inner | heads
     assert "blocks.0.qkv" in pruner.skipped
     assert any("layer or group norm" in reason for reason in pruner.skipped.values())
 
@@ -174,11 +180,48 @@ def test_sizes_written_into_forward_are_found_before_training():
     assert "does not run without one of its channels" in pruner.skipped["conv2"]
 
 
-def test_grouped_convolutions_are_left_whole_with_a_reason():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 4, 3), nn.Conv2d(4, 2, 1))
-    pruner = prune(model, torch.randn(1, 3, 9, 9))
-    assert [group.name for group in pruner._groups] == ["2"]
-    assert any("grouped convolution with 2 groups" in reason for reason in pruner.skipped.values())
+def test_of_grouped_convolutions_whole_groups_go_with_what_makes_and_reads_them():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 3, groups=4), nn.ReLU(), nn.Conv2d(12, 2, 1))
+    with torch.no_grad():
+        model[0].weight[4:6].mul_(0.1)
+        model[1].weight[6:9].mul_(0.1)
+    inputs = torch.randn(1, 3, 5, 5)
+    pruner = prune(model, inputs, 0.25)
+    first, second = torch.arange(8) // 2 == 2, torch.arange(12) // 3 == 2
+    assert torch.equal(~pruner.masks["0.weight"][:, 0, 0, 0], first)
+    assert torch.equal(~pruner.masks["1.weight"][:, 0, 0, 0], second)
+    assert torch.equal(~pruner.masks["3.weight"][0, :, 0, 0], second)
+    small = shrink(model, inputs).model
+    assert repr(small[1]) == repr(nn.Conv2d(6, 9, 3, groups=3))
+    assert relative(evaluate(small, inputs), evaluate(model, inputs)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [
+        ([nn.Conv2d(3, 6, 1, groups=3), nn.Conv2d(6, 2, 1)], "whose input channels are not those of other layers"),
+        ([nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1, groups=4), nn.Conv2d(4, 2, 1)], "one output channel a group"),
+        (
+            [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=4), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1)],
+            "different numbers of groups",
+        ),
+    ],
+)
+def test_grouped_convolutions_that_cannot_lose_groups_are_left_whole_with_a_reason(layers, reason):
+    pruner = prune(nn.Sequential(*layers, nn.Conv2d(2, 6, 1)), torch.randn(1, 3, 4, 4))
+    assert [group.name for group in pruner._groups] == [str(len(layers) - 1)]
+    assert any(reason in text for text in pruner.skipped.values())
+
+
+def test_a_transposed_grouped_convolution_loses_groups():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 12, 2, 2, groups=4), nn.Conv2d(12, 2, 1))
+    inputs = torch.randn(2, 3, 4, 4)
+    prune(model, inputs, distribution="uniform")
+    small = shrink(model, inputs).model
+    assert repr(small[1]) == repr(nn.ConvTranspose2d(4, 6, 2, 2, groups=2))
+    assert relative(evaluate(small, inputs), evaluate(model, inputs)) < 1e-5
 
 
 def test_the_state_restores_channels():
