@@ -26,10 +26,12 @@ CONFIG_NAME = "train"
 
 @dataclass
 class Input:
-    """Shape of the data, from which the bundled models take theirs."""
+    """Shape of the data, from which the bundled models take theirs: images have a size, texts have a length."""
 
     channels: int = 1
     size: int = 1
+    length: int = 1
+    vocabulary: int = 2
     classes: int = 2
 
 

@@ -15,7 +15,7 @@ from lightning_compress.instantiate import instantiate
 
 CONF = Path(lightning_compress.__file__).parents[1] / "conf"
 GROUPS = ("data", "model", "trainer", "logger", "callbacks", "pruning", "quantization", "distillation", "export")
-NETS = ("cnn", "lenet300", "lenet5", "mlp", "resnet20", "resnet8", "transformer")
+NETS = ("cnn", "dscnn", "lenet300", "lenet5", "mlp", "resnet20", "resnet8", "transformer")
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -47,13 +47,28 @@ def test_every_choice_of_every_group_composes(group: str) -> None:
 
 @pytest.mark.parametrize(
     ("data", "model"),
-    [*(("cifar10", net) for net in NETS), ("digits", "cnn"), ("mnist", "lenet5"), ("fashion_mnist", "resnet20")],
+    [
+        *(("cifar10", net) for net in NETS),
+        ("digits", "cnn"),
+        ("fsdd", "dscnn"),
+        ("mnist", "lenet5"),
+        ("fashion_mnist", "resnet20"),
+    ],
 )
 def test_every_bundled_model_takes_the_shape_of_the_data(data: str, model: str) -> None:
     cfg = composed(f"data={data}", f"model={model}")
     module = instantiate(cfg.model, "model")
     assert module.example_input_array.shape == (1, cfg.input.channels, cfg.input.size, cfg.input.size)
     assert module.eval()(module.example_input_array).shape == (1, cfg.input.classes)
+
+
+@pytest.mark.parametrize(("data", "model"), [("text_banking77", "text_encoder"), ("tinyshakespeare", "gpt")])
+def test_every_bundled_model_of_tokens_takes_the_shape_of_the_text(data: str, model: str) -> None:
+    cfg = composed(f"data={data}", f"model={model}")
+    module = instantiate(cfg.model, "model")
+    assert module.example_input_array.shape == (1, cfg.input.length)
+    assert not module.example_input_array.is_floating_point()
+    assert module.eval()(module.example_input_array).shape[-1] == cfg.input.classes
 
 
 @pytest.mark.parametrize("group", ["pruning", "quantization", "distillation", "export", "callbacks", "logger"])

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.data.download import fetch
-from lightning_compress.data.images import ImageData, Pixels, missing_files
+from lightning_compress.data.images import ImageData, Pixels
+from lightning_compress.data.memory import missing_files
 from lightning_compress.errors import CompressionError
 
 _FOLDER = "cifar-10-batches-bin"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_compress.data.batches import EpochShuffle, ImageDataset, ResumableLoader, already_a_batch
+from lightning_compress.data.batches import ImageDataset
+from lightning_compress.data.memory import MemoryData
 from lightning_compress.errors import CompressionError
 
 Augment = Literal["none", "crop", "crop_flip"]
@@ -64,7 +63,7 @@ def stratified_split(
     return np.flatnonzero(~aside), np.flatnonzero(aside)
 
 
-class ImageData(L.LightningDataModule):
+class ImageData(MemoryData):
     """Images in memory, split by a seed. Subclasses say how they are read.
 
     Args:
@@ -93,24 +92,16 @@ class ImageData(L.LightningDataModule):
         crop_padding: int = 4,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        for field, count in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if count < 1:
-                raise CompressionError.field(f"data.{field}", expected="a positive integer", got=count)
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
         for field, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 < share < 1:
                 raise CompressionError.field(f"data.{field}", expected="a share between 0 and 1", got=share)
         if augment not in ("none", "crop", "crop_flip"):
             raise CompressionError.field("data.augment", expected="one of none, crop, crop_flip", got=augment)
-        if crop_padding < 0 or seed < 0:
-            negative = "crop_padding" if crop_padding < 0 else "seed"
-            raise CompressionError.field(f"data.{negative}", expected="at least 0", got=min(crop_padding, seed))
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        if crop_padding < 0:
+            raise CompressionError.field("data.crop_padding", expected="at least 0", got=crop_padding)
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.augment, self.crop_padding, self.seed = augment, crop_padding, seed
-        self._sets: dict[str, ImageDataset] = {}
-        self._record: dict[str, Any] = {}
-        self._position: dict[str, Any] | None = None
+        self.augment, self.crop_padding = augment, crop_padding
 
     def read(self) -> Pixels:
         """Read the data set.
@@ -159,55 +150,6 @@ class ImageData(L.LightningDataModule):
             "sha256": {part: _digest(x, y) for part, (x, y) in parts.items()},
         }
 
-    def split_record(self) -> dict[str, Any]:
-        """Where the data came from and how it was split, for the report; made of JSON types.
-
-        Raises:
-            CompressionError: :meth:`setup` has not been called.
-        """
-        self._dataset("train")
-        return dict(self._record)
-
-    def train_dataloader(self) -> ResumableLoader:
-        """Training images in an order that depends on the seed and the epoch."""
-        data = self._dataset("train")
-        loader = ResumableLoader(
-            data,
-            batch_size=self.batch_size,
-            sampler=EpochShuffle(len(data), self.seed),
-            collate_fn=already_a_batch,
-            drop_last=len(data) >= self.batch_size,
-        )
-        if self._position is not None:
-            loader.load_state_dict(self._position)
-            self._position = None
-        return loader
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position in the epoch, for checkpoints.
-
-        Lightning restores a loader's own state too late when a scheduler has asked for the length of the run.
-        """
-        loader = self.trainer.train_dataloader if self.trainer is not None else None
-        return loader.state_dict() if isinstance(loader, ResumableLoader) else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next training loader go on from a position."""
-        self._position = state_dict
-
-    def val_dataloader(self) -> ResumableLoader:
-        """Validation images in order."""
-        return ResumableLoader(self._dataset("val"), batch_size=self.eval_batch_size, collate_fn=already_a_batch)
-
-    def test_dataloader(self) -> ResumableLoader:
-        """Test images in order."""
-        return ResumableLoader(self._dataset("test"), batch_size=self.eval_batch_size, collate_fn=already_a_batch)
-
-    def _dataset(self, part: str) -> ImageDataset:
-        if part not in self._sets:
-            raise CompressionError(f"{type(self).__name__}: call setup() before asking for the {part} images.")
-        return self._sets[part]
-
 
 def _per_channel(images: NDArray[np.uint8], moment: Literal["mean", "std"]) -> Tensor:
     """Mean or standard deviation of pixels in [0, 1], float32 [C], from exact integer sums."""
@@ -226,11 +168,3 @@ def _digest(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
     digest = hashlib.sha256(images.tobytes())
     digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def missing_files(root: Path, name: str, missing: list[str], download: str) -> CompressionError:
-    """The error for a data root without the files."""
-    return CompressionError(
-        f"data.root: {name} needs {', '.join(missing)}, found neither in {root / name} nor in {root} itself. "
-        f"Point data.root at the directory that holds the files{download}."
-    )

@@ -1,4 +1,4 @@
-"""A plain image classifier in Lightning. It knows nothing of compression."""
+"""A plain classifier in Lightning. It knows nothing of compression."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class Classifier(L.LightningModule):
         warmup: Share of the run over which the rate rises linearly from 0.
         label_smoothing: Share of the target spread over all classes.
         input_shape: Shape of one sample; gives the module its ``example_input_array``.
+        tokens: Whether samples are token numbers (int64) and not float32.
 
     Raises:
         CompressionError: A setting is out of its range.
@@ -48,6 +49,7 @@ class Classifier(L.LightningModule):
         warmup: float = 0.05,
         label_smoothing: float = 0.0,
         input_shape: Sequence[int] | None = None,
+        tokens: bool = False,
     ) -> None:
         super().__init__()
         choices = {
@@ -69,17 +71,22 @@ class Classifier(L.LightningModule):
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
         if input_shape is not None:
-            self.example_input_array = torch.zeros(1, *input_shape)
+            self.example_input_array = torch.zeros(1, *input_shape, dtype=torch.int64 if tokens else torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits float32 [B, num_classes]."""
         logits: Tensor = self.net(x)
         return logits
 
+    def scores(self, batch: Batch) -> Batch:
+        """Logits float32 [N, num_classes] of a batch, and its classes int64 [N]."""
+        x, y = batch
+        return self(x), y
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        x, y = batch
-        loss = F.cross_entropy(self(x), y, label_smoothing=self.label_smoothing)
+        logits, y = self.scores(batch)
+        loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss)
         return loss
 
@@ -119,9 +126,9 @@ class Classifier(L.LightningModule):
         fall = (1 + math.cos(math.pi * min(1.0, step / steps))) / 2 if self.scheduler == "cosine" else 1.0
         return rise * fall
 
-    def _evaluate(self, batch: Batch, part: str, accuracy: MulticlassAccuracy) -> None:
-        x, y = batch
-        logits = self(x)
+    def _evaluate(self, batch: Batch, part: str, accuracy: MulticlassAccuracy) -> Batch:
+        logits, y = self.scores(batch)
         accuracy(logits, y)
         self.log(f"{part}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
         self.log(f"{part}/loss", F.cross_entropy(logits, y), on_step=False, on_epoch=True, batch_size=len(y))
+        return logits, y

@@ -15,11 +15,12 @@ class Attention(nn.Module):
     Args:
         dim: Features of a token.
         heads: Number of heads; divides ``dim``.
+        causal: Whether a token sees only itself and those before it.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
 
@@ -28,7 +29,7 @@ class Attention(nn.Module):
         query, key, value = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -41,12 +42,13 @@ class EncoderBlock(nn.Module):
         heads: Number of attention heads.
         expansion: Hidden features of the perceptron over ``dim``.
         dropout: Share of features dropped before each add.
+        causal: Whether a token sees only itself and those before it.
     """
 
-    def __init__(self, dim: int, heads: int, expansion: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, expansion: int, dropout: float, causal: bool = False) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads)
+        self.attention = Attention(dim, heads, causal)
         self.fc1, self.act, self.fc2 = (
             nn.Linear(dim, expansion * dim),
             nn.GELU(),
