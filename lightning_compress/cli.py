@@ -19,6 +19,7 @@ from lightning_compress.commands.bench import add_bench
 from lightning_compress.commands.compare import add_compare
 from lightning_compress.commands.doctor import add_doctor
 from lightning_compress.commands.inspect import add_inspect
+from lightning_compress.commands.verify import add_verify
 from lightning_compress.errors import CompressionError
 
 DONE, DOES_NOT_HOLD, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -191,7 +192,7 @@ def _show_sweep(*, as_json: bool) -> int:
     return DONE if fine else DOES_NOT_HOLD
 
 
-COMMANDS = (add_train, add_doctor, add_compare, add_bench, add_inspect)
+COMMANDS = (add_train, add_doctor, add_compare, add_bench, add_inspect, add_verify)
 """Functions that each add one subcommand."""
 
 

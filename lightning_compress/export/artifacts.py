@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress import __version__
+from lightning_compress.export.beside import evaluate_beside
 from lightning_compress.export.dense import as_dense
 from lightning_compress.export.directory import ExportDirectory, sha256
+from lightning_compress.export.divergence import SiteError, can_trace, first_divergence, site_errors
 from lightning_compress.export.entry import Entry, called_through, input_names
-from lightning_compress.export.evaluate import EvaluationData, duplicate, evaluate, integer_tensors
+from lightning_compress.export.evaluate import EvaluationData, duplicate, evaluate
 from lightning_compress.export.formats import BESIDE, DENSE_ONNX, FILES, GIVEN, deployed_of, files_of
 from lightning_compress.export.latency import Ratio, Timing, measure
 from lightning_compress.export.onnx import to_onnx
@@ -25,7 +26,6 @@ from lightning_compress.export.packed import PackedFile, save_packed
 from lightning_compress.export.runtime import OnnxModel, has_vnni
 from lightning_compress.export.torch_export import to_torch_export
 from lightning_compress.export.verify import Comparison, deployed_form, pytorch_name
-from lightning_compress.quantization import strip
 
 
 @dataclass
@@ -49,6 +49,7 @@ class Findings:
         artifacts: One entry for each written file, as in the report.
         packed: The packed file, if it was written.
         comparisons: Format → how far its outputs are from the model's; empty if nothing was verified.
+        divergence: Where the deployed form begins to differ by more than rounding, if it does.
         ratio: Latency of the deployed form ÷ that of the dense one, in the same runtime.
         notes: What a reader should know about the numbers.
     """
@@ -57,6 +58,7 @@ class Findings:
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     packed: PackedFile | None = None
     comparisons: dict[str, Comparison] = field(default_factory=dict)
+    divergence: SiteError | None = None
     ratio: Ratio | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -189,12 +191,14 @@ class Export:
             found.results["dense"].metrics = evaluate(dense, data)
         for item in self.formats:
             form, _ = self._form(item, reference)
-            beside = _Beside(form, reference)
-            host = cast(L.LightningModule, strip(duplicate(self.module)))
-            metrics = evaluate(host, data, entry=name, forward=beside, on_batch=beside.next_batch)
-            found.comparisons[item] = beside.comparison
+            metrics, found.comparisons[item] = evaluate_beside(form, reference, self.module, data, entry=name)
             if item == deployed:
                 found.results["deployed"].metrics = metrics
+                path, agreement = self.directory / FILES[item], found.comparisons[item].agreement
+                if agreement != 1.0 and can_trace(path):
+                    call = self.sample
+                    errors = site_errors(path, reference, call.args, call.kwargs, threads=self.threads)
+                    found.divergence = first_divergence(errors)
 
     def _measure(self, found: Findings, deployed: str) -> None:
         call = self.sample.first(1)
@@ -236,25 +240,6 @@ def onnx_breakdown(path: Path) -> dict[str, int]:
         array = onnx.numpy_helper.to_array(constant)
         parts["floats" if array.dtype.kind == "f" else "integers"] += array.nbytes
     return {**parts, "graph": path.stat().st_size - sum(parts.values())}
-
-
-class _Beside:
-    """Runs a written file in the place of the model, and the model beside it."""
-
-    def __init__(self, form: Callable[..., Any], reference: nn.Module) -> None:
-        self.comparison = Comparison()
-        self._form, self._reference = form, reference
-        self._targets: list[Tensor] = []
-
-    def next_batch(self, batch: Any) -> None:
-        self._targets = integer_tensors(batch)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # The forward may work in place on its inputs.
-        expected = self._reference(*copy.deepcopy(args), **copy.deepcopy(kwargs))
-        outputs = self._form(expected, *args, **kwargs)
-        self.comparison.update(outputs, expected, self._targets)
-        return outputs
 
 
 def _eager(module: nn.Module, call: Entry) -> Callable[[], Any]:

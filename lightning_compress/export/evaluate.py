@@ -134,8 +134,8 @@ def evaluate(
             # Only this process evaluates: a metric that synchronized would wait for the others forever.
             part.distributed_available_fn = _alone
     datamodule = None if data.datamodule is None else _borrowed(data.datamodule, data.split)
-    with _undisturbed():
-        trainer = _quiet_trainer(data, [_Batches(on_batch)] if on_batch is not None else [])
+    with undisturbed():
+        trainer = quiet_trainer(data, [_Batches(on_batch)] if on_batch is not None else [])
         if forward is not None:
             module.get_submodule(entry).forward = counted
         run = trainer.validate if data.split == "val" else trainer.test
@@ -185,7 +185,8 @@ def _unhook(owner: object, base: type, hooks: tuple[str, ...]) -> None:
         setattr(owner, hook, MethodType(getattr(base, hook), owner))
 
 
-def _quiet_trainer(data: EvaluationData, callbacks: list[Callback]) -> L.Trainer:
+def quiet_trainer(data: EvaluationData, callbacks: list[Callback]) -> L.Trainer:
+    """A Trainer on the CPU that evaluates and writes nothing."""
     return L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -214,7 +215,7 @@ class _Batches(Callback):
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Keep the process's random numbers, and Lightning's advice about a Trainer that the user did not make, aside."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

@@ -22,7 +22,11 @@ _EXACT = "session.x64quantprecision"
 
 
 def open_session(
-    path: str | os.PathLike[str], *, threads: int = 1, optimized_path: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    threads: int = 1,
+    optimized_path: str | None = None,
+    content: bytes | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file in ONNX Runtime on the CPU.
 
@@ -35,6 +39,7 @@ def open_session(
         path: The file.
         threads: Threads of one operator.
         optimized_path: Where to write the graph as ONNX Runtime runs it.
+        content: What to open in place of the file's own content.
 
     Raises:
         CompressionError: The file is missing, or ONNX Runtime cannot run it.
@@ -57,7 +62,9 @@ def open_session(
     if optimized_path is not None:
         options.optimized_model_filepath = optimized_path
     try:
-        return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            os.fspath(path) if content is None else content, options, providers=["CPUExecutionProvider"]
+        )
     except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile, NotImplemented) as error:
         reason = " ".join(str(error).split())
         raise CompressionError(f"{path}: ONNX Runtime cannot load this file: {reason}") from error
@@ -77,11 +84,19 @@ class OnnxModel:
         path: The file.
         forward: The module's forward; its parameters name the inputs.
         threads: Threads of one operator.
+        content: What to run in place of the file's own content.
     """
 
-    def __init__(self, path: str | os.PathLike[str], forward: Callable[..., Any], *, threads: int = 1) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        forward: Callable[..., Any],
+        *,
+        threads: int = 1,
+        content: bytes | None = None,
+    ) -> None:
         self.path = Path(path)
-        self.session = open_session(path, threads=threads)
+        self.session = open_session(path, threads=threads, content=content)
         self._forward = forward
         self._inputs = [item.name for item in self.session.get_inputs()]
 

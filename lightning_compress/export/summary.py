@@ -86,6 +86,8 @@ class Limits:
                     f"The deployed model agrees with the trained one on {agreement:.2%} of the predictions, "
                     f"at least {self.min_agreement:.2%} is asked for."
                 )
+        if failed and found.divergence is not None:
+            failed.append(f"They differ first in {found.divergence}.")
         return failed
 
     def _monitored(self, found: Findings, form: str) -> float | None:
@@ -142,6 +144,7 @@ def compose(
         "max_abs_difference": None if deployed is None else deployed.max_abs,
         "mean_abs_difference": None if deployed is None else deployed.mean_abs,
         "samples": None if deployed is None else deployed.samples,
+        "divergence": None if found.divergence is None else found.divergence.as_dict(),
         "latency": {
             "ratio": None
             if found.ratio is None
