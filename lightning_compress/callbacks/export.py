@@ -264,6 +264,7 @@ class CompressedExport(Callback):
             data=data,
             latency=self._latency,
             threads=self._threads,
+            shrink=pruner is not None and pruner.pattern == "channel",
         ).run(size)
         form = deployed_of(found.comparisons)
         compared = None if form is None else found.comparisons[form]

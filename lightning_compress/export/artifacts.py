@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress import __version__
+from lightning_compress.errors import CompressionError
 from lightning_compress.export.beside import evaluate_beside
 from lightning_compress.export.dense import as_dense
 from lightning_compress.export.directory import ExportDirectory, sha256
@@ -24,6 +25,7 @@ from lightning_compress.export.onnx import to_onnx
 from lightning_compress.export.openvino import OpenVinoModel, to_openvino
 from lightning_compress.export.packed import PackedFile, save_packed
 from lightning_compress.export.runtime import OnnxModel, has_vnni
+from lightning_compress.export.smaller import without_channels
 from lightning_compress.export.torch_export import to_torch_export
 from lightning_compress.export.verify import Comparison, deployed_form, pytorch_name
 
@@ -77,6 +79,7 @@ class Export:
         data: What the files are run on; ``None`` verifies nothing.
         latency: Whether latency is measured.
         threads: Threads of the runtimes.
+        shrink: Whether pruned channels are left out of what runs; the packed file loads into the whole module.
     """
 
     module: L.LightningModule
@@ -88,6 +91,7 @@ class Export:
     data: EvaluationData | None
     latency: bool = True
     threads: int = 1
+    shrink: bool = False
 
     def run(self, dense_bytes: int) -> Findings:
         """Write, verify, measure.
@@ -140,7 +144,7 @@ class Export:
         return None if self.dense is None else as_dense(self._copy(), self.dense[0])
 
     def _write(self, found: Findings) -> None:
-        trained = self._copy()
+        trained = self._smaller(found) if self.shrink else self._copy()
         if "onnx" in self.formats:
             self._write_onnx(trained, FILES["onnx"])
         if "openvino" in self.formats:
@@ -172,6 +176,21 @@ class Export:
                     "beside": {name: sha256(file) for name, file in beside.items()},
                 }
             )
+
+    def _smaller(self, found: Findings) -> nn.Module:
+        """The trained module without its pruned channels; a note says how much that is, or why it cannot be."""
+        trained = self._copy()
+        try:
+            smaller, shrunk = without_channels(trained, self.entry.example_inputs)
+        except CompressionError as error:
+            found.notes.append(f"The exported files keep the pruned channels, as zeros: {error}")
+            return trained
+        before, after = (sum(p.numel() for p in module.parameters()) for module in (trained, smaller))
+        found.notes.append(
+            f"{sum(shrunk.removed.values())} pruned channels and attention heads are gone from the files that run: "
+            f"{before} weights became {after}."
+        )
+        return smaller
 
     def _write_onnx(self, module: nn.Module, name: str) -> None:
         to_onnx(

@@ -12,10 +12,15 @@ from torch.utils import _pytree as pytree
 
 
 def call(model: nn.Module, example_inputs: Any) -> Any:
-    """Call a model on example inputs."""
+    """Call a model on example inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
+
+    A dict at the end of a tuple holds keyword arguments.
+    """
     if isinstance(example_inputs, Mapping):
         return model(**example_inputs)
     if isinstance(example_inputs, tuple | list):
+        if example_inputs and isinstance(example_inputs[-1], Mapping):
+            return model(*example_inputs[:-1], **example_inputs[-1])
         return model(*example_inputs)
     return model(example_inputs)
 
