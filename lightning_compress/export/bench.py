@@ -1,9 +1,10 @@
-"""Latency of ONNX files by batch size and threads, two files against each other."""
+"""Latency, throughput and memory of written files by batch size and threads, two files against each other."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import numpy as np
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.latency import Ratio, Timing, measure
 from lightning_compress.export.runtime import open_session
+
+Call = Callable[[], Any]
+"""One run of a file, with inputs that were made before."""
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -36,6 +40,8 @@ class Row:
         timing: Of the file.
         against: Of the other file, if there is one.
         ratio: ``timing`` ÷ ``against``.
+        memory: Bytes that loading and running add to a fresh process at their peak, if they were measured.
+        against_memory: The same of the other file.
     """
 
     batch_size: int
@@ -43,6 +49,8 @@ class Row:
     timing: Timing
     against: Timing | None = None
     ratio: Ratio | None = None
+    memory: int | None = None
+    against_memory: int | None = None
 
     @property
     def samples_per_second(self) -> float:
@@ -58,6 +66,8 @@ class Row:
             "samples_per_second": self.samples_per_second,
             "against_ms": None if self.against is None else self.against.as_dict(),
             "ratio": None if self.ratio is None else asdict(self.ratio),
+            "memory_bytes": self.memory,
+            "against_memory_bytes": self.against_memory,
         }
 
 
@@ -69,43 +79,89 @@ def bench(
     threads: Sequence[int] = (1,),
     seconds: float = 1.0,
     dims: Mapping[str, int] | None = None,
+    memory: bool = False,
 ) -> list[Row]:
-    """Time an ONNX file, and another one interleaved with it.
+    """Time a file, and another one interleaved with it.
 
     Args:
-        path: The file.
-        against: The other file; it gets the same inputs.
+        path: An ONNX file, or another one that an export wrote; that one is loaded with the module and the data of its
+            run.
+        against: The other file.
         batch_sizes: Sizes of the first dimension.
         threads: Threads of the runtime.
         seconds: About how long each file is timed at each setting.
-        dims: Sizes of other dimensions that the file leaves free, by the name they have in it.
+        dims: Sizes of other dimensions that an ONNX file leaves free, by the name they have in it.
+        memory: Whether to measure memory as well, each file in a fresh process for each setting.
 
     Raises:
         CompressionError: A file cannot be run, or leaves a dimension free whose size is not given.
     """
+    from lightning_compress.export.memory import peak_memory
+
     for name, numbers in (("batch-size", batch_sizes), ("threads", threads)):
         if any(number < 1 for number in numbers):
             raise CompressionError.field(f"bench --{name}", expected="positive integers", got=list(numbers))
     paths = [Path(path)] if against is None else [Path(path), Path(against)]
-    for file in paths:
-        if file.suffix != ".onnx":
-            raise CompressionError.field("bench", expected="an .onnx file", got=str(file))
     rows = []
     for count in threads:
-        sessions = [open_session(file, threads=count) for file in paths]
-        for batch_size in batch_sizes:
-            feeds = [
-                inputs(session, file, batch_size, dims or {}) for session, file in zip(sessions, paths, strict=True)
-            ]
-            calls = {
-                str(index): (lambda session=session, feed=feed: session.run(None, feed))
-                for index, (session, feed) in enumerate(zip(sessions, feeds, strict=True))
-            }
-            timings = list(measure(calls, seconds=seconds).values())
-            other = timings[1] if against is not None else None
-            ratio = None if other is None else Ratio.between(timings[0], other)
-            rows.append(Row(batch_size, count, timings[0], other, ratio))
+        with ExitStack() as stack:
+            files = [stack.enter_context(opened(file, threads=count, dims=dims or {})) for file in paths]
+            for batch_size in batch_sizes:
+                calls = {str(index): make(batch_size) for index, make in enumerate(files)}
+                timings = list(measure(calls, seconds=seconds).values())
+                other = timings[1] if against is not None else None
+                ratio = None if other is None else Ratio.between(timings[0], other)
+                used = [peak_memory(f, batch_size, count, dims or {}) for f in paths] if memory else []
+                rows.append(Row(batch_size, count, timings[0], other, ratio, *used))
     return rows
+
+
+@contextmanager
+def opened(path: Path, *, threads: int = 1, dims: Mapping[str, int] | None = None) -> Iterator[Callable[[int], Call]]:
+    """Load a file; gives a function of the batch size that makes a call.
+
+    Args:
+        path: The file.
+        threads: Threads of its runtime; PyTorch's own are set back afterwards.
+        dims: As in ``bench``.
+    """
+    if path.suffix == ".onnx":
+        session = open_session(path, threads=threads)
+
+        def of_session(batch_size: int) -> Call:
+            feed = inputs(session, path, batch_size, dims or {})
+            return lambda: session.run(None, feed)
+
+        yield of_session
+        return
+    if not path.is_file():
+        raise CompressionError.field("bench", expected="a file that an export wrote", got=str(path))
+    import torch
+
+    from lightning_compress.export.entry import called_through
+    from lightning_compress.export.evaluate import duplicate
+    from lightning_compress.export.verify import deployed_form
+    from lightning_compress.verification.run import find_run, read_run, run_config
+
+    folder = find_run(path)
+    with run_config(folder, []) as cfg:
+        run = read_run(folder, path, cfg, (cfg.get("export") or {}).get("split") or "val")
+    reference = called_through(duplicate(run.module), run.entry.name)
+    form, _ = deployed_form(path, reference, threads=threads)
+
+    def of_form(batch_size: int) -> Call:
+        call = run.entry.repeated(batch_size)
+        with torch.inference_mode():
+            like = reference(*call.args, **call.kwargs)
+        return lambda: form(like, *call.args, **call.kwargs)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            yield of_form
+    finally:
+        torch.set_num_threads(before)
 
 
 def inputs(session: Any, path: Path, batch_size: int, dims: Mapping[str, int]) -> dict[str, Any]:

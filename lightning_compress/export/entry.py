@@ -42,6 +42,18 @@ class Entry:
         """The same call with the first samples of its batch."""
         return Entry(self.name, *_copied(self.args, self.kwargs, samples))
 
+    def repeated(self, samples: int) -> Entry:
+        """The same call with a batch of so many samples: those that there are, over and over."""
+        batch = next((t.shape[0] for _, t in tensors((*self.args, self.kwargs)) if t.ndim), 1)
+        times = -(-samples // max(batch, 1))
+
+        def repeat(tensor: torch.Tensor) -> torch.Tensor:
+            whole = tensor.ndim and tensor.shape[0] == batch
+            return torch.cat([tensor] * times)[:samples] if whole else tensor
+
+        args, kwargs = tree_map_only(torch.Tensor, repeat, (self.args, self.kwargs))
+        return Entry(self.name, args, kwargs)
+
     def with_inputs(self, example_inputs: Any) -> Entry:
         """The same module with inputs that the user gave: a tensor, a tuple of arguments or a dict of keywords."""
         args, kwargs = call_arguments(example_inputs)

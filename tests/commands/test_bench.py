@@ -89,6 +89,33 @@ def test_wrong_use_is_refused(tmp_path, options):
         run(str(path), *options)
 
 
-def test_files_of_other_formats_are_refused(tmp_path):
-    with pytest.raises(CompressionError, match=r"expected an \.onnx file"):
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(CompressionError, match=r"expected a file that an export wrote"):
         bench(tmp_path / "model.packed")
+
+
+def test_memory_grows_with_what_a_file_computes(tmp_path):
+    path = matmuls(tmp_path / "a.onnx", 1, ["batch", 64])
+    small, large = (row.memory for row in bench(path, batch_sizes=[1, 100_000], seconds=0.001, memory=True))
+    # Input and output of the large batch are 26 MB each.
+    assert large - small > 40e6
+
+
+def test_percentiles_are_in_order_and_a_batch_may_have_any_size(tmp_path):
+    path = matmuls(tmp_path / "a.onnx", 4, ["batch", 64])
+    for row in bench(path, batch_sizes=[3, 7], seconds=0.01):
+        assert row.timing.median_ms <= row.timing.p90_ms <= row.timing.p99_ms
+
+
+@pytest.mark.parametrize(("name", "start"), [("out.svg", b"<?xml"), ("out.png", b"\x89PNG")])
+def test_a_picture_is_drawn(name, start, tmp_path):
+    path = matmuls(tmp_path / "a.onnx", 1, ["batch", 64])
+    target = tmp_path / name
+    options = ["--against", str(path), "--batch-size", "1", "4", "--threads", "1", "2", "--seconds", "0.01"]
+    assert run(str(path), *options, "--plot", str(target)) == 0
+    assert target.read_bytes().startswith(start)
+
+
+def test_a_picture_of_another_kind_is_refused_before_anything_is_timed(tmp_path):
+    with pytest.raises(CompressionError, match=r"bench --plot: expected a name that ends in"):
+        run(str(tmp_path / "gone.onnx"), "--plot", "out.txt")

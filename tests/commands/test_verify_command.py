@@ -162,3 +162,11 @@ def test_a_table_is_printed(trained: Path, capsys: pytest.CaptureFixture[str]) -
     printed = capsys.readouterr().out
     assert "Fake-quantized" in printed
     assert "but for rounding" in printed
+
+
+def test_a_packed_file_is_timed_in_the_module_of_its_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(trained / "compressed" / name) for name in ("model.packed", "model.onnx")]
+    assert main(["bench", files[0], "--against", files[1], "--batch-size", "5", "--seconds", "0.02", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    # Fake quantization in PyTorch, operator by operator, against one call of compiled kernels.
+    assert row["ratio"]["median"] > 1
