@@ -24,6 +24,7 @@ from lightning_compress.pruning.masks import apply_masks
 from lightning_compress.pruning.optimizer_state import mask_gradients
 
 SPARSITY = 0.8
+PARTS = ["update", "resnet18", "encoder", "mlp"]
 CHUNK = 1 << 20
 
 
@@ -265,17 +266,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=int, default=100_000_000, help="weights of the large MLP")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this; may be repeated; all by default")
     parser.add_argument("--no-peers", action="store_true", help="leave out the slow peers")
     asked = parser.parse_args()
     torch.manual_seed(0)
     peers = not asked.no_peers
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, compiled masks: {kernel.available()}")
-    updates(asked.weights, asked.rounds, peers)
-    steps("ResNet-18, batch 4 at 64×64", resnet18(), torch.randn(4, 3, 64, 64), 1.02, asked.rounds * 6, peers)
-    steps("transformer encoder, batch 8×64", encoder(), torch.randn(8, 64, 256), 1.02, asked.rounds * 6, peers)
-    large = mlp(asked.weights)
-    inputs = torch.randn(32, large[0].in_features)
-    steps(f"{asked.weights / 1e6:.0f}M MLP, batch 32", large, inputs, 1.06, asked.rounds * 2, peers)
+    parts = asked.part or PARTS
+    if "update" in parts:
+        updates(asked.weights, asked.rounds, peers)
+    if "resnet18" in parts:
+        steps("ResNet-18, batch 4 at 64×64", resnet18(), torch.randn(4, 3, 64, 64), 1.02, asked.rounds * 6, peers)
+    if "encoder" in parts:
+        steps("transformer encoder, batch 8×64", encoder(), torch.randn(8, 64, 256), 1.02, asked.rounds * 6, peers)
+    if "mlp" in parts:
+        large = mlp(asked.weights)
+        inputs = torch.randn(32, large[0].in_features)
+        steps(f"{asked.weights / 1e6:.0f}M MLP, batch 32", large, inputs, 1.06, asked.rounds * 2, peers)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from lightning_compress.pruning.channels import ChannelGroup
 from lightning_compress.pruning.distributions import layer_sparsity
 from lightning_compress.pruning.patterns import Pattern
 from lightning_compress.pruning.settings import Settings
@@ -88,4 +89,8 @@ def _prune(
     count = max(count, sum(math.ceil(round(units, 6)) for units in now))
     if count:
         single = absolute and type(pool[0].pattern) is Pattern
-        prune_together(pool, [score(site) for site in pool], count, absolute=single, field=settings.field)
+        scores = [score(site) for site in pool]
+        prune_together(pool, scores, count, absolute=single, field=settings.field)
+        for site, ranks in zip(pool, scores, strict=True):
+            if settings.channel_multiple > 1 and type(site) is ChannelGroup and not site.grouped:
+                site.keep_multiple(settings.channel_multiple, ranks)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.pruning.patterns import Channel, Pattern
+from lightning_compress.pruning.selection import prune_smallest
 
 
 @dataclass(eq=False)
@@ -108,6 +109,19 @@ class ChannelGroup:
         mean = total / count.clamp(min=1)
         scale = mean.abs().mean()
         return (mean / scale if scale > 0 else mean).masked_fill(~self.mask, -math.inf)
+
+    def keep_multiple(self, multiple: int, scores: Tensor) -> None:
+        """Round the number of channels that stay to the nearest multiple, upwards at a tie or below the floor.
+
+        Args:
+            multiple: What to round to.
+            scores: Scores of the channels, -inf for those pruned before; none of them comes back.
+        """
+        kept = (int(self.mask.count_nonzero()) + multiple // 2) // multiple * multiple
+        least = self.units - self.cap
+        kept = max(kept, math.ceil(least / multiple) * multiple)
+        kept = min(kept, int((scores != -math.inf).count_nonzero()))
+        prune_smallest([scores], [self.mask], self.units - kept, names=[self.name])
 
     def write(self, masks: Mapping[str, Tensor]) -> None:
         """Clear the slices of pruned channels in the masks of the weights."""

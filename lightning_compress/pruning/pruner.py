@@ -49,6 +49,8 @@ class Pruner:
         regrow: ``"gradient"`` (RigL) or ``"random"`` (SET) moves connections at each update; ``None`` does not.
         drop_fraction: Share of the connections that regrowth moves at the start; decays to 0 by a cosine.
         layer_floor: Share of each layer that is always kept.
+        channel_multiple: For ``pattern="channel"``: round the channels that stay in each group to the nearest multiple.
+            Kernels work on 8 or 16 channels at a time, so others cost as much as the next multiple.
         keep_zeros: Take weights that are zero now as pruned already, to continue from a sparse checkpoint.
         freeze: Only keep the zeros there are; no ``final_sparsity`` then.
         targets: Patterns of what to prune; see :mod:`lightning_compress.targets`. ``None``: every convolution,
@@ -91,6 +93,7 @@ class Pruner:
         regrow: RegrowName | None = None,
         drop_fraction: float = 0.3,
         layer_floor: float = 0.0,
+        channel_multiple: int = 1,
         keep_zeros: bool = False,
         freeze: bool = False,
         targets: Iterable[str] | None = None,
@@ -113,6 +116,7 @@ class Pruner:
             regrow=regrow,
             drop_fraction=drop_fraction,
             layer_floor=layer_floor,
+            channel_multiple=channel_multiple,
             keep_zeros=keep_zeros,
             freeze=freeze,
             targets=targets,
@@ -231,9 +235,11 @@ class Pruner:
         if update is None or not self.due(optimizer_step):
             self.apply()
             return False
-        # The optimizer may have moved pruned weights; they must not win their place back by that.
-        self.apply()
-        changed = self._update(update)
+        before = [site.pruned() for site in self._sites]
+        if any(before):
+            # The optimizer may have moved pruned weights; they must not win their place back by that.
+            self.apply()
+        changed = self._update(update, before)
         self.last_update = update
         self._scores.forget_gradients()
         if changed:
@@ -288,10 +294,9 @@ class Pruner:
         apply_masks([site.parameter.detach() for site in self._sites], [site.mask for site in self._sites])
 
     @torch.no_grad()
-    def _update(self, step: int) -> bool:
+    def _update(self, step: int, before: list[int]) -> bool:
         if self._settings.freeze:
             return False
-        before = [site.pruned() for site in self._sites]
         plain = self._settings.criterion == "magnitude" and not self._groups
 
         def score(site: Prunable) -> Tensor:

@@ -39,6 +39,7 @@ class Settings:
     regrow: RegrowName | None
     drop_fraction: float
     layer_floor: float
+    channel_multiple: int
     keep_zeros: bool
     freeze: bool
     targets: tuple[str, ...] | None
@@ -63,6 +64,7 @@ class Settings:
         regrow: RegrowName | None = None,
         drop_fraction: float = 0.3,
         layer_floor: float = 0.0,
+        channel_multiple: int = 1,
         keep_zeros: bool = False,
         freeze: bool = False,
         targets: Iterable[str] | None = None,
@@ -113,6 +115,14 @@ class Settings:
             raise CompressionError.field(f"{field}.every", expected="more than zero", got=every)
         if time["start"].unit == time["end"].unit and time["end"].value < time["start"].value:
             raise CompressionError.field(f"{field}.end", expected=f"not before start ({start!r})", got=end)
+        if type(channel_multiple) is not int or channel_multiple < 1:
+            raise CompressionError.field(
+                f"{field}.channel_multiple", expected="a whole number, at least 1", got=channel_multiple
+            )
+        if channel_multiple > 1 and not isinstance(parsed, Channel):
+            raise CompressionError.field(
+                f"{field}.channel_multiple", expected=f"1 with pattern {pattern!r}", got=channel_multiple
+            )
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise CompressionError.field(f"{field}.seed", expected="an integer", got=seed)
         return cls(
@@ -127,6 +137,7 @@ class Settings:
             regrow=regrow,
             drop_fraction=_share(drop_fraction, f"{field}.drop_fraction"),
             layer_floor=_share(layer_floor, f"{field}.layer_floor"),
+            channel_multiple=channel_multiple,
             keep_zeros=keep_zeros,
             freeze=freeze,
             targets=None if targets is None else _tuple(targets, f"{field}.targets"),

@@ -30,6 +30,7 @@ def describe(settings: Settings, schedule: SparsitySchedule) -> dict[str, Any]:
         "regrow": settings.regrow,
         "drop_fraction": settings.drop_fraction,
         "layer_floor": settings.layer_floor,
+        "channel_multiple": settings.channel_multiple,
         "freeze": settings.freeze,
         "targets": None if settings.targets is None else list(settings.targets),
         "ignore": list(settings.ignore),

@@ -1,6 +1,7 @@
 """Channel pruning: masks along dependency groups, and networks that really shrink."""
 
 import copy
+import functools
 
 import lightning as L
 import networks
@@ -134,6 +135,40 @@ def test_channels_go_gradually_with_nested_masks_and_exact_counts():
         before = now
         for name, parameter in pruner.parameters.items():
             assert not parameter.detach()[~pruner.masks[name]].any()
+
+
+def test_channels_that_stay_are_rounded_to_the_nearest_multiple_with_nested_masks():
+    model, inputs = make(functools.partial(ResNet20, width=16))
+    settings = {"pattern": "channel", "distribution": "uniform", "schedule": "linear", "channel_multiple": 8}
+    pruner = Pruner(model, final_sparsity=0.3, end=6, example_inputs=inputs, **settings)
+    before = None
+    for step in range(7):
+        pruner.step(step)
+        for group in pruner._groups:
+            exact = group.units - round(0.05 * step * group.units)
+            assert group.units - group.pruned() == (exact + 4) // 8 * 8
+        now = torch.cat([mask.flatten() for mask in pruner.masks.values()])
+        assert before is None or not (now & ~before).any()
+        before = now
+    assert {group.units: group.units - group.pruned() for group in pruner._groups} == {16: 8, 32: 24, 64: 48}
+
+
+def test_a_multiple_does_not_cut_below_the_floor():
+    model, inputs = make(functools.partial(ResNet20, width=16))
+    pruner = prune(model, inputs, 0.3, distribution="uniform", channel_multiple=8, layer_floor=0.6)
+    assert {group.units: group.units - group.pruned() for group in pruner._groups} == {16: 16, 32: 24, 64: 48}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pattern": "channel", "channel_multiple": 0}, "expected a whole number, at least 1"),
+        ({"pattern": "2:4", "channel_multiple": 8}, "expected 1 with pattern '2:4'"),
+    ],
+)
+def test_a_multiple_that_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(CompressionError, match=rf"Pruner\.channel_multiple: {message}"):
+        Pruner(mlp(), final_sparsity=0.5, end=0, **settings)
 
 
 def test_one_channel_of_each_group_always_stays():
