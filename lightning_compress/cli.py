@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lightning_compress import __version__
+from lightning_compress.commands.advise import add_advise
 from lightning_compress.commands.bench import add_bench
 from lightning_compress.commands.compare import add_compare
 from lightning_compress.commands.doctor import add_doctor
@@ -192,7 +193,7 @@ def _show_sweep(*, as_json: bool) -> int:
     return DONE if fine else DOES_NOT_HOLD
 
 
-COMMANDS = (add_train, add_doctor, add_compare, add_bench, add_inspect, add_verify)
+COMMANDS = (add_train, add_doctor, add_advise, add_compare, add_bench, add_inspect, add_verify)
 """Functions that each add one subcommand."""
 
 

@@ -195,11 +195,13 @@ class _Job:
 
     def dense(self, checkpoint: Path | None) -> tuple[dict[str, float], Path]:
         """Train the dense control, unless it is there, and evaluate it."""
-        began = time.perf_counter()
+        began, metrics = time.perf_counter(), dict[str, float]()
         model, folder = self.model(), self.output / "dense"
         keep = InterruptCheckpoint(folder)
         others = _instantiate_all(self.cfg.get("callbacks"), "callbacks")
         others = [c for c in others if not isinstance(c, Checkpoint) and not _is_ours(c)]
+        if checkpoint is not None:
+            others.insert(0, StartingWeights(checkpoint, "dense_checkpoint", stage="test"))
         trainer = self.trainer(CSVLogger(self.output, name="dense", version=""), [*others, keep])
         if checkpoint is None:
             log.info("Dense control: training without compression.")
@@ -207,9 +209,7 @@ class _Job:
             metrics = _numbers(trainer.callback_metrics)
             checkpoint = folder / "dense.ckpt"
             trainer.save_checkpoint(checkpoint, weights_only=True)
-            metrics |= self.test(trainer, model)
-        else:
-            metrics = self.test(trainer, model, checkpoint)
+        metrics |= self.test(trainer, model)
         self.seconds["dense"] = time.perf_counter() - began
         return metrics, checkpoint
 
@@ -299,12 +299,11 @@ class _Job:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, handler)
 
-    def test(self, trainer: L.Trainer, model: L.LightningModule, checkpoint: Path | None = None) -> dict[str, float]:
+    def test(self, trainer: L.Trainer, model: L.LightningModule) -> dict[str, float]:
         """Metrics on test data; none where the module or the data has no test part."""
         if not is_overridden("test_step", model) or not is_overridden("test_dataloader", self.data):
             return {}
-        path = str(checkpoint) if checkpoint is not None else None
-        found = trainer.test(model, datamodule=self.data, ckpt_path=path, verbose=False)
+        found = trainer.test(model, datamodule=self.data, verbose=False)
         return _numbers({name: value for part in found for name, value in part.items()})
 
     @staticmethod

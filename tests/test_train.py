@@ -192,6 +192,15 @@ def test_a_trained_dense_control_is_taken_and_not_trained_again(train: Train) ->
     assert dense != result["rows"]["trained"]["metrics"]
 
 
+def test_a_plain_state_dict_is_a_dense_control_too(train: Train, tmp_path: Path) -> None:
+    _, first = train(*SMALL, "dense_baseline=true", "trainer.max_epochs=1")
+    torch.save(weights(first["dense_checkpoint"]), tmp_path / "plain.pt")
+    code, result = train(*SMALL, "dense_checkpoint=plain.pt")
+    assert code == 0
+    accuracy = first["rows"]["dense"]["metrics"]["test/acc"]
+    assert result["rows"]["dense"]["metrics"]["test/acc"] == accuracy
+
+
 def test_the_compressed_model_starts_from_the_weights_that_are_given_and_the_control_from_the_seed(
     train: Train, tmp_path: Path
 ) -> None:

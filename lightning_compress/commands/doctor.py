@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from lightning_compress.commands.composition import composed, working_directory_importable
 
+if TYPE_CHECKING:
     from lightning_compress.diagnosis import Diagnosis
 
 
@@ -37,9 +36,9 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     aside = contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext()
     with (
         aside,
-        _working_directory_importable(),
+        working_directory_importable(),
         tempfile.TemporaryDirectory() as folder,
-        _composed(arguments.overrides, folder) as cfg,
+        composed(arguments.overrides, folder) as cfg,
     ):
         # Imported here, so that --help and a misspelt setting are answered without loading torch.
         from lightning_compress.commands.rehearsal import examine
@@ -50,45 +49,6 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     else:
         show(found)
     return 1 if found.errors else 0
-
-
-@contextlib.contextmanager
-def _composed(overrides: Sequence[str], folder: str) -> Iterator[DictConfig]:
-    """The config as ``train`` composes it, with a directory for what it writes; Hydra's own set-up is left alone."""
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import open_dict
-
-    from lightning_compress.config import COMPOSITION_ERRORS, CONFIG_MODULE, CONFIG_NAME, explain
-
-    GlobalHydra.instance().clear()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        try:
-            cfg = compose(CONFIG_NAME, list(overrides), return_hydra_config=True)
-        except COMPOSITION_ERRORS as error:
-            raise explain(error, overrides) from error
-        with open_dict(cfg):
-            cfg.hydra.runtime.output_dir = folder
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        try:
-            yield cfg
-        finally:
-            HydraConfig.instance().cfg = None
-
-
-@contextlib.contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    """For ``model._target_=my_module.MyModel``, as in ``train``."""
-    path = list(sys.path)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        yield
-    finally:
-        sys.path[:] = path
 
 
 def show(found: Diagnosis) -> None:

@@ -1,0 +1,203 @@
+"""Does the plan of ``advise`` beat one setting for all layers, at equal packed size and after equal fine-tuning?
+
+    python benchmarks/advised_plan.py [--fashion-mnist DIRECTORY] [--seeds 3]
+
+For each seed a dense model is trained; ``advise`` plans for a budget by the measured loss and by the Hessian's trace;
+and the same short compression-aware training follows from the dense weights with each plan, with uniform sparsity at
+each of three bit widths, and with one global threshold at 4 bits. The sparsity of those is the least that keeps the
+same budget. Accuracy is of the last epoch, on the test images. Without Fashion-MNIST a LeNet-300-100 on the digits
+takes the place of LeNet-5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+
+from lightning_compress.callbacks import GradualMagnitudePruning, QuantizationAwareTraining
+from lightning_compress.choice.advice import BITS, SPARSITIES
+from lightning_compress.choice.calibration import Calibration
+from lightning_compress.choice.hessian import signs, traces
+from lightning_compress.choice.places import places
+from lightning_compress.choice.plan import Budget, Planner
+from lightning_compress.choice.sensitivity import measure
+from lightning_compress.data import Digits, FashionMNIST
+from lightning_compress.export.entry import EntryWatch
+from lightning_compress.export.evaluate import duplicate
+from lightning_compress.export.packed import save_packed
+from lightning_compress.models import MLP, Classifier, LeNet5, SmallCNN
+
+WIDTHS = (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its data, a budget in bytes, and how long it is trained and fine-tuned."""
+
+    name: str
+    net: Callable[[], nn.Module]
+    data: Callable[[int], L.LightningDataModule]
+    shape: tuple[int, ...]
+    size: int
+    epochs: int
+    tuning: int
+    every: int
+
+
+class Row:
+    """One kind of setting over the seeds."""
+
+    def __init__(self) -> None:
+        self.accuracy: list[float] = []
+        self.bytes: list[int] = []
+        self.planned: list[float] = []
+
+    def add(self, found: tuple[float, int], planned: float) -> None:
+        """Add a seed: its accuracy and bytes, and the bytes that were planned."""
+        self.accuracy.append(100 * found[0])
+        self.bytes.append(found[1])
+        self.planned.append(planned)
+
+    def __str__(self) -> str:
+        spread = statistics.stdev(self.accuracy) if len(self.accuracy) > 1 else 0.0
+        off = max(abs(real / planned - 1) for real, planned in zip(self.bytes, self.planned, strict=True))
+        return (
+            f"{statistics.mean(self.accuracy):6.2f} ± {spread:5.2f} %   {statistics.mean(self.bytes):9,.0f} bytes, "
+            f"at most {off:.1%} from what was planned"
+        )
+
+
+def fit(case: Case, seed: int, state: dict[str, torch.Tensor] | None, callbacks: list[L.Callback]) -> tuple[Any, float]:
+    """Train, from the seed or from dense weights; gives the module and its test accuracy."""
+    L.seed_everything(seed, verbose=False)
+    dense = state is None
+    module = Classifier(case.net(), num_classes=10, lr=3e-3 if dense else 1e-3, input_shape=case.shape)
+    if state is not None:
+        module.load_state_dict(state)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=case.epochs if dense else case.tuning,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+    data = case.data(seed)
+    trainer.fit(module, datamodule=data)
+    return module, trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"]
+
+
+def tune(
+    case: Case,
+    seed: int,
+    state: dict[str, torch.Tensor],
+    sparsity: float,
+    bits: int,
+    distribution: str = "uniform",
+    chosen: dict[str, tuple[float, int | None]] | None = None,
+) -> tuple[float, int]:
+    """Fine-tune with compression; gives test accuracy and bytes of the packed file."""
+    own = chosen or {}
+    pruning = GradualMagnitudePruning(
+        final_sparsity=sparsity,
+        start=0,
+        end=0.5,
+        every=case.every,
+        distribution=distribution,
+        overrides={name: {"final_sparsity": share} for name, (share, _) in own.items()},
+    )
+    quantization = QuantizationAwareTraining(
+        bits, 8, start=0.4, overrides={name: {"weight_bits": width} for name, (_, width) in own.items()}
+    )
+    module, accuracy = fit(case, seed, state, [pruning, quantization])
+    with tempfile.TemporaryDirectory() as folder:
+        return accuracy, save_packed(duplicate(module), Path(folder) / "model.packed").bytes
+
+
+def calibrated(module: L.LightningModule, data: L.LightningDataModule) -> Calibration:
+    """The model with eight training batches."""
+    data.prepare_data()
+    data.setup("fit")
+    batches = [batch for batch, _ in zip(data.train_dataloader(), range(8), strict=False)]
+    model = duplicate(module)
+    with EntryWatch(model, redirected=False, field="benchmark") as entries, torch.no_grad():
+        model.training_step(batches[0], 0)
+    return Calibration(model, batches, entries.entry())
+
+
+def run(case: Case, seeds: int) -> None:
+    rows: dict[str, Row] = {"dense": Row()}
+    for seed in range(seeds):
+        module, accuracy = fit(case, seed, None, [])
+        state = {name: value.clone() for name, value in module.state_dict().items()}
+        calibration = calibrated(module, case.data(seed))
+        quantization = QuantizationAwareTraining(4, 8).settings
+        pruning = GradualMagnitudePruning(final_sparsity=0.5).settings
+        among = places(calibration.model, pruning, quantization, SPARSITIES, sorted(BITS, reverse=True))
+        planner = Planner(calibration, among, quantization)
+        rows["dense"].add((accuracy, planner.dense_bytes), planner.dense_bytes)
+        parameters = {place.name: place.parameter for place in among}
+        curvature = traces(calibration.losses, parameters, signs(parameters, 8))
+        base, layers = measure(among, calibration.loss, work=planner.work, traces=curvature)
+        for criterion in ("loss", "hessian"):
+            plan = planner.plan(base, layers, Budget(size=case.size), criterion)
+            print(
+                f"  seed {seed}, {criterion}:", {n.removeprefix("net."): s for n, s in plan.chosen.items()}, flush=True
+            )
+            found = tune(case, seed, state, plan.sparsity, 4, chosen=plan.chosen)
+            rows.setdefault(f"advised, by {criterion}", Row()).add(found, plan.packed)
+        beside = plan.packed - sum(option.bytes for _, option in plan.layers)
+        for width in WIDTHS:
+            within = planner.least_uniform(width, Budget(size=case.size), beside)
+            if within is None:
+                continue
+            found = tune(case, seed, state, within[0], width)
+            rows.setdefault(f"uniform, {width} bits", Row()).add(found, within[1])
+            if width == 4:
+                found = tune(case, seed, state, within[0], width, "global")
+                rows.setdefault("global threshold, 4 bits", Row()).add(found, within[1])
+    print(f"{case.name}, budget {case.size:,} bytes, {seeds} seeds")
+    for name, row in rows.items():
+        print(f"  {name:26} {row}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fashion-mnist", type=Path, metavar="DIRECTORY", help="its published files")
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    def digits(seed: int) -> L.LightningDataModule:
+        return Digits(batch_size=64, seed=seed)
+
+    def fashion(seed: int) -> L.LightningDataModule:
+        return FashionMNIST(root=str(arguments.fashion_mnist), batch_size=128, seed=seed)
+
+    run(Case("Digits, small CNN", lambda: SmallCNN(1, 10), digits, (1, 8, 8), 12_000, 12, 6, 5), arguments.seeds)
+    if arguments.fashion_mnist is not None:
+        case = Case("Fashion-MNIST, LeNet-5", lambda: LeNet5(1, 28, 10), fashion, (1, 28, 28), 16_000, 2, 1, 20)
+    else:
+        mlp = lambda: MLP(1, 8, 10, hidden=[300, 100])  # noqa: E731
+        case = Case("Digits, LeNet-300-100", mlp, digits, (1, 8, 8), 6_000, 12, 6, 5)
+    run(case, arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()
