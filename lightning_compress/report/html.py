@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_compress.report import plots, text
+from lightning_compress.report import plots, text, zeros
 
 _WIDE, _NARROW = 820, 360
 
@@ -22,7 +22,7 @@ def html(report: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    surroundings.globals.update(text=text, ranked=plots.ranked)
+    surroundings.globals.update(text=text, zeros=zeros, ranked=plots.ranked)
     return surroundings.get_template("report.html.j2").render(
         report=report,
         pictures={name: (draw(report, _WIDE), draw(report, _NARROW)) for name, draw in _pictures(report).items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning_compress.report import text
+from lightning_compress.report import text, zeros
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -29,6 +29,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     for remark in [*text.remarks(report), *report["notes"]]:
         yield ""
         yield f"> {remark}"
+    yield from _zeros(report)
     yield from _plan(report)
     yield from _files(report)
     yield from _layers(report)
@@ -38,6 +39,14 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## How it was made", "")
     facts = text.facts(report)
     yield from _table(["", ""], [[name, value] for name, value in facts], numbers=False)
+
+
+def _zeros(report: Mapping[str, Any]) -> Iterator[str]:
+    rows = zeros.speed_from_zeros(report)
+    if rows:
+        yield from ("", "## Speed from zeros", "")
+        table = [[f"`{pattern}`", *speeds] for pattern, speeds in rows]
+        yield from _table(["Pattern", *zeros.RUNTIMES], table, numbers=False)
 
 
 def _plan(report: Mapping[str, Any]) -> Iterator[str]:

@@ -128,6 +128,27 @@ def test_it_is_said_that_scattered_zeros_give_no_speed(written: dict[str, str], 
         assert "not speed" not in unpruned[name]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "speeds"),
+    [
+        ("unstructured", ["none"] * 4),
+        ("4:8", ["none"] * 4),
+        ("block:1x4", ["none"] * 4),
+        ("2:4", ["none", "none", "none", "TensorRT and torch.sparse, from Ampere on; not measured here"]),
+        ("channel", ["as a smaller network"] * 4),
+    ],
+)
+def test_it_is_said_what_speed_each_runtime_gets_out_of_the_zeros(
+    pattern: str, speeds: list[str], tmp_path: Path
+) -> None:
+    found = example_report()
+    for row in found["layers"]:
+        row["pattern"] = pattern if row["pattern"] != "none" else "none"
+    pages = write(found, tmp_path)
+    assert f"| `{pattern}` | {' | '.join(speeds)} |" in pages["report.md"]
+    assert " ".join([pattern, *speeds]) in " ".join(Page(pages["report.html"]).words.split())
+
+
 def test_html_escapes_what_users_name(tmp_path: Path) -> None:
     found = example_report()
     found["name"] = "<b>bold</b> & co"
