@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from lightning_compress import __version__
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.beside import evaluate_beside
+from lightning_compress.export.compressed_tensors import save_compressed_tensors
 from lightning_compress.export.dense import as_dense
 from lightning_compress.export.directory import ExportDirectory, sha256
 from lightning_compress.export.divergence import SiteError, can_trace, first_divergence, site_errors
 from lightning_compress.export.entry import Entry, called_through, input_names
 from lightning_compress.export.evaluate import EvaluationData, duplicate, evaluate
+from lightning_compress.export.executorch import ExecuTorchModel, to_executorch
 from lightning_compress.export.formats import BESIDE, DENSE_ONNX, FILES, GIVEN, deployed_of, files_of
 from lightning_compress.export.latency import Ratio, Timing, measure
 from lightning_compress.export.onnx import to_onnx
@@ -151,6 +154,10 @@ class Export:
             to_openvino(trained, self.entry.example_inputs, self.directory / FILES["openvino"])
         if "torch_export" in self.formats:
             to_torch_export(trained, self.entry.example_inputs, self.directory / FILES["torch_export"])
+        if "executorch" in self.formats:
+            to_executorch(trained, self.entry.example_inputs, self.directory / FILES["executorch"])
+        if "compressed_tensors" in self.formats:
+            save_compressed_tensors(duplicate(self.module), self.directory / FILES["compressed_tensors"])
         if DENSE_ONNX in files_of(self.formats) and (dense := self._dense()) is not None:
             self._write_onnx(dense, DENSE_ONNX)
         if "packed" in self.formats:
@@ -231,11 +238,16 @@ class Export:
             timed["deployed"] = _openvino(self.directory / FILES["openvino"], reference, call, self.threads)
             if self.dense is not None:
                 timed["dense"] = _openvino(self.directory / DENSE_ONNX, reference, call, self.threads)
+        elif deployed == "executorch":
+            timed["deployed"] = _executorch(self.directory / FILES["executorch"], reference, call)
+            if (dense := self._dense()) is not None:
+                with tempfile.TemporaryDirectory() as folder:
+                    to_executorch(dense, call.example_inputs, file := Path(folder) / "dense.pte")
+                    timed["dense"] = _executorch(file, dense, call)
         else:
             form, _ = self._form(deployed, reference)
             timed["deployed"] = lambda: form(None, *call.args, **call.kwargs)
-            dense = self._dense()
-            if dense is not None:
+            if (dense := self._dense()) is not None:
                 timed["dense"] = _eager(dense, call)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
@@ -269,6 +281,11 @@ def _session(path: Path, reference: nn.Module, call: Entry, threads: int) -> Cal
     model = OnnxModel(path, reference.forward, threads=threads)
     feed = model.feed(*call.args, **call.kwargs)
     return lambda: model.session.run(None, feed)
+
+
+def _executorch(path: Path, reference: nn.Module, call: Entry) -> Callable[[], Any]:
+    model = ExecuTorchModel(path, reference.forward)
+    return lambda: model(*call.args, **call.kwargs)
 
 
 def _openvino(path: Path, reference: nn.Module, call: Entry, threads: int) -> Callable[[], Any]:

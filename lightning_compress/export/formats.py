@@ -6,18 +6,19 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from lightning_compress.errors import CompressionError, closest
-from lightning_compress.export.openvino import refuse_missing
+from lightning_compress.export import executorch, openvino
 
-Format = Literal["onnx", "openvino", "torch_export", "packed"]
+Format = Literal["onnx", "openvino", "torch_export", "executorch", "packed", "compressed_tensors"]
 """In the order in which one counts as deployed: what a runtime computes in integers before what is only stored."""
-_PLANNED = ("executorch",)
 FILES: dict[str, str] = {
     "onnx": "model.onnx",
     "openvino": "model.xml",
     "torch_export": "model.pt2",
+    "executorch": "model.pte",
     "packed": "model.packed",
+    "compressed_tensors": "model.safetensors",
 }
-BESIDE = {"openvino": "model.bin"}
+BESIDE = {"openvino": "model.bin", "compressed_tensors": "config.json"}
 """Second files of formats that have two."""
 DENSE_STATE, DENSE_ONNX = "dense.safetensors", "dense.onnx"
 GIVEN = "given"
@@ -28,7 +29,7 @@ def check_formats(formats: Sequence[str], name: str) -> tuple[str, ...]:
     """Check the formats that are asked for.
 
     Raises:
-        CompressionError: One is unknown, or not available in this release.
+        CompressionError: One is unknown, or its runtime is not installed.
 
     Example:
         >>> check_formats(["onnx"], "formats")
@@ -38,19 +39,13 @@ def check_formats(formats: Sequence[str], name: str) -> tuple[str, ...]:
     if isinstance(formats, str) or not formats:
         raise CompressionError.field(name, expected=f"a list of {', '.join(known)}", got=formats)
     for item in formats:
-        if item in _PLANNED:
-            raise CompressionError.field(
-                name,
-                expected=f"formats that this release writes ({', '.join(known)})",
-                got=item,
-                fix=f"{item} is planned. Write onnx, and convert the file with that runtime's own tools.",
-            )
         if item not in known:
             raise CompressionError.field(
                 name, expected=f"some of {', '.join(known)}", got=item, fix=closest(str(item), known)
             )
-    if "openvino" in formats:
-        refuse_missing(name)
+    for item, refuse_missing in (("openvino", openvino.refuse_missing), ("executorch", executorch.refuse_missing)):
+        if item in formats:
+            refuse_missing(name)
     return tuple(dict.fromkeys(formats))
 
 

@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.atomic import replacing
 from lightning_compress.export.program import first_line, trace
+from lightning_compress.export.pt2e import register, to_pt2e
 
 _TOLERANCE = 0.05
 
@@ -69,7 +69,7 @@ def to_torch_export(
     program = trace(model, example_inputs, dynamic_batch=dynamic_batch, field="to_torch_export")
     args, kwargs = program.example_inputs
     expected = program.module()(*args, **kwargs)
-    _to_pt2e(program)
+    to_pt2e(program)
     path = Path(path)
     with replacing(path) as temporary:
         temporary.write_bytes(_serialized(program))
@@ -88,7 +88,7 @@ def load_torch_export(path: str | Path) -> nn.Module:
     Raises:
         CompressionError: It is missing or cannot be read.
     """
-    _register()
+    register()
     if not zipfile.is_zipfile(path):
         raise CompressionError(f"{path}: cannot be loaded as a torch.export file (it is missing, or no such archive).")
     try:
@@ -116,73 +116,3 @@ def _serialized(program: torch.export.ExportedProgram) -> bytes:
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()
-
-
-def _register() -> Any:
-    """The operators, which PyTorch registers only when this module of it is imported."""
-    import torch.ao.quantization.fx._decomposed
-
-    return torch.ops.quantized_decomposed
-
-
-def _to_pt2e(program: torch.export.ExportedProgram) -> None:
-    """Replace our operators in a program, in place."""
-    ours, theirs = torch.ops.lightning_compress, _register()
-    graph = program.graph_module.graph
-    for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        with graph.inserting_before(node):
-            if node.target is ours.quantize_dequantize.default:
-                x, scale, zero_point, qmin, qmax = _arguments(node)
-                dtype = torch.uint8 if qmin >= 0 else torch.int8
-                grid = (scale, zero_point, qmin, qmax, dtype)
-                integers = _call(graph, theirs.quantize_per_tensor.default, x, *grid)
-                _replace(program, node, _call(graph, theirs.dequantize_per_tensor.default, integers, *grid))
-            elif node.target is ours.dequantize.default:
-                _replace(program, node, _dequantized(program, node, theirs))
-    graph.eliminate_dead_code()
-    program.graph_module.recompile()
-
-
-def _dequantized(program: torch.export.ExportedProgram, node: fx.Node, theirs: Any) -> fx.Node:
-    graph = program.graph_module.graph
-    integers, scale, zero_point, axis, block = _arguments(node)
-    dtype = integers.meta["val"].dtype
-    low, high = -128, 127
-    if block:
-        wide = _call(graph, torch.ops.aten.repeat_interleave.self_int, scale, block, axis)
-        cut = _call(graph, torch.ops.aten.slice.Tensor, wide, axis, 0, integers.meta["val"].shape[axis])
-        return _call(graph, torch.ops.aten.mul.Tensor, integers, cut)
-    if dtype == torch.int8 and scale.meta["val"].ndim:
-        return _call(graph, theirs.dequantize_per_channel.default, integers, scale, zero_point, axis, low, high, dtype)
-    if dtype == torch.int8:
-        step = float(program.state_dict[_buffer(program, scale)])
-        return _call(graph, theirs.dequantize_per_tensor.default, integers, step, 0, low, high, dtype)
-    # A bias: PT2E keeps it in float, and Inductor computes this product of constants once.
-    return _call(graph, torch.ops.aten.mul.Tensor, integers, scale)
-
-
-def _buffer(program: torch.export.ExportedProgram, node: fx.Node) -> str:
-    return program.graph_signature.inputs_to_buffers[node.name]
-
-
-def _call(graph: fx.Graph, target: Callable[..., Any], *args: Any) -> fx.Node:
-    """Add a node with what the program's checks want to know of its result."""
-    node = graph.call_function(target, args)
-    values = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args]
-    mode = next(value.fake_mode for value in values if isinstance(value, torch._subclasses.FakeTensor))
-    with mode:
-        node.meta["val"] = target(*values)
-    return node
-
-
-def _replace(program: torch.export.ExportedProgram, node: fx.Node, by: fx.Node) -> None:
-    node.replace_all_uses_with(by)
-    program.graph_signature.replace_all_uses(node.name, by.name)
-    node.graph.erase_node(node)
-
-
-def _arguments(node: fx.Node) -> tuple[Any, ...]:
-    """A node's arguments, of types that only its operator tells."""
-    return node.args

@@ -15,6 +15,9 @@ from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric, MetricCollection
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.export.compressed_tensors import load_compressed_tensors
+from lightning_compress.export.executorch import ExecuTorchModel, executorch_name
+from lightning_compress.export.formats import FILES
 from lightning_compress.export.openvino import OpenVinoModel, openvino_name
 from lightning_compress.export.packed import load_packed
 from lightning_compress.export.runtime import OnnxModel, restored, runtime_name
@@ -159,7 +162,8 @@ def verify(
 
     Args:
         path: An ``.onnx`` file, run by ONNX Runtime on the CPU, an ``.xml`` file, run by OpenVINO, a ``.pt2`` file, run
-            by PyTorch, or else a packed file, loaded into a copy of ``model``.
+            by PyTorch, a ``.pte`` file, run by ExecuTorch, or else ``model.safetensors`` in the compressed-tensors
+            format or a packed file, loaded into a copy of ``model``.
         model: The model as it was exported, fake-quantized. It is not changed; it runs on the CPU in eval mode.
         dataloader: Batches ``(inputs..., targets)``, or dicts whose targets are under ``target(s)``, ``label(s)`` or
             ``y`` and whose other entries are keyword arguments of the model.
@@ -231,6 +235,12 @@ def deployed_form(path: Path, model: nn.Module, *, threads: int = 1) -> tuple[Ca
     if path.suffix == ".pt2":
         program = load_torch_export(path)
         return (lambda like, *args, **kwargs: program(*args, **kwargs)), pytorch_name()
+    if path.suffix == ".pte":
+        method = ExecuTorchModel(path, model.forward)
+        return (lambda like, *args, **kwargs: restored(method(*args, **kwargs), like)), executorch_name()
+    if path.name == FILES["compressed_tensors"]:
+        opened = load_compressed_tensors(path, strip(copy.deepcopy(model))).cpu().eval()
+        return (lambda like, *args, **kwargs: opened(*args, **kwargs)), pytorch_name()
     loaded = load_packed(path, strip(copy.deepcopy(model))).cpu().eval()
     return (lambda like, *args, **kwargs: loaded(*args, **kwargs)), pytorch_name()
 

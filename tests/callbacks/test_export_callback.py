@@ -449,7 +449,6 @@ def test_evaluation_that_calls_another_module_than_training_is_found_out(tmp_pat
     [
         ({"formats": ["onx"]}, r"formats.*got 'onx'.*onnx"),
         ({"formats": "onnx"}, r"formats: expected a list"),
-        ({"formats": ["executorch"]}, r"formats.*executorch is planned"),
         ({"split": "train"}, r"split: expected 'val' or 'test'"),
         ({"max_drop": 0.01}, r"monitor.*since max_drop is given"),
         ({"min_agreement": 99}, r"min_agreement.*from 0 to 1"),

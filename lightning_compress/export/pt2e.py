@@ -1,0 +1,113 @@
+"""Exported programs in the quantized form of PyTorch's own PT2E flow, which its backends recognise.
+
+Our two operators become those of ``quantized_decomposed``: Inductor's x86 backend and ExecuTorch's XNNPACK backend
+look for their patterns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export.graph_signature import InputKind
+
+
+def register() -> Any:
+    """The operators, which PyTorch registers only when this module of it is imported."""
+    import torch.ao.quantization.fx._decomposed
+
+    return torch.ops.quantized_decomposed
+
+
+def to_pt2e(program: torch.export.ExportedProgram, *, signed: bool = False) -> None:
+    """Replace our operators in a program, in place.
+
+    Args:
+        program: From :func:`lightning_compress.export.program.trace`.
+        signed: Shift activations from uint8 to int8, which changes no value: XNNPACK has kernels for int8 alone.
+    """
+    ours, theirs = torch.ops.lightning_compress, register()
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        with graph.inserting_before(node):
+            if node.target is ours.quantize_dequantize.default:
+                x, scale, zero_point, qmin, qmax = arguments(node)
+                shift = 128 if signed and qmin >= 0 else 0
+                dtype = torch.uint8 if qmin >= 0 and not signed else torch.int8
+                grid = (scale, zero_point - shift, qmin - shift, qmax - shift, dtype)
+                integers = _call(graph, theirs.quantize_per_tensor.default, x, *grid)
+                _replace(program, node, _call(graph, theirs.dequantize_per_tensor.default, integers, *grid))
+            elif node.target is ours.dequantize.default:
+                _replace(program, node, _dequantized(program, node, theirs))
+    graph.eliminate_dead_code()
+    _drop_unused(program)
+    program.graph_module.recompile()
+
+
+def _dequantized(program: torch.export.ExportedProgram, node: fx.Node, theirs: Any) -> fx.Node:
+    graph = program.graph_module.graph
+    integers, scale, zero_point, axis, block = arguments(node)
+    dtype = integers.meta["val"].dtype
+    low, high = -128, 127
+    if block:
+        wide = _call(graph, torch.ops.aten.repeat_interleave.self_int, scale, block, axis)
+        cut = _call(graph, torch.ops.aten.slice.Tensor, wide, axis, 0, integers.meta["val"].shape[axis])
+        return _call(graph, torch.ops.aten.mul.Tensor, integers, cut)
+    if dtype == torch.int8 and scale.meta["val"].ndim:
+        return _call(graph, theirs.dequantize_per_channel.default, integers, scale, zero_point, axis, low, high, dtype)
+    if dtype == torch.int8:
+        step = float(program.state_dict[_buffer(program, scale)])
+        return _call(graph, theirs.dequantize_per_tensor.default, integers, step, 0, low, high, dtype)
+    return _float_bias(program, node, integers, scale)
+
+
+def _float_bias(program: torch.export.ExportedProgram, node: fx.Node, integers: fx.Node, scale: fx.Node) -> fx.Node:
+    """A bias as PT2E has it, in float; backends find its integers again from the scales of input and weight."""
+    graph = program.graph_module.graph
+    if len(integers.users) > 1:
+        return _call(graph, torch.ops.aten.mul.Tensor, integers, scale)
+    name = _buffer(program, integers)
+    program.state_dict[name] = program.state_dict[name] * program.state_dict[_buffer(program, scale)]
+    integers.meta = dict(node.meta)
+    return integers
+
+
+def _drop_unused(program: torch.export.ExportedProgram) -> None:
+    """Remove scales and zero points that became constants of the graph."""
+    signature, graph = program.graph_signature, program.graph_module.graph
+    unused = {node.name: node for node in graph.nodes if node.op == "placeholder" and not node.users}
+    for spec in list(signature.input_specs):
+        if spec.kind is InputKind.BUFFER and spec.arg.name in unused and spec.target is not None:
+            signature.input_specs.remove(spec)
+            graph.erase_node(unused[spec.arg.name])
+            program.state_dict.pop(spec.target, None)
+            program.constants.pop(spec.target, None)
+
+
+def _buffer(program: torch.export.ExportedProgram, node: fx.Node) -> str:
+    return program.graph_signature.inputs_to_buffers[node.name]
+
+
+def _call(graph: fx.Graph, target: Callable[..., Any], *args: Any) -> fx.Node:
+    """Add a node with what the program's checks want to know of its result."""
+    node = graph.call_function(target, args)
+    values = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args]
+    mode = next(value.fake_mode for value in values if isinstance(value, torch._subclasses.FakeTensor))
+    with mode:
+        node.meta["val"] = target(*values)
+    return node
+
+
+def _replace(program: torch.export.ExportedProgram, node: fx.Node, by: fx.Node) -> None:
+    node.replace_all_uses_with(by)
+    program.graph_signature.replace_all_uses(node.name, by.name)
+    node.graph.erase_node(node)
+
+
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """A node's arguments, of types that only its operator tells."""
+    return node.args
