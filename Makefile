@@ -10,13 +10,14 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help demo sweep-demo test test-extras lint format typecheck benchmarks tables install recipes-check clean
+.PHONY: help demo sweep-demo test test-extras test-all lint format typecheck benchmarks tables install recipes-check clean
 
 help:
 	@echo "make demo        train, prune, quantize, export and verify a model on the bundled digits"
 	@echo "make sweep-demo  25 ways to prune and quantize a model, compared on one page; again: what is missing"
 	@echo "make test        run the tests"
 	@echo "make test-extras  run the tests of optional packages, which it installs"
+	@echo "make test-all    both"
 	@echo "make lint        check style          make format      mend style"
 	@echo "make typecheck   check types          make benchmarks  measure all anew (DATA=~/data)"
 	@echo "make tables      put the measured numbers into README and docs"
@@ -34,10 +35,13 @@ sweep-demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-# Tests of what optional packages and a browser (Chromium) are needed for.
+# Tests of what optional packages, a browser (Chromium) and npm are needed for.
 test-extras: $(INSTALLED)
-	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,openvino]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,openvino,executorch,compressed-tensors]"
 	$(BIN)/python -m pytest tests/extras $(ARGS)
+
+# Everything: the core without optional packages first, then these.
+test-all: test test-extras
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
