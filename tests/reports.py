@@ -40,6 +40,7 @@ def _layer(name: str, shape: list[int], sparsity: float, bits: int, packed: int)
         "bytes_packed": packed,
         "macs": numel * 64 if pruned else 0,
         "pattern": "unstructured" if pruned else "none",
+        "dead_channels": 0,
     }
 
 

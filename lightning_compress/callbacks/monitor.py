@@ -171,6 +171,9 @@ class CompressionMonitor(Callback):
             extra=extra_bytes(pl_module),
             products=0 if self._macs is None else self._macs.products,
         )
+        if pruner is not None:
+            self._series["compress/churn"] = pruner.churn
+            self._series["compress/dead_channels"] = float(sum(pruner.dead_channels().values()))
         self._series["compress/ready"] = float(phases.ready(pruner, quantization))
         self._unlogged = True
         step = trainer.global_step

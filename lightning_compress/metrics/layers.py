@@ -40,6 +40,7 @@ class LayerRow:
         pattern: Pattern of the pruning; ``"none"`` if it is not pruned.
         weight: Whether it is the weight of a layer, in contrast to biases, norms and embeddings.
         entropy: Bits that one entry of a layer's weight takes when entropy coded, zeros included; else ``None``.
+        dead_channels: Output channels without any weight left, of those that are pruned.
     """
 
     name: str
@@ -54,6 +55,7 @@ class LayerRow:
     pattern: str = "none"
     weight: bool = True
     entropy: float | None = None
+    dead_channels: int = 0
 
     @property
     def sparsity(self) -> float:
@@ -88,6 +90,7 @@ def describe(
     inputs = {} if quantization is None else _input_bits(quantization, names)
     targets = {} if pruner is None else pruner.layer_sparsity_target()
     patterns = {} if pruner is None else pruner.patterns
+    dead = {} if pruner is None else pruner.dead_channels()
     layer_weights = {candidate.names[0] for candidate in candidates(model) if candidate.default}
     modules = dict(model.named_modules())
     parameters = {name: p for name, p in model.named_parameters() if p.ndim >= 1}
@@ -110,6 +113,7 @@ def describe(
             pattern=patterns.get(name, "none"),
             weight=name in layer_weights or name in targets,
             entropy=coded.get(name),
+            dead_channels=dead.get(name, 0),
         )
         for index, (name, parameter) in enumerate(parameters.items())
     ]

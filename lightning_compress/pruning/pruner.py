@@ -211,6 +211,14 @@ class Pruner:
         """
         return {site.name: self._asked.get(site.name, site.pruned() / site.mask.numel()) for site in self._sites}
 
+    def dead_channels(self) -> dict[str, int]:
+        """Parameter name → how many slices along its first dimension, its output channels mostly, are pruned whole."""
+        return {
+            site.name: int((~site.mask.reshape(len(site.mask), -1).any(dim=1)).count_nonzero())
+            for site in self._sites
+            if site.mask.ndim > 1
+        }
+
     def due(self, optimizer_step: int) -> bool:
         """Whether :meth:`step` would update the masks."""
         update = self.schedule.last_update(optimizer_step)

@@ -55,6 +55,7 @@ def layers(rows: Sequence[LayerRow], packed: Mapping[str, float] | None = None) 
             "bytes_packed": packed.get(row.name, round(functional.row_bytes(row))),
             "macs": row.macs,
             "pattern": row.pattern,
+            "dead_channels": row.dead_channels,
         }
         for row in rows
     ]

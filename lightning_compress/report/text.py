@@ -160,6 +160,13 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
                 f"Zeros in the pattern {pattern} give speed only on hardware and runtimes that know it; ONNX Runtime "
                 f"on a CPU does not."
             )
+    dead = {row["name"]: row.get("dead_channels", 0) for row in report["layers"] if row["pattern"] != "channel"}
+    if any(dead.values()):
+        most = max(dead, key=lambda name: dead[name])
+        found.append(
+            f"{sum(dead.values())} output channels have no weight left, {dead[most]} of them in {most}. "
+            "pattern='channel' takes channels out of the network."
+        )
     if before and after and not faster:
         found.append(
             f"On this machine the deployed file is slower than the dense model: {milliseconds(after)} against "

@@ -372,3 +372,14 @@ def test_a_layer_that_loses_every_weight_is_warned_about():
         model[0].weight.mul_(1e-6)
     with pytest.warns(UserWarning, match=r"every weight of 0\.weight is pruned now"):
         Pruner(model, final_sparsity=0.8, end=0).step(0)
+
+
+def test_dead_channels_are_counted_by_layer():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 1))
+    with torch.no_grad():
+        model[0].weight[[1, 3]] = 0
+        model[2].weight[5] = 0
+        model[2].weight[:3, 0] = 0
+    pruner = Pruner(model, freeze=True)
+    pruner.step(0)
+    assert pruner.dead_channels() == {"0.weight": 2, "2.weight": 1}
