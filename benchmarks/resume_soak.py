@@ -1,18 +1,24 @@
-"""Kills a training process with SIGKILL at random moments, resumes it each time, and compares the end to the bit.
+"""Stops a training process at random moments, resumes it each time, and compares the end to the bit.
 
 Each training is a process of its own, forked from one that has loaded the libraries. It prunes and quantizes a small
-network and writes a checkpoint after every optimizer step, so that kills fall into checkpoint writing too. It is
-killed, started again from the newest checkpoint that can be read, killed again, until it ends. Then its weights,
-masks, ranges, optimizer state and monitor history are compared with those of a run that nobody stopped.
+network, validates, and writes a checkpoint after every optimizer step, in the middle of epochs and at their ends. It is
+stopped, started again from the newest checkpoint that can be read, stopped again, until it ends. It is stopped in four
+ways: by SIGKILL, SIGTERM, SIGINT (Ctrl-C), or an exception in one of the hooks of a step; every second signal is sent
+while a checkpoint is being written. Then weights, masks, ranges, optimizer state, the monitor's history and the rows of
+the CSV logger are compared with those of a run that nobody stopped.
 
-    python benchmarks/resume_soak.py --kills 100
+Lightning writes the row of a step, or of an epoch, after the checkpoint. Where a process is killed between the two, the
+row is in no file; such rows are counted, and all others have to be equal.
 
-Prints one line a kill and, at the end, how many of the runs ended bit-identical; exit code 1 if not all did.
+    python benchmarks/resume_soak.py --stops 100
+
+Prints one line a stop and, at the end, how many of the runs ended bit-identical; exit code 1 if not all did.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import os
 import random
@@ -21,28 +27,54 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import results
-
 STEPS, EPOCH = 60, 15
+SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+HOOKS = ("on_train_batch_start", "on_before_backward", "on_before_optimizer_step", "on_train_batch_end")
 
 
-def train(folder: Path) -> None:
+@dataclass(frozen=True)
+class Blow:
+    """How and when a process is stopped.
+
+    Attributes:
+        how: Name of a signal, or of the hook in which an exception is raised.
+        step: Optimizer steps that are done before.
+        writing: Whether a signal waits for the next checkpoint that is being written.
+        seconds: That a signal comes later.
+    """
+
+    how: str
+    step: int
+    writing: bool
+    seconds: float
+
+
+def train(folder: Path, blow: Blow | None) -> None:
     """Train from the newest checkpoint in a folder, and write the digest of everything at the end."""
     import logging
     import warnings
 
     import lightning as L
     import torch
-    from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
     from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
 
-    from lightning_compress import CompressionMonitor, GradualMagnitudePruning, QuantizationAwareTraining
+    from lightning_compress import (
+        CompressedCheckpoint,
+        CompressionMonitor,
+        GradualMagnitudePruning,
+        QuantizationAwareTraining,
+    )
 
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -54,7 +86,12 @@ def train(folder: Path) -> None:
             self.net = nn.Sequential(nn.Linear(32, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 8))
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            self.log("train/loss", loss)
+            return loss
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val/loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.Adam(self.parameters(), 1e-3)
@@ -81,31 +118,50 @@ def train(folder: Path) -> None:
         def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
             print("step", trainer.global_step, flush=True)
 
+    class Announced(TorchCheckpointIO):
+        def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+            print("writing", flush=True)
+            super().save_checkpoint(*args, **kwargs)
+
+    def raise_in_hook(trainer: L.Trainer, *args: Any) -> None:
+        if blow is not None and trainer.global_step >= blow.step:
+            raise RuntimeError(f"stopped in {blow.how}")
+
     L.seed_everything(0, verbose=False)
     x = torch.randn(EPOCH * 8, 32)
-    loader = Batches(TensorDataset(x, x[:, :8].argmax(1)), batch_size=8)
+    data = TensorDataset(x, x[:, :8].argmax(1))
+    failing = Callback()
+    if blow is not None and blow.how in HOOKS:
+        setattr(failing, blow.how, raise_in_hook)
     callbacks = [
         GradualMagnitudePruning(0.9, start=5, end=40, every=1, criterion="movement", regrow="random"),
         QuantizationAwareTraining(start=20, freeze_range=50),
         CompressionMonitor(print_phases=False),
-        ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1, enable_version_counter=False),
+        failing,
+        CompressedCheckpoint(
+            folder, filename="{step}", every_n_train_steps=1, save_top_k=-1, enable_version_counter=False
+        ),
         Progress(),
     ]
+    start = newest(folder)
+    name = f"{0 if start is None else step_of(start)}-{len(list(folder.glob('logs/*')))}"
     trainer = L.Trainer(
         max_epochs=STEPS // EPOCH,
         accelerator="cpu",
         callbacks=callbacks,
-        logger=False,
+        plugins=[Announced()],
+        logger=CSVLogger(folder, "logs", name, flush_logs_every_n_steps=1),
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
     module = Module()
-    start = newest(folder)
-    trainer.fit(module, loader, ckpt_path=start, weights_only=start is not None)
+    trainer.fit(module, Batches(data, batch_size=8), DataLoader(data, 40), ckpt_path=start, weights_only=bool(start))
     trainer.save_checkpoint(folder / "end.pt")
     end = torch.load(folder / "end.pt", weights_only=True)
-    kept = {name: state for name, state in end["callbacks"].items() if "ModelCheckpoint" not in name}
+    kept = {name: state for name, state in end["callbacks"].items() if "Checkpoint" not in name}
     print("digest", digest([end["state_dict"], end["optimizer_states"], kept, end["global_step"]]), flush=True)
 
 
@@ -134,16 +190,10 @@ def digest(tree: Any) -> str:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that can be read; what a kill left half written is put aside.
-
-    One that was written in the last batch of an epoch is passed over: a run that goes on from there and is stopped
-    again within an epoch miscounts its batches in Lightning 2.6.6, without any callback of ours too.
-    """
+    """The newest checkpoint that can be read; what was left half written is put aside."""
     import torch
 
     for path in sorted(folder.glob("step=*.ckpt"), key=step_of, reverse=True):
-        if step_of(path) % EPOCH == 0:
-            continue
         try:
             torch.load(path, weights_only=True)
         except (RuntimeError, EOFError, OSError, ValueError) as error:
@@ -154,21 +204,41 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
+def logged(folder: Path) -> dict[tuple[int, str], str]:
+    """Step and name → value as written, of all processes of a run: each goes on from the step in its name."""
+    rows: dict[tuple[int, str], str] = {}
+    for place in sorted((folder / "logs").iterdir(), key=lambda path: int(path.name.split("-")[1])):
+        first = int(place.name.split("-")[0])
+        rows = {key: value for key, value in rows.items() if key[0] < first}
+        if (place / "metrics.csv").exists():
+            with (place / "metrics.csv").open(newline="") as file:
+                for row in csv.DictReader(file):
+                    # The last row of a killed process may be cut off.
+                    if None not in row.values():
+                        step = int(row.pop("step"))
+                        rows |= {(step, name): value for name, value in row.items() if value}
+    return rows
+
+
 class Training:
     """A process that trains in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, blow: Blow | None = None) -> None:
+        self.blow = blow
         reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.dup2(writer, 1)
+            # A shell that starts this in the background has it ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             code = 1
             try:
-                train(folder)
+                train(folder, blow)
                 code = 0
             except BaseException:
                 # Whatever happened, this process ends here and must not go on as its parent.
-                traceback.print_exc()
+                if blow is None:
+                    traceback.print_exc()
             finally:
                 os._exit(code)
         os.close(writer)
@@ -183,18 +253,27 @@ class Training:
             raise SystemExit(f"training failed with status {status}:\n{output}")
         return output.rpartition("digest ")[2].strip()
 
-    def kill(self, step: int, seconds: float) -> bool:
-        """Kill it some time after it began a step; ``False`` if it had ended by then."""
-        for line in self.lines:
-            if line.startswith("step") and int(line.split()[1]) >= step:
-                break
-        time.sleep(seconds)
-        ended, _ = os.waitpid(self.pid, os.WNOHANG)
-        if not ended:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+    def stop(self) -> bool:
+        """Stop it as its blow says; ``False`` if it had ended by then."""
+        blow = self.blow
+        if blow is None:
+            raise ValueError("nothing stops this process")
+        if blow.how in SIGNALS:
+            begun = False
+            for line in self.lines:
+                begun = begun or (line.startswith("step") and int(line.split()[1]) >= blow.step)
+                if begun and (line.startswith("writing") or not blow.writing):
+                    break
+            time.sleep(blow.seconds)
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if not ended:
+                os.kill(self.pid, SIGNALS[blow.how])
+                _, status = os.waitpid(self.pid, 0)
+        else:
+            self.lines.read()
+            _, status = os.waitpid(self.pid, 0)
         self.lines.close()
-        return not ended
+        return status != 0
 
 
 def step_of(path: Path) -> int:
@@ -207,57 +286,63 @@ def last_step(folder: Path) -> int:
     return max(map(step_of, folder.glob("step=*.ckpt")), default=0)
 
 
-def soak(kills: int, seed: int = 0) -> tuple[int, int, int]:
-    """Kill and resume.
+def draw(moments: random.Random, number: int, done: int) -> Blow:
+    """The next blow: signals and exceptions in turn, at a random later moment."""
+    kinds = (*SIGNALS, moments.choice(HOOKS))
+    writing = number // len(kinds) % 2 == 0
+    seconds = moments.uniform(0, 0.002 if writing else 0.02)
+    return Blow(kinds[number % len(kinds)], done + moments.randint(1, 16), writing, seconds)
+
+
+def soak(stops: int, seed: int = 0) -> bool:
+    """Stop and resume; whether every run ended bit-identical with the uninterrupted one.
 
     Args:
-        kills: How often.
+        stops: How often.
         seed: Of the moments.
-
-    Returns:
-        Kills, runs that ended, and runs that ended bit-identical with the uninterrupted one.
     """
     moments = random.Random(seed)
-    done = runs = same = 0
+    done = runs = same = lost = 0
+    ways: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place, "whole")
         whole.mkdir()
-        expected = Training(whole).finish()
-        while done < kills:
+        expected, rows = Training(whole).finish(), logged(whole)
+        while done < stops:
             folder = Path(place, str(runs))
             folder.mkdir()
-            # A few kills a run, each later than the one before; then it may end.
-            for _ in range(min(kills - done, moments.randint(1, 4))):
-                step = last_step(folder) + moments.randint(1, 16)
-                if step >= STEPS or not Training(folder).kill(step, moments.uniform(0, 0.02)):
+            # A few stops a run, each later than the one before; then it may end.
+            for _ in range(min(stops - done, moments.randint(1, 4))):
+                blow = draw(moments, done, last_step(folder))
+                if blow.step >= STEPS or not Training(folder, blow).stop():
                     break
                 done += 1
-                left = [path.name for path in folder.iterdir() if path.suffix != ".ckpt"]
-                print(f"kill {done} after step {last_step(folder)}; half written: {left}", flush=True)
+                ways[blow.how if blow.how in SIGNALS else "exception"] += 1
+                while_writing = " while writing" if blow.writing and blow.how in SIGNALS else ""
+                print(f"stop {done} by {blow.how} after step {last_step(folder)}{while_writing}", flush=True)
             runs += 1
-            same += Training(folder).finish() == expected
+            found = Training(folder).finish()
+            series = logged(folder)
+            missing = len(rows.keys() - series.keys())
+            equal = found == expected and all(rows.get(key) == value for key, value in series.items())
+            same += equal
+            lost += missing
             print(f"run {runs}: {same} of {runs} bit-identical", flush=True)
-    return done, runs, same
+    print(f"{done} stops ({', '.join(f'{count} {way}' for way, count in sorted(ways.items()))})")
+    print(f"{same} of {runs} runs bit-identical; {lost} of {runs * len(rows)} logged values not yet written at a stop")
+    return same == runs
 
 
 def main() -> int:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="how often a process is killed")
+    parser.add_argument("--stops", type=int, default=100, help="how often a process is stopped")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/resume_soak.json")
     arguments = parser.parse_args()
     # Loaded once, here, and not in every training.
     for module in ("lightning", "lightning_compress.callbacks"):
         import_module(module)
-    done, runs, same = soak(arguments.kills, arguments.seed)
-    print(f"{done} kills, {runs} runs, {same} of {runs} bit-identical")
-    if arguments.write:
-        columns = {"kills": "killed at random moments", "runs": "runs", "same": "ended bit-identical"}
-        results.write(
-            "resume_soak", [{"kills": done, "runs": runs, "same": same}], columns=columns, seeds=[arguments.seed]
-        )
-    return 0 if same == runs else 1
+    return 0 if soak(arguments.stops, arguments.seed) else 1
 
 
 if __name__ == "__main__":

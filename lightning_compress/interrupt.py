@@ -54,17 +54,27 @@ class InterruptCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        if self._asked and stepped:
-            trainer.save_checkpoint(self.path)
-            self.saved = True
-            raise KeyboardInterrupt
+        # After the last batch, validation and the end of the epoch belong to the step as well.
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch:
+            self._stop_if_asked(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # After the last epoch there would be nothing to go on with.
+        if not trainer.fit_loop.done:
+            self._stop_if_asked(trainer)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
+
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        if self._asked:
+            trainer.save_checkpoint(self.path)
+            self.saved = True
+            raise KeyboardInterrupt
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         if self._asked:

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress.callbacks.monitor import compression
+from lightning_compress.callbacks.resume import mend_progress
 from lightning_compress.phases import ready
 
 
@@ -21,7 +22,9 @@ class CompressedCheckpoint(ModelCheckpoint):
     the top k only if target sparsity and bits were live for all of its measurement: from the start of the last
     validation for a metric that validation logs, from the start of the training epoch for any other. Without
     ``monitor`` the newest checkpoints are kept, as Lightning does; ``save_last`` and ``save_on_exception`` are not
-    gated either, since they are there to resume from. All arguments are those of ``ModelCheckpoint``.
+    gated either, since they are there to resume from. A checkpoint that falls on the last batch of an epoch
+    (``every_n_train_steps``) is written at the epoch's end, so that a run which goes on from there has validated and
+    ended that epoch. All arguments are those of ``ModelCheckpoint``.
 
     Where nothing compresses, this is ``ModelCheckpoint``.
 
@@ -37,12 +40,32 @@ class CompressedCheckpoint(ModelCheckpoint):
         self._live_validation: bool | None = None
         self._started_live = False
         self._before: Tensor | None = None
+        self._last_batch: tuple[Any, ...] | None = None
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        mend_progress(trainer, checkpoint)
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._refused = 0
         self._live_validation = None
+        self._last_batch = None
+
+    @override
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
+        if trainer.is_last_batch:
+            self._last_batch = batch
+        else:
+            super().on_train_batch_end(trainer, pl_module, *batch)
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._last_batch is not None:
+            batch, self._last_batch = self._last_batch, None
+            super().on_train_batch_end(trainer, pl_module, *batch)
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

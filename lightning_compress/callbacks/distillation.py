@@ -16,9 +16,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_compress.callbacks.resume import mend_progress
 from lightning_compress.callbacks.run import refuse_sharded, run_length
+from lightning_compress.changes import check_accept, settle
 from lightning_compress.distillation.distiller import Distiller
-from lightning_compress.distillation.losses import Logits, Loss, check_losses
+from lightning_compress.distillation.losses import Logits, Loss, check_losses, described
 from lightning_compress.distillation.teacher import (
     digest,
     from_file,
@@ -57,6 +59,8 @@ class KnowledgeDistillation(Callback):
         start: When distillation begins. Before, and after ``end``, the step's loss is used as it is.
         end: When it ends; ``None`` with the run.
         module: Full name of the module that is the network, where the step calls several side by side.
+        accept_changes: Go on from a checkpoint of other settings or of another teacher, with a warning that lists the
+            differences, and not refuse it.
 
     Attributes:
         teacher: The frozen copy, from ``on_fit_start`` on.
@@ -80,8 +84,10 @@ class KnowledgeDistillation(Callback):
         start: TimePoint = 0,
         end: TimePoint | None = None,
         module: str | None = None,
+        accept_changes: bool = False,
     ) -> None:
         super().__init__()
+        self._accept_changes = check_accept(accept_changes, _FIELD)
         if not (teacher is None or isinstance(teacher, str | os.PathLike | nn.Module)):
             raise CompressionError.field(
                 f"{_FIELD}.teacher", expected="the path of a checkpoint, a module, 'self' or None", got=teacher
@@ -154,10 +160,15 @@ class KnowledgeDistillation(Callback):
             self.teacher.cpu()
 
     @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        mend_progress(trainer, checkpoint)
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         if self.teacher is None:
             return {}
-        return {"digest": self._digest, "teacher": weights(self.teacher) if self._given is None else None}
+        kept = weights(self.teacher) if self._given is None else None
+        return {"digest": self._digest, "teacher": kept, "settings": self._described()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -235,23 +246,33 @@ class KnowledgeDistillation(Callback):
         elif self.teacher is not None and known:
             teacher = self.teacher
         else:
-            if trainer.global_step > 0:
+            if trainer.ckpt_path is not None:
                 rank_zero_warn(
-                    f"{_FIELD}: the checkpoint has no teacher, so it is the module as the checkpoint holds it, at "
-                    f"optimizer step {trainer.global_step}. If that is compressed already, give teacher='dense.ckpt'."
+                    f"{_FIELD}: the checkpoint has no teacher, so it is the module as the checkpoint holds it. If that "
+                    "is compressed already, give teacher='dense.ckpt'."
                 )
             teacher = frozen_copy(pl_module)
         teacher = trainer.precision_plugin.convert_module(teacher).to(pl_module.device)
         if trainer.world_size > 1:
             share(teacher)
         self.teacher, self._digest = teacher, digest(teacher)
-        if saved is not None and saved["digest"] != self._digest:
-            raise CompressionError.field(
-                field,
-                expected=f"the teacher that the run was started with (digest {saved['digest'][:12]})",
-                got=self._digest[:12],
-                fix="Resume with that one, or start a new fit from the weights alone.",
+        if saved is not None:
+            settle(
+                {**saved["settings"], "teacher": saved["digest"][:12]},
+                {**self._described(), "teacher": self._digest[:12]},
+                _FIELD,
+                accept=self._accept_changes,
+                fix="start a new fit from the weights alone",
             )
+
+    def _described(self) -> dict[str, Any]:
+        """Everything but the teacher that decides what is learned from it, as primitives."""
+        return {
+            **{f"losses[{place}]": described(loss) for place, loss in enumerate(self.losses)},
+            **self.phases,
+            "task_weight": self.task_weight,
+            "module": self._module,
+        }
 
 
 class _DistilledStep:

@@ -16,7 +16,7 @@ from lightning_compress.callbacks.run import run_length
 from lightning_compress.metrics.functional import extra_bytes
 from lightning_compress.metrics.layers import LayerRow, describe
 from lightning_compress.metrics.macs import Macs, count_macs
-from lightning_compress.metrics.series import bar_text, phase, series
+from lightning_compress.metrics.series import PHASES, bar_text, phase, series
 from lightning_compress.pruning import Pruner
 from lightning_compress.quantization import Quantization
 
@@ -29,8 +29,10 @@ class CompressionMonitor(Callback):
     Under ``compress/``: ``sparsity/global`` and ``sparsity/target`` (over all prunable weights), ``bits/weight`` (mean
     over the layers' weights) and ``bits/activation`` (mean over the layers' inputs), ``size_mb/dense`` and
     ``size_mb/packed`` (10^6 bytes; packed is an estimate from entropy), ``compression_ratio`` and ``bops``; ``ready``
-    is 1 once target sparsity and bits are live, else 0. The progress bar shows phase, sparsity and bits. Before
-    training a table of the phases is printed to standard error; when training ends, one table has a row per layer.
+    is 1 once target sparsity and bits are live, else 0; ``phase`` is 0 for dense, 1 for pruning, 2 for pruned, 3 for
+    quantized, 4 for pruning + quantized and 5 for pruned + quantized. The progress bar shows phase, sparsity and bits.
+    Before training a table of the phases is printed to standard error; when training ends, one table has a row per
+    layer.
 
     The pruning and quantization callbacks of the Trainer are found by their class; each may be missing, and the order
     does not matter. A model is measured when a phase begins, at the ends of epochs and after mask updates, then at
@@ -171,10 +173,8 @@ class CompressionMonitor(Callback):
             extra=extra_bytes(pl_module),
             products=0 if self._macs is None else self._macs.products,
         )
-        if pruner is not None:
-            self._series["compress/churn"] = pruner.churn
-            self._series["compress/dead_channels"] = float(sum(pruner.dead_channels().values()))
         self._series["compress/ready"] = float(phases.ready(pruner, quantization))
+        self._series["compress/phase"] = float(PHASES[self._measured[0]])
         self._unlogged = True
         step = trainer.global_step
         # A second fit, or one from an older checkpoint, writes the history anew from where it starts.

@@ -14,7 +14,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_compress.callbacks.resume import mend_progress
 from lightning_compress.callbacks.run import refuse_sharded, run_length
+from lightning_compress.changes import check_accept
 from lightning_compress.errors import CompressionError
 from lightning_compress.pruning import Pruner
 from lightning_compress.pruning.distributions import DistributionName
@@ -37,7 +39,8 @@ class GradualMagnitudePruning(Callback):
     the plain model with zeros in it; masks are in the callback's state, so that a resumed run goes on bit for bit.
 
     All arguments are those of :class:`lightning_compress.pruning.Pruner`; time points are resolved once, from
-    ``trainer.estimated_stepping_batches``, and count optimizer steps whatever the gradient accumulation.
+    ``trainer.estimated_stepping_batches``, and count optimizer steps whatever the gradient accumulation. A run that is
+    resumed with other settings is refused with the differences, or goes on with them if ``accept_changes``.
 
     Attributes:
         settings: What was asked for, checked.
@@ -71,6 +74,7 @@ class GradualMagnitudePruning(Callback):
         overrides: Mapping[str, Mapping[str, Any] | None] | None = None,
         example_inputs: Any = None,
         seed: int = 0,
+        accept_changes: bool = False,
     ) -> None:
         super().__init__()
         self.settings = Settings.check(
@@ -95,6 +99,7 @@ class GradualMagnitudePruning(Callback):
             seed=seed,
             field=type(self).__name__,
         )
+        self._accept_changes = check_accept(accept_changes, type(self).__name__)
         self._example_inputs = example_inputs
         self.pruner: Pruner | None = None
         self._restored: dict[str, Any] | None = None
@@ -139,7 +144,7 @@ class GradualMagnitudePruning(Callback):
         before = self.pruner
         self.pruner = Pruner.from_settings(pl_module, settings, run, self._example_inputs)
         if self._restored is not None:
-            self.pruner.load_state_dict(self._restored)
+            self.pruner.load_state_dict(self._restored, accept_changes=self._accept_changes)
             self._restored = None
         elif before is not None and trainer.global_step > 0:
             # The same trainer goes on with another fit.
@@ -149,7 +154,9 @@ class GradualMagnitudePruning(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._update(trainer)
+        # An update that waits for gradients, in a run that goes on with other settings, is made after a first step.
+        if not (trainer.global_step > 0 and self.settings.needs_gradient):
+            self._update(trainer)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -158,6 +165,7 @@ class GradualMagnitudePruning(Callback):
         soon = trainer.global_step + max(1, len(trainer.optimizers))
         if (
             pruner.observe(soon, owned(optimizer, pruner.masks_by_parameter()))
+            or pruner.idle
             or not self._trust_gradients
             or not gradient_decides(optimizer)
         ):
@@ -169,7 +177,7 @@ class GradualMagnitudePruning(Callback):
         # Gradients were not masked where the optimizer was stepped behind Lightning's back, or may not be trusted.
         if id(optimizer) in self._gradients_masked:
             self._gradients_masked.discard(id(optimizer))
-        else:
+        elif not _made(self.pruner).idle:
             mask_weights_and_state(optimizer, _made(self.pruner).masks_by_parameter())
 
     @override
@@ -212,6 +220,10 @@ class GradualMagnitudePruning(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._remove_hooks()
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        mend_progress(trainer, checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,7 +14,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from lightning_compress.callbacks.ranks import average_ranges, mean_over_ranks
+from lightning_compress.callbacks.resume import mend_progress
 from lightning_compress.callbacks.run import refuse_sharded, run_length
+from lightning_compress.changes import check_accept, settle
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.prepare import Quantization, find, install, strip
 from lightning_compress.quantization.range_optimizer import RangeOptimizer
@@ -46,6 +49,9 @@ class QuantizationAwareTraining(Callback):
         range_lr: Learning rate of learned ranges, in relative change a step; it follows the user's schedule.
         example_inputs: Inputs of one forward, to place activation quantizers. By default the module's
             ``example_input_array``, or else the first training batch, which then runs in float.
+        accept_changes: Go on from a checkpoint of other settings, with a warning that lists the differences, and not
+            refuse it. With other bits, ranges or layers the quantizers are made anew and learn their ranges again;
+            learning rate and points in time take effect as they are.
 
     Attributes:
         settings: What was asked for, checked.
@@ -79,8 +85,10 @@ class QuantizationAwareTraining(Callback):
         observe_every: int = 1,
         range_lr: float = 0.001,
         example_inputs: Any = None,
+        accept_changes: bool = False,
     ) -> None:
         super().__init__()
+        self._accept_changes = check_accept(accept_changes, _FIELD)
         self.settings = QuantizationSettings(
             weight_bits=weight_bits,
             activation_bits=activation_bits,
@@ -112,6 +120,7 @@ class QuantizationAwareTraining(Callback):
         self._points = {"start": start, "freeze_range": freeze_range, "freeze_batchnorm": freeze_batchnorm}
         self._example_inputs = example_inputs
         self._saved: dict[str, Any] | None = None
+        self._made_anew = False
         self._recording: AbstractContextManager[Tape] | None = None
         self._tape: Tape | None = None
 
@@ -139,6 +148,8 @@ class QuantizationAwareTraining(Callback):
                 got=self._points["freeze_range"],
                 fix="Ranges are learned from start on.",
             )
+        self._settle_changes()
+        resumed = self._saved is not None
         if not self._restore(pl_module):
             strip(pl_module)
             self.quantization = install(pl_module, self.settings)
@@ -147,7 +158,22 @@ class QuantizationAwareTraining(Callback):
             if self.quantization.needs_recording and example is not None:
                 self._record(pl_module, example)
         self._ranges.track(self._attached.parameters())
-        self._enter_phase(trainer.global_step, pl_module)
+        # The step of a checkpoint is restored after this hook; its phase is that of the checkpoint till then, and for
+        # good where nothing is left to train.
+        if not resumed:
+            self._enter_phase(trainer.global_step, pl_module)
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        step = trainer.global_step
+        self._enter_phase(step, pl_module)
+        if self._made_anew and self.phases.get("freeze_range", step + 1) <= step:
+            raise CompressionError.field(
+                f"{_FIELD}.freeze_range",
+                expected=f"a point after optimizer step {step}, where the run goes on",
+                got=self._points["freeze_range"],
+                fix="With other settings than the checkpoint's, ranges have to be learned again.",
+            )
 
     @override
     def on_train_batch_start(
@@ -172,7 +198,7 @@ class QuantizationAwareTraining(Callback):
             return
         group = optimizer.param_groups[0]
         peak = max(float(group.get(key, 0.0)) for key in ("lr", "initial_lr", "max_lr"))
-        average = _mean_over_ranks(trainer) if trainer.world_size > 1 else None
+        average = mean_over_ranks(trainer) if trainer.world_size > 1 else None
         self._ranges.step(float(group["lr"]) / peak if peak else 1.0, average)
 
     @override
@@ -182,7 +208,7 @@ class QuantizationAwareTraining(Callback):
         self._finish_recording()
         # In the phase of this batch: the one before ranges freeze has moved them, too.
         if trainer.world_size > 1 and self._attached.enabled and not self._attached.frozen:
-            self._average_ranges(trainer)
+            average_ranges(self._attached, mean_over_ranks(trainer))
         self._enter_phase(trainer.global_step, pl_module)
 
     @override
@@ -204,10 +230,15 @@ class QuantizationAwareTraining(Callback):
         self._restore(pl_module)
 
     @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        mend_progress(trainer, checkpoint)
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         if self.quantization is None:
             return {}
-        return {**self.quantization.state_dict(), "range_optimizer": self._ranges.state_dict()}
+        own = {"run": self._described_run(), "range_optimizer": self._ranges.state_dict()}
+        return {**self.quantization.state_dict(), **own}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -218,6 +249,26 @@ class QuantizationAwareTraining(Callback):
         if self.quantization is None:
             raise CompressionError(f"{_FIELD} has not been attached to a module: it works inside Trainer.fit.")
         return self.quantization
+
+    def _described_run(self) -> dict[str, Any]:
+        """What decides on the run besides the settings of the quantizers."""
+        return {**self.phases, "range_lr": self._ranges.lr}
+
+    def _settle_changes(self) -> None:
+        """Compare a checkpoint's settings with ours; quantizers of other settings are not taken over."""
+        self._made_anew = False
+        if self._saved is None:
+            return
+        saved, now = dict(self._saved["settings"]), self.settings.as_dict()
+        settle(
+            {**saved, **self._saved["run"]},
+            {**now, **self._described_run()},
+            _FIELD,
+            accept=self._accept_changes,
+            fix="start a new run from the weights alone",
+        )
+        if saved != now:
+            self._saved, self._made_anew = None, True
 
     def _restore(self, module: nn.Module) -> bool:
         """Attach what a checkpoint held, or take up what is attached already."""
@@ -256,34 +307,6 @@ class QuantizationAwareTraining(Callback):
         self._attached.place(self._tape)
         self._ranges.track(self._attached.parameters())
         self._recording = self._tape = None
-
-    def _average_ranges(self, trainer: L.Trainer) -> None:
-        """Each rank saw other batches: the mean of their ranges keeps all ranks equal, by one reduction."""
-        average = _mean_over_ranks(trainer)
-        quantizers = list(self._attached.activations.values())
-        if quantizers:
-            # A branch that a rank did not take has no range there, and yet every rank must take part.
-            ranges = torch.stack([q.range for q in quantizers])
-            known = ~ranges.isnan()
-            total, share = average(torch.stack([ranges.where(known, 0.0), known.to(ranges.dtype)]))
-            for quantizer, mean in zip(quantizers, total / share, strict=True):
-                if not mean.isnan().any():
-                    quantizer.range.copy_(mean)
-                    quantizer.update_scale()
-                    quantizer.observed = True
-        learned = self._attached.parameters()
-        if learned:
-            flat = average(torch.cat([p.detach().flatten() for p in learned]))
-            for parameter, mean in zip(learned, flat.split([p.numel() for p in learned]), strict=True):
-                parameter.data.copy_(mean.reshape(parameter.shape))
-
-
-def _mean_over_ranks(trainer: L.Trainer) -> Callable[[torch.Tensor], torch.Tensor]:
-    def average(tensor: torch.Tensor) -> torch.Tensor:
-        mean: torch.Tensor = trainer.strategy.reduce(tensor, reduce_op="mean")
-        return mean
-
-    return average
 
 
 def _on_device(example: Any, device: torch.device) -> Any:

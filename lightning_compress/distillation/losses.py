@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 from torch import Tensor
 
@@ -212,6 +213,19 @@ def check_losses(losses: Sequence[Loss] | Mapping[str, Loss], field: str) -> tup
             )
         names.add(loss.name)
     return tuple(found)
+
+
+def described(loss: Loss) -> str:
+    """A loss in words that are equal for equal losses, for checkpoints; objects in it go by their class.
+
+    Example:
+        >>> described(Logits(temperature=2.0))
+        'Logits {"temperature": 2.0, "weight": 1.0, "dim": -1, "name": "logits", "modules": null}'
+    """
+    values: dict[str, object] = (
+        {field.name: getattr(loss, field.name) for field in fields(loss)} if is_dataclass(loss) else {}
+    )
+    return f"{type(loss).__qualname__} {json.dumps(values, default=lambda value: type(value).__qualname__)}"
 
 
 def _refuse_missing_modules(loss: Loss) -> None:

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from lightning_compress.schedule import SparsitySchedule
 
 MEGABYTE = 1e6
+PHASES = {
+    "dense": 0,
+    "pruning": 1,
+    "pruned": 2,
+    "quantized": 3,
+    "pruning + quantized": 4,
+    "pruned + quantized": 5,
+}
+"""What compression does → the number under which ``compress/phase`` logs it; a run mostly goes from 0 up."""
 
 
 def series(rows: Sequence[LayerRow], *, target: float = 0.0, extra: int = 0, products: int = 0) -> dict[str, float]:
@@ -48,7 +57,7 @@ def series(rows: Sequence[LayerRow], *, target: float = 0.0, extra: int = 0, pro
 
 
 def phase(step: int, schedule: SparsitySchedule | None, quantization: Quantization | None) -> str:
-    """What compression does at an optimizer step, in words.
+    """What compression does at an optimizer step, in the words of ``PHASES``.
 
     Example:
         >>> phase(0, None, None)

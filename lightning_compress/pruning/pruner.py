@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.changes import settle
 from lightning_compress.errors import CompressionError
 from lightning_compress.pruning import state
 from lightning_compress.pruning.allocation import prune_to, refuse_floors
@@ -138,6 +139,8 @@ class Pruner:
         self._settings = settings
         self.schedule: SparsitySchedule = settings.resolve(run)
         self.last_update: int | None = None
+        self.idle = not settings.keep_zeros
+        """Whether nothing is pruned yet, so that nothing has to be kept at zero."""
         self.churn = 0.0
         """Share of the target weights whose mask changed in the last update."""
         self.skipped: dict[str, str] = {}
@@ -275,7 +278,7 @@ class Pruner:
 
     def adopt(self, other: Pruner) -> None:
         """Start from another pruner's masks, for weights of the same name and shape."""
-        masks = other.masks
+        masks, self.idle = other.masks, False
         for site in self._sites:
             if site.name in masks and masks[site.name].shape == site.mask.shape:
                 site.mask.copy_(masks[site.name])
@@ -303,6 +306,7 @@ class Pruner:
 
     @torch.no_grad()
     def _update(self, step: int, before: list[int]) -> bool:
+        self.idle = False
         if self._settings.freeze:
             return False
         plain = self._settings.criterion == "magnitude" and not self._groups
@@ -358,16 +362,32 @@ class Pruner:
             "movement": {name: score.clone() for name, score in self._scores.movement.items()},
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, accept_changes: bool = False) -> None:
         """Go on from a saved state. The weights are the model's business; they are saved with zeros.
+
+        Args:
+            state_dict: From :meth:`state_dict`.
+            accept_changes: Go on if the state is from other settings, with a warning that lists the differences.
+                What is pruned stays so where it still is a target, and masks are updated at once, or as soon as there
+                are the gradients that the criterion needs.
 
         Raises:
             CompressionError: The state is from other settings (all differences are listed) or another model.
         """
         field = self._settings.field
-        state.refuse_strange(state_dict, {site.name for site in self._sites}, field)
-        state.refuse_difference(state_dict["settings"], state.describe(self._settings, self.schedule), field)
+        now = state.describe(self._settings, self.schedule)
+        # Before the masks: other targets are other weights, and the setting says more.
+        changed = settle(
+            state_dict.get("settings", now),
+            now,
+            field,
+            accept=accept_changes,
+            fix="start a new run from the weights alone, with keep_zeros=True to keep what is pruned",
+        )
+        state.refuse_strange(state_dict, {site.name for site in self._sites}, field, accept_changes=changed)
         for site in self._sites:
+            if changed and site.name not in state_dict["masks"]:
+                continue
             saved = state_dict["masks"][site.name]
             if list(saved["shape"]) != list(site.mask.shape):
                 raise CompressionError(
@@ -376,7 +396,8 @@ class Pruner:
                 )
             site.mask.copy_(unpack(saved["bits"], saved["shape"]))
         self._read_groups()
-        self.last_update = state_dict["last_update"]
+        self.idle = False
+        self.last_update = None if changed else state_dict["last_update"]
         self.churn = state_dict["churn"]
         self._asked = dict(state_dict["asked"])
         self._scores.movement = {

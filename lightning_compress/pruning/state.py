@@ -1,4 +1,4 @@
-"""A pruner's state as tensors and primitives, and the check that a run goes on as it began."""
+"""A pruner's state as tensors and primitives."""
 
 from __future__ import annotations
 
@@ -42,27 +42,8 @@ def describe(settings: Settings, schedule: SparsitySchedule) -> dict[str, Any]:
     }
 
 
-def refuse_difference(saved: Mapping[str, Any], now: Mapping[str, Any], field: str) -> None:
-    """Refuse to go on with other settings than the checkpoint's.
-
-    Raises:
-        CompressionError: With every difference, saved value first.
-    """
-    different = [
-        f"{name} was {saved.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted({*saved, *now})
-        if saved.get(name) != now.get(name)
-    ]
-    if different:
-        raise CompressionError(
-            f"{field}: the checkpoint was made with other settings: {'; '.join(different)}. Resume with the same "
-            "ones (time points count as the optimizer steps they resolve to), or start a new run from the weights "
-            "alone, with keep_zeros=True to keep what is pruned."
-        )
-
-
-def refuse_strange(state: Mapping[str, Any], names: set[str], field: str) -> None:
-    """Refuse a state that is not a pruner's, of another version, or of another model.
+def refuse_strange(state: Mapping[str, Any], names: set[str], field: str, *, accept_changes: bool) -> None:
+    """Refuse a state that is not a pruner's, of another version, or of other weights unless changes are accepted.
 
     Raises:
         CompressionError: It is one of these.
@@ -72,7 +53,7 @@ def refuse_strange(state: Mapping[str, Any], names: set[str], field: str) -> Non
             field, expected=f"the state of a pruner, version {VERSION}", got=sorted(state), fix=""
         )
     saved = set(state["masks"])
-    if saved != names:
+    if saved != names and not accept_changes:
         raise CompressionError(
             f"{field}: the checkpoint has masks for other weights. Only there: {sorted(saved - names)}; only in "
             f"this model: {sorted(names - saved)}."

@@ -281,7 +281,7 @@ def test_the_checkpoint_has_the_keys_of_the_plain_module(tmp_path: Path) -> None
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert list(saved["state_dict"]) == list(PlainModule().state_dict())
-    assert list(saved["callbacks"]["KnowledgeDistillation"]) == ["digest", "teacher"]
+    assert list(saved["callbacks"]["KnowledgeDistillation"]) == ["digest", "teacher", "settings"]
     # Another module's weights are its owner's to keep.
     assert saved["callbacks"]["KnowledgeDistillation"]["teacher"] is None
     assert len(trainer.optimizers[0].param_groups[0]["params"]) == len(list(PlainModule().parameters()))
@@ -350,8 +350,18 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, source: str) -> None:
 
 def test_resuming_with_another_teacher_is_refused(tmp_path: Path) -> None:
     run_to(tmp_path, ResidualNet())
-    with pytest.raises(CompressionError, match=r"teacher: expected the teacher that the run was started with \(digest"):
+    with pytest.raises(CompressionError, match=r"teacher was '\w{12}', now '\w{12}'"):
         run_to(tmp_path, ResidualNet(), str(tmp_path / "step=8.ckpt"))
+
+
+def test_a_checkpoint_without_a_teacher_is_said_to_become_one(tmp_path: Path) -> None:
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(PlainModule(), loader())
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.warns(UserWarning, match="the checkpoint has no teacher"):
+        quiet_trainer(callbacks=[KnowledgeDistillation()]).fit(
+            PlainModule(), loader(), ckpt_path=tmp_path / "plain.ckpt"
+        )
 
 
 def test_a_second_fit_learns_from_the_same_dense_start() -> None:

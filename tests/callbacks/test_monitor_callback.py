@@ -51,6 +51,16 @@ def test_every_series_is_logged_at_the_interval_and_at_epoch_ends(tmp_path: Path
         assert [step for step, _ in series(tmp_path, key)] == [3, 7, 7, 11, 15, 15]
 
 
+def test_the_phase_is_logged_as_a_number(tmp_path: Path) -> None:
+    quantizing = QuantizationAwareTraining(start=9)
+    fit(CompressionMonitor(), pruning(), quantizing, logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    found = series(tmp_path, "compress/phase")
+    # Dense until step 4, then pruning; quantized, too, from 9 on, and pruned from 12 on.
+    expected = [0.0] * 4 + [1.0] * 5 + [4.0] * 3 + [5.0] * 4
+    assert all(value == expected[step] for step, value in found)
+    assert {value for _, value in found} == set(expected)
+
+
 def test_logged_sparsity_is_that_of_the_weights(tmp_path: Path) -> None:
     class Witness(Callback):
         """Counts zeros by itself at the start of every step."""

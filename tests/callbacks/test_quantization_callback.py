@@ -200,5 +200,5 @@ def test_resuming_with_other_settings_is_refused_with_the_difference(tmp_path: P
     trainer.fit(PlainModule(), loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     other = quiet_trainer(callbacks=[QuantizationAwareTraining(weight_bits=4)])
-    with pytest.raises(CompressionError, match="weight_bits was 8, is 4"):
+    with pytest.raises(CompressionError, match="weight_bits was 8, now 4"):
         other.fit(PlainModule(), loader(), ckpt_path=str(tmp_path / "a.ckpt"))
