@@ -78,6 +78,15 @@ def test_the_plan_packs_as_what_the_training_core_prunes_and_quantizes(
     assert plan.estimated == pytest.approx(plan.packed, rel=0.05)
 
 
+def test_no_layer_could_expect_less_loss_in_a_packed_file_within_the_budget(planner: Planner, solve: Solve) -> None:
+    plan = solve(Budget(size=4_000))
+    for layer, chosen in plan.layers:
+        costs = dict(zip(layer.options, layer.costs("loss"), strict=True))
+        for other in layer.options:
+            if costs[other] < costs[chosen]:
+                assert planner.pack({**plan.chosen, layer.name: (other.sparsity, other.bits)}) > 4_000
+
+
 def test_a_larger_budget_never_expects_more_loss(solve: Solve) -> None:
     plans = [solve(Budget(size=size)) for size in (3_400, 4_000, 6_000, 9_000, 50_000)]
     assert [plan.expected for plan in plans] == sorted((plan.expected for plan in plans), reverse=True)
