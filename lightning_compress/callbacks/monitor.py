@@ -175,6 +175,9 @@ class CompressionMonitor(Callback):
         )
         self._series["compress/ready"] = float(phases.ready(pruner, quantization))
         self._series["compress/phase"] = float(PHASES[self._measured[0]])
+        if pruner is not None:
+            self._series["compress/churn"] = pruner.churn
+            self._series["compress/dead_channels"] = float(sum(pruner.dead_channels().values()))
         self._unlogged = True
         step = trainer.global_step
         # A second fit, or one from an older checkpoint, writes the history anew from where it starts.
