@@ -218,7 +218,7 @@ class _Job:
         began = time.perf_counter()
         model, callbacks = self.model(), self.callbacks(dense_checkpoint)
         keep = next((c for c in callbacks if isinstance(c, InterruptCheckpoint)), None)
-        own: list[Logger] = _instantiate_all(self.cfg.get("logger"), "logger")
+        own = self.loggers()
         trainer = self.trainer(own or False, callbacks)
         for logger in own:
             logger.log_hyperparams(_plain(self.cfg))
@@ -258,6 +258,20 @@ class _Job:
                 dense = {} if given else {str(setting): str(dense_checkpoint)}
                 callbacks.append(instantiate(node, group, **dense))
         return callbacks
+
+    def loggers(self) -> list[Logger]:
+        """The loggers of the ``logger`` group; one whose server cannot be reached logs to this machine."""
+        found: list[Logger] = []
+        for name, node in (self.cfg.get("logger") or {}).items():
+            if not node:
+                continue
+            logger = instantiate(node, f"logger.{name!s}")
+            if reason := loggers.connected(logger):
+                log.warning("W&B cannot be reached, and the run goes on offline (later: wandb sync). %s", reason)
+                # W&B has read its environment by now, which is all that WandbLogger's own switch would set.
+                logger = instantiate(node, f"logger.{name!s}", offline=True, mode="offline")
+            found.append(logger)
+        return found
 
     def trainer(self, logger: Any, callbacks: list[Callback]) -> L.Trainer:
         """A Trainer of the ``trainer`` group."""

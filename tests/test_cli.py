@@ -54,7 +54,7 @@ def test_train_help_lists_groups_and_settings(capsys: pytest.CaptureFixture[str]
         main(["train", "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for part in ("pruning: global", "model: classifier, cnn", "dense_baseline: ", "batch_size: ", "Exit code 0: done"):
+    for part in ("pruning: 2to4, block, channel", "model: classifier, cnn", "dense_baseline: ", "batch_size: ", "Exit code 0: done"):
         assert part in text
 
 
@@ -82,7 +82,11 @@ def test_without_json_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("pruning=globl",), "error: pruning: expected one of global, none, uniform, got 'globl'. Closest: global."),
+        (
+            ("pruning=globl",),
+            "error: pruning: expected one of 2to4, block, channel, erk, global, movement, none, rigl, set, taylor, "
+            "uniform, got 'globl'. Closest: global.",
+        ),
         (("trainer.max_epoch=1",), "error: trainer.max_epoch: there is no such setting. Closest: trainer.max_epochs"),
         (("+model.lrr=1",), "error: model.lrr: lightning_compress.models.Classifier takes no argument of that name."),
         (("model.lr=fast",), "error: model.lr: expected a number, got 'fast'."),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,12 @@ def _wandb_at_home_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     wandb.finish()
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> OfflineRun:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
     """A run with every kind of thing in it, read back from its own file."""
     import wandb
 
+    tmp_path = tmp_path_factory.mktemp("run")
     (tmp_path / "model.onnx").write_bytes(b"weights")
     logger = WandbLogger(save_dir=tmp_path, project="tests", offline=True)
     pruning = GradualMagnitudePruning(0.8, start=4, end=12, every=1)
@@ -110,3 +113,80 @@ def test_a_finished_wandb_run_is_a_warning(tmp_path: Path) -> None:
     logger.experiment.finish()
     with pytest.warns(UserWarning, match="WandbLogger did not take the table of layers"):
         loggers.log_layers([logger], describe(torch.nn.Linear(2, 2)))
+
+
+def test_the_dense_and_the_compressed_checkpoint_stand_in_the_lineage(tmp_path: Path) -> None:
+    import wandb
+
+    for name in ("dense.ckpt", "last.ckpt", "model.onnx"):
+        (tmp_path / name).write_bytes(name.encode())
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("dense.ckpt", "last.ckpt")}
+    logger = WandbLogger(save_dir=tmp_path, project="tests", offline=True)
+    dense, checkpoint = tmp_path / "dense.ckpt", tmp_path / "last.ckpt"
+    loggers.log_report([logger], example_report(), [tmp_path / "model.onnx"], dense=dense, checkpoint=checkpoint)
+    wandb.finish()
+    (run,) = read_runs(tmp_path)
+    by_file = {artifact.manifest.contents[0].path: artifact for artifact in run.artifacts}
+    assert [artifact.type for artifact in by_file.values()] == ["checkpoint", "checkpoint", "model"]
+    assert by_file["dense.ckpt"].name == "digits_cnn_sparse80_w8a8-dense"
+    lineage = json.loads(by_file["model.onnx"].metadata)["lineage"]
+    assert {part["file"]: part["sha256"] for part in lineage.values()} == digests
+    assert [part["artifact"] for part in lineage.values()] == [
+        by_file["dense.ckpt"].name,
+        by_file["last.ckpt"].name,
+    ]
+    reference = by_file["dense.ckpt"].manifest.contents[0]
+    assert reference.ref == (tmp_path / "dense.ckpt").as_uri(), "large files stay where they are"
+
+
+def test_the_plan_stands_in_the_config_of_the_run(run: OfflineRun) -> None:
+    plan = run.config["compress"]
+    assert plan["total_steps"] == 16
+    assert plan["phases"][0] == {"name": "pruning 0 to 0.8", "start": 4, "end": 12}
+    assert plan["pruning"]["final_sparsity"] == 0.8
+
+
+def test_the_layers_over_time_are_one_table_of_changes(run: OfflineRun) -> None:
+    table = run.table("compress/layers_over_time")
+    assert table["columns"] == ["step", "name", "sparsity_target", "sparsity", "weight_bits", "activation_bits"]
+    weights = {row[1] for row in table["data"]}
+    assert weights == {name for name, p in PlainModule().named_parameters() if p.dim() > 1}
+    one = [row for row in table["data"] if row[1] == sorted(weights)[0]]
+    assert [row[0] for row in one] == sorted({row[0] for row in one})
+    assert all(before[2:] != after[2:] for before, after in pairwise(one))
+    assert one[0][0] == 0
+
+
+def test_the_schedule_is_a_picture(run: OfflineRun) -> None:
+    from PIL import Image
+
+    (row,) = [row for row in run.history if any(key.startswith("compress/schedule") for key in row)]
+    path = next(iter(row["compress/schedule/filenames"]), None)
+    with Image.open(run.directory / "files" / path) as picture:
+        assert picture.size == (1080, 576)
+
+
+def test_histograms_come_on_request(tmp_path: Path) -> None:
+    import wandb
+
+    logger = WandbLogger(save_dir=tmp_path, project="tests", offline=True)
+    monitor = CompressionMonitor(histograms=True)
+    quiet_trainer(logger=logger, callbacks=[monitor]).fit(PlainModule(), loader(), loader(2))
+    wandb.finish()
+    (found,) = read_runs(tmp_path)
+    keys = {key for row in found.history for key in row if key.startswith("compress/weights/")}
+    assert {key.removeprefix("compress/weights/").split("/")[0] for key in keys} == {
+        name for name, p in PlainModule().named_parameters() if p.dim() > 1
+    }
+
+
+def test_an_alert_is_a_warning_and_an_alert_of_the_run(tmp_path: Path) -> None:
+    import wandb
+
+    logger = WandbLogger(save_dir=tmp_path, project="tests", offline=True)
+    _ = logger.experiment
+    with pytest.warns(UserWarning, match="A layer is dead: fc"):
+        loggers.alert([logger, CSVLogger(tmp_path)], "A layer is dead", "fc.weight")
+    wandb.finish()
+    (found,) = read_runs(tmp_path)
+    assert [(alert.title, alert.text) for alert in found.alerts] == [("A layer is dead", "fc.weight")]

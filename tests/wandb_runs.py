@@ -24,6 +24,7 @@ class OfflineRun:
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     artifacts: list[Any] = field(default_factory=list)
+    alerts: list[Any] = field(default_factory=list)
     directory: Path = Path()
 
     def series(self, key: str) -> list[tuple[int, float]]:
@@ -52,6 +53,8 @@ def _read(file: Path) -> OfflineRun:
             run.config.update(_values(record.config.update))
         elif kind == "artifact":
             run.artifacts.append(record.artifact)
+        elif kind == "alert":
+            run.alerts.append(record.alert)
         elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
             run.artifacts.append(record.request.log_artifact.artifact)
     return run

@@ -283,9 +283,22 @@ class CompressedExport(Callback):
         )
         written = report.write(self.report, self._directory.path)
         files = [self._directory / n for item in self.report["artifacts"] for n in (item["file"], *item["beside"])]
-        loggers.log_report(trainer.loggers, self.report, [*files, *written])
+        loggers.log_report(
+            trainer.loggers,
+            self.report,
+            [*files, *written],
+            dense=self._given or self._directory / DENSE_STATE,
+            checkpoint=_newest_checkpoint(trainer),
+        )
         if failures:
             raise DoesNotHold(f"{_FIELD}: {' '.join(failures)} Everything was written to {self._directory.path}.")
+
+
+def _newest_checkpoint(trainer: L.Trainer) -> Path | None:
+    """The checkpoint that a checkpoint callback holds to be the best, or that it wrote last."""
+    callback = trainer.checkpoint_callback
+    path = getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "")
+    return Path(path) if path else None
 
 
 def _split_record(trainer: L.Trainer, data: EvaluationData | None) -> Mapping[str, Any] | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from lightning_compress import loggers, phases
+from lightning_compress import alerts, loggers, phases
 from lightning_compress.callbacks.distillation import KnowledgeDistillation
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
@@ -16,6 +18,7 @@ from lightning_compress.callbacks.run import run_length
 from lightning_compress.metrics.functional import extra_bytes
 from lightning_compress.metrics.layers import LayerRow, describe
 from lightning_compress.metrics.macs import Macs, count_macs
+from lightning_compress.metrics.saturation import Saturation, SaturationWatch
 from lightning_compress.metrics.series import PHASES, bar_text, phase, series
 from lightning_compress.pruning import Pruner
 from lightning_compress.quantization import Quantization
@@ -30,9 +33,13 @@ class CompressionMonitor(Callback):
     over the layers' weights) and ``bits/activation`` (mean over the layers' inputs), ``size_mb/dense`` and
     ``size_mb/packed`` (10^6 bytes; packed is an estimate from entropy), ``compression_ratio`` and ``bops``; ``ready``
     is 1 once target sparsity and bits are live, else 0; ``phase`` is 0 for dense, 1 for pruning, 2 for pruned, 3 for
-    quantized, 4 for pruning + quantized and 5 for pruned + quantized. The progress bar shows phase, sparsity and bits.
-    Before training a table of the phases is printed to standard error; when training ends, one table has a row per
-    layer.
+    quantized, 4 for pruning + quantized and 5 for pruned + quantized; ``saturation/mean`` and ``saturation/max`` are
+    the shares of activations beyond their ranges in a batch. The progress bar shows phase, sparsity and bits. Before
+    training a table of the phases is printed to standard error, and the plan goes to the loggers; when training ends
+    they get one table with a row per layer, one of the layers over time, and a picture of the schedule.
+
+    A warning, and an alert of W&B, says once when sparsity leaves its schedule, when a layer dies, and when the
+    activations of a layer saturate.
 
     The pruning and quantization callbacks of the Trainer are found by their class; each may be missing, and the order
     does not matter. A model is measured when a phase begins, at the ends of epochs and after mask updates, then at
@@ -42,16 +49,20 @@ class CompressionMonitor(Callback):
         example_inputs: Inputs of one forward, to count bit operations: a tensor, a tuple of arguments or a dict of
             keyword arguments. By default the module's ``example_input_array``; with neither, ``bops`` is left out.
         print_phases: Whether to print the table of phases.
+        histograms: Whether W&B and TensorBoard get a histogram of every pruned or quantized weight at each epoch's end.
 
     Attributes:
         history: One dict per measurement: ``step`` (optimizer steps done), ``sparsity``, ``sparsity_target``,
             ``weight_bits``, ``activation_bits``, ``phase``. Kept in checkpoints.
+        layer_history: The weights at these measurements, where something had changed, as rows of
+            ``loggers.HISTORY_COLUMNS``. Kept in checkpoints.
     """
 
-    def __init__(self, example_inputs: Any = None, *, print_phases: bool = True) -> None:
+    def __init__(self, example_inputs: Any = None, *, print_phases: bool = True, histograms: bool = False) -> None:
         super().__init__()
-        self._print_phases = print_phases
+        self._print_phases, self._histograms = print_phases, histograms
         self.history: list[dict[str, Any]] = []
+        self.layer_history: list[list[Any]] = []
         self._example_inputs = example_inputs
         self._macs: Macs | None = None
         self._series: dict[str, float] = {}
@@ -59,6 +70,10 @@ class CompressionMonitor(Callback):
         self._gap = 1
         self._unlogged = False
         self._restored = False
+        self._watch: SaturationWatch | None = None
+        self._saturation: dict[str, float] = {}
+        self._saturation_before: dict[str, float] = {}
+        self._alerted: set[str] = set()
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -88,11 +103,19 @@ class CompressionMonitor(Callback):
         # At the start of a batch every callback has finished the step before, whatever their order.
         if self._due(trainer):
             self._measure(trainer, pl_module)
+        # What quantizers cut off changes from batch to batch, also where nothing else does.
+        _, quantization = compression(trainer)
+        due = quantization is not None and quantization.enabled and trainer.global_step % self._gap == 0
+        if quantization is not None and due and not _compiled(trainer, pl_module):
+            self._watch = SaturationWatch(quantization)
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._watch is not None:
+            watch, self._watch = self._watch, None
+            self._judge_saturation(trainer, watch.close())
         # Lightning keeps what is logged until the epoch ends and writes it at its interval; in between, each call
         # would only cost time. With several optimizers these are more steps than Lightning writes, never fewer.
         interval = _log_interval(trainer)
@@ -105,16 +128,34 @@ class CompressionMonitor(Callback):
         self._measure(trainer, pl_module)
         pl_module.log_dict(self._series, on_step=False, on_epoch=True, sync_dist=True)
         self._unlogged = True
+        if self._histograms and trainer.is_global_zero:
+            rows = {row.name: row for row in self.layers(trainer, pl_module) if row.weight}
+            weights = {name: p for name, p in pl_module.named_parameters() if name in rows}
+            loggers.log_histograms(trainer.loggers, weights, trainer.global_step)
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and trainer.loggers:
             loggers.log_layers(trainer.loggers, self.layers(trainer, pl_module))
+            loggers.log_layer_history(trainer.loggers, self.layer_history)
+            if self.history:
+                from lightning_compress.report import images
+
+                loggers.log_image(trainer.loggers, loggers.SCHEDULE, images.schedule(self.history))
 
     @override
     def state_dict(self) -> dict[str, Any]:
         return {
             "history": [dict(point) for point in self.history],
+            "layer_history": [list(row) for row in self.layer_history],
+            "saturation": dict(self._saturation),
+            "saturation_before": dict(self._saturation_before),
             "measured": list(self._measured),
             "series": dict(self._series),
             "unlogged": self._unlogged,
@@ -123,6 +164,9 @@ class CompressionMonitor(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = [dict(point) for point in state_dict["history"]]
+        self.layer_history = [list(row) for row in state_dict["layer_history"]]
+        self._saturation = dict(state_dict["saturation"])
+        self._saturation_before = dict(state_dict["saturation_before"])
         self._measured = tuple(state_dict["measured"])
         self._series = dict(state_dict["series"])
         self._unlogged = state_dict["unlogged"]
@@ -147,6 +191,7 @@ class CompressionMonitor(Callback):
                 steps["distillation"] = callback.phases
         found = phases.plan(schedule, steps.get("quantization"), steps.get("distillation"), bits=bits)
         phases.check(found, total)
+        self._log_plan(trainer, found, total)
         if found and self._print_phases and trainer.is_global_zero:
             from rich.console import Console
 
@@ -155,6 +200,39 @@ class CompressionMonitor(Callback):
             console.print(phases.table(found, total))
             for note in phases.notes(schedule, steps.get("quantization")):
                 console.print(f"Note: {note}")
+
+    def _log_plan(self, trainer: L.Trainer, found: Sequence[phases.Phase], total: int | None) -> None:
+        """Log what is going to be done, resolved to optimizer steps and layers."""
+        plan: dict[str, Any] = {
+            "total_steps": total,
+            "phases": [{"name": phase.name, "start": phase.start, "end": phase.end} for phase in found],
+        }
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradualMagnitudePruning) and callback.pruner is not None:
+                plan["pruning"] = callback.pruner.state_dict()["settings"]
+            elif isinstance(callback, QuantizationAwareTraining):
+                plan["quantization"] = callback.settings.as_dict()
+        loggers.log_plan(trainer.loggers, plan)
+
+    def _judge_saturation(self, trainer: L.Trainer, found: Mapping[str, Saturation]) -> None:
+        """Add what a batch showed to the series, and alert where it is too much."""
+        if not found:
+            return
+        shares = [seen.share for seen in found.values()]
+        self._saturation = {
+            "compress/saturation/mean": sum(shares) / len(shares),
+            "compress/saturation/max": max(shares),
+        }
+        self._series |= self._saturation
+        self._alert(trainer, alerts.find([], found, before=self._saturation_before, sparsity=0.0, target=0.0))
+        for name, seen in found.items():
+            self._saturation_before.setdefault(name, seen.share)
+
+    def _alert(self, trainer: L.Trainer, found: Iterable[alerts.Alert]) -> None:
+        for alert in found:
+            if alert.key not in self._alerted:
+                self._alerted.add(alert.key)
+                loggers.alert(trainer.loggers, alert.title, alert.text)
 
     def _due(self, trainer: L.Trainer) -> bool:
         if not self._measured:
@@ -167,8 +245,9 @@ class CompressionMonitor(Callback):
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measured = _state(trainer)
         pruner, quantization = compression(trainer)
+        rows = self.layers(trainer, pl_module)
         self._series = series(
-            self.layers(trainer, pl_module),
+            rows,
             target=0.0 if pruner is None else pruner.sparsity_target(),
             extra=extra_bytes(pl_module),
             products=0 if self._macs is None else self._macs.products,
@@ -178,6 +257,7 @@ class CompressionMonitor(Callback):
         if pruner is not None:
             self._series["compress/churn"] = pruner.churn
             self._series["compress/dead_channels"] = float(sum(pruner.dead_channels().values()))
+        self._series |= self._saturation
         self._unlogged = True
         step = trainer.global_step
         # A second fit, or one from an older checkpoint, writes the history anew from where it starts.
@@ -192,7 +272,19 @@ class CompressionMonitor(Callback):
                 "phase": self._measured[0],
             }
         )
+        self._remember_layers(rows, step)
+        sparsity, target = self._series["compress/sparsity/global"], self._series["compress/sparsity/target"]
+        self._alert(trainer, alerts.find(rows, {}, before={}, sparsity=sparsity, target=target))
         trainer.progress_bar_metrics.update(bar_text(self._series, self._measured[0]))  # type: ignore[arg-type]
+
+    def _remember_layers(self, rows: Sequence[LayerRow], step: int) -> None:
+        """Add the layers' weights that are not as they were at the last measurement."""
+        self.layer_history = [row for row in self.layer_history if row[0] < step]
+        last = {row[1]: row[2:] for row in self.layer_history}
+        for row in rows:
+            now = [row.sparsity_target, round(row.sparsity, 6), row.weight_bits, row.activation_bits]
+            if row.weight and last.get(row.name) != now:
+                self.layer_history.append([step, row.name, *now])
 
 
 def compression(trainer: L.Trainer) -> tuple[Pruner | None, Quantization | None]:
@@ -204,6 +296,15 @@ def compression(trainer: L.Trainer) -> tuple[Pruner | None, Quantization | None]
         elif isinstance(callback, QuantizationAwareTraining):
             quantization = callback.quantization
     return pruner, quantization
+
+
+def _compiled(trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+    """Whether some part of the model is compiled: it would be compiled again to be looked at."""
+    parts = [*pl_module.modules(), trainer.strategy.model]
+    return any(
+        isinstance(part, torch._dynamo.OptimizedModule) or getattr(part, "_compiled_call_impl", None) is not None
+        for part in parts
+    )
 
 
 def _log_interval(trainer: L.Trainer) -> int:
