@@ -54,7 +54,13 @@ def test_train_help_lists_groups_and_settings(capsys: pytest.CaptureFixture[str]
         main(["train", "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for part in ("pruning: 2to4, block, channel", "model: classifier, cnn", "dense_baseline: ", "batch_size: ", "Exit code 0: done"):
+    for part in (
+        "pruning: 2to4, block",
+        "model: classifier, cnn",
+        "dense_baseline: ",
+        "batch_size: ",
+        "Exit code 0: done",
+    ):
         assert part in text
 
 
