@@ -30,7 +30,7 @@ def test_the_callbacks_of_the_readme_train_and_export() -> None:
     names: dict[str, Any] = {"module": module, "datamodule": None}
     block = next(block for block in BLOCKS if "trainer = L.Trainer" in block)
     settings = "max_epochs=2, accelerator='cpu', logger=False, enable_progress_bar=False, enable_checkpointing=False, "
-    block = block.replace("max_epochs=30, ", settings).replace("every=10", "every=2")
+    block = block.replace("max_epochs=30,", settings).replace("every=10", "every=2")
     block = block.replace("trainer.fit(module, datamodule)", "trainer.fit(module, loader(), loader(2, seed=1))")
     exec(block, {**names, "loader": loader})
     assert {"model.onnx", "model.packed", "report.html"} <= set(os.listdir("compressed"))
@@ -47,7 +47,7 @@ def test_the_plain_loop_of_the_readme_runs() -> None:
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
 
-    block = block.replace("...                      #", "one_step(x, y)  #")
+    block = block.replace("...  #", "one_step(x, y)  #")
     batches = list(loader(4)) * 2
     names = {"model": model, "x": batches[0][0], "batches": batches, "one_step": one_step}
     exec(block.replace("end=1000, every=100", "end=6, every=2"), names)
