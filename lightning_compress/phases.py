@@ -44,7 +44,8 @@ def plan(
 
     Args:
         schedule: When weights are pruned.
-        quantization: ``start`` and, where given, ``freeze_range`` and ``freeze_batchnorm``, in optimizer steps.
+        quantization: ``start`` and, where given, ``freeze_range``, ``freeze_batchnorm`` and changes of bits under
+            names of their own, in optimizer steps.
         distillation: ``start`` and, where given, ``end``.
         bits: Bits of weights and activations, in words.
 
@@ -60,7 +61,7 @@ def plan(
         found.append(Phase(f"sparsity {schedule.final:.4g}" if schedule.final else "zeros kept", schedule.end))
     if quantization is not None:
         names = {"start": f"quantization {bits}", "freeze_range": "ranges frozen", "freeze_batchnorm": "norms frozen"}
-        found += [Phase(names[name].strip(), step) for name, step in quantization.items()]
+        found += [Phase(names.get(name, name).strip(), step) for name, step in quantization.items()]
     if distillation is not None:
         found.append(Phase("distillation", distillation["start"], distillation.get("end")))
     return sorted(found, key=lambda phase: phase.start)
@@ -143,4 +144,4 @@ def ready(pruner: Pruner | None, quantization: Quantization | None) -> bool:
     found = quantization.activations.values()
     # Activations in a branch that no batch took have no range, and never will.
     measured = not found or any(quantizer.observed for quantizer in found)
-    return quantization.enabled and not quantization.needs_recording and measured
+    return quantization.enabled and quantization.settled and not quantization.needs_recording and measured

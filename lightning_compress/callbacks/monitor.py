@@ -312,12 +312,14 @@ def _log_interval(trainer: L.Trainer) -> int:
 
 
 def _state(trainer: L.Trainer) -> tuple[Any, ...]:
-    """What, when it changes, changes the numbers: phase, activations found, and last the newest mask update."""
+    """What, when it changes, changes the numbers: phase, activations found, bits, and last the newest mask update."""
     pruner, quantization = compression(trainer)
     schedule = None if pruner is None else pruner.schedule
     step = trainer.global_step
     return (
         phase(step, schedule, quantization),
         0 if quantization is None else len(quantization.activations),
+        0 if quantization is None else quantization.weight_bits,
+        0 if quantization is None else quantization.activation_bits,
         None if schedule is None else schedule.last_update(step),
     )

@@ -19,6 +19,7 @@ from lightning_compress.callbacks.resume import mend_progress
 from lightning_compress.callbacks.run import refuse_sharded, run_length
 from lightning_compress.changes import check_accept, settle
 from lightning_compress.errors import CompressionError
+from lightning_compress.quantization.bit_schedule import BitPlan, BitSchedule
 from lightning_compress.quantization.prepare import Quantization, find, install, strip
 from lightning_compress.quantization.range_optimizer import RangeOptimizer
 from lightning_compress.quantization.recording import Tape, recording
@@ -32,8 +33,9 @@ class QuantizationAwareTraining(Callback):
     """Trains a model with fake-quantized weights and activations.
 
     Args:
-        weight_bits: Bits of weights, 2 to 8; ``None`` leaves them float.
-        activation_bits: Bits of activations, 2 to 8; ``None`` leaves them float.
+        weight_bits: Bits of weights, 2 to 8; ``None`` leaves them float. Points in time with bits that fall, such as
+            ``{0: 8, 0.4: 4, 0.7: 2}``, go down step by step; learned scales start anew at each.
+        activation_bits: Bits of activations, likewise.
         weight_granularity: ``"channel"``, ``"tensor"`` or ``"group:<n>"``.
         activation_scheme: ``"affine"`` or ``"symmetric"``.
         range: ``"minmax"`` (moving average), ``"percentile"``, ``"mse"`` or ``"learned"`` (LSQ).
@@ -46,6 +48,8 @@ class QuantizationAwareTraining(Callback):
         overrides: Pattern → ``{"weight_bits", "activation_bits", "weight_granularity"}`` or ``None`` (float).
         momentum: Weight of a new batch in the moving average of ranges.
         observe_every: Training forwards between two range observations.
+        first_last_bits: Least bits of the first and last layers; ``None`` treats them like all others.
+        reduce_range: Keep weights within 7 bits, for processors without VNNI.
         range_lr: Learning rate of learned ranges, in relative change a step; it follows the user's schedule.
         example_inputs: Inputs of one forward, to place activation quantizers. By default the module's
             ``example_input_array``, or else the first training batch, which then runs in float.
@@ -68,8 +72,8 @@ class QuantizationAwareTraining(Callback):
 
     def __init__(
         self,
-        weight_bits: int | None = 8,
-        activation_bits: int | None = 8,
+        weight_bits: BitPlan = 8,
+        activation_bits: BitPlan = 8,
         *,
         weight_granularity: str = "channel",
         activation_scheme: ActivationScheme = "affine",
@@ -83,15 +87,19 @@ class QuantizationAwareTraining(Callback):
         overrides: Mapping[str, Mapping[str, Any] | None] | None = None,
         momentum: float = 0.1,
         observe_every: int = 1,
+        first_last_bits: int | None = 8,
+        reduce_range: bool = False,
         range_lr: float = 0.001,
         example_inputs: Any = None,
         accept_changes: bool = False,
     ) -> None:
         super().__init__()
         self._accept_changes = check_accept(accept_changes, _FIELD)
+        self._weight_bits = BitSchedule.of(weight_bits, "weights", f"{_FIELD}.weight_bits")
+        self._activation_bits = BitSchedule.of(activation_bits, "activations", f"{_FIELD}.activation_bits")
         self.settings = QuantizationSettings(
-            weight_bits=weight_bits,
-            activation_bits=activation_bits,
+            weight_bits=self._weight_bits.first,
+            activation_bits=self._activation_bits.first,
             weight_granularity=weight_granularity,
             activation_scheme=activation_scheme,
             range=range,
@@ -101,6 +109,8 @@ class QuantizationAwareTraining(Callback):
             overrides=overrides,
             momentum=momentum,
             observe_every=observe_every,
+            first_last_bits=first_last_bits,
+            reduce_range=reduce_range,
             field=_FIELD,
         )
         if isinstance(range_lr, bool) or not range_lr > 0:
@@ -117,7 +127,15 @@ class QuantizationAwareTraining(Callback):
             )
             if point is not None
         }
-        self._points = {"start": start, "freeze_range": freeze_range, "freeze_batchnorm": freeze_batchnorm}
+        self._points: dict[str, TimePoint | None] = {
+            "start": start,
+            "freeze_range": freeze_range,
+            "freeze_batchnorm": freeze_batchnorm,
+        }
+        for schedule in (self._weight_bits, self._activation_bits):
+            for name, (time, _) in schedule.changes.items():
+                self.times[name] = time
+                self._points[name] = time.value if time.unit == "fraction" else f"{time.value:g} {time.unit}s"
         self._example_inputs = example_inputs
         self._saved: dict[str, Any] | None = None
         self._made_anew = False
@@ -141,6 +159,8 @@ class QuantizationAwareTraining(Callback):
                         got=self._points[name],
                         fix="As it stands, that phase would never begin.",
                     )
+        for schedule in (self._weight_bits, self._activation_bits):
+            schedule.check(self.phases)
         if self.settings.activation_bits and self.phases.get("freeze_range", math.inf) <= self.phases["start"]:
             raise CompressionError.field(
                 f"{_FIELD}.freeze_range",
@@ -179,6 +199,8 @@ class QuantizationAwareTraining(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        # Not when a fit starts: a resumed one does not know its step yet, and has its bits from the checkpoint.
+        self._enter_bits(trainer.global_step)
         self._enter_phase(trainer.global_step, pl_module)
         if self._attached.needs_recording and self._recording is None:
             self._attached.enabled = False
@@ -210,6 +232,7 @@ class QuantizationAwareTraining(Callback):
         if trainer.world_size > 1 and self._attached.enabled and not self._attached.frozen:
             average_ranges(self._attached, mean_over_ranks(trainer))
         self._enter_phase(trainer.global_step, pl_module)
+        self._enter_bits(trainer.global_step)
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -299,6 +322,12 @@ class QuantizationAwareTraining(Callback):
             for norm in module.modules():
                 if isinstance(norm, _BatchNorm):
                     norm.eval()
+
+    def _enter_bits(self, step: int) -> None:
+        now = (self._weight_bits.at(step, self.phases), self._activation_bits.at(step, self.phases))
+        if now != (self._attached.weight_bits, self._attached.activation_bits):
+            self._attached.set_bits(*now)
+        self._attached.settled = now == (self._weight_bits.last, self._activation_bits.last)
 
     def _finish_recording(self) -> None:
         if self._recording is None or self._tape is None:

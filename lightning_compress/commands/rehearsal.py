@@ -134,9 +134,11 @@ def _diagnosis(watch: Watch, exports: bool) -> Diagnosis:
                 "The module has no example_input_array: the first training batch runs in float, to see where "
                 "activations are quantized."
             )
-        if quantizing.settings.backend == "onnxruntime" and has_vnni() is False:
+        integers = quantizing.settings.backend == "onnxruntime" and not quantizing.settings.reduce_range
+        if integers and has_vnni() is False:
             found.warnings.append(
                 "This processor has no VNNI: 8-bit kernels gain little speed here, and ONNX Runtime's default ones "
-                "saturate. Set session.x64quantprecision=1 where you deploy on such processors."
+                "saturate. Set session.x64quantprecision=1 where you deploy on such processors, or train with "
+                "reduce_range=true, which keeps weights within 7 bits."
             )
     return found

@@ -33,6 +33,7 @@ class IntegerWeight:
         axis: Dimension of the output channels.
         uses: Where it is read.
         group_size: Inputs that share a scale, or ``None``.
+        largest: Largest magnitude that the integers may take.
     """
 
     integers: torch.Tensor
@@ -40,6 +41,7 @@ class IntegerWeight:
     axis: int
     uses: tuple[Use, ...]
     group_size: int | None = None
+    largest: int = 127
 
     def rescale(self, factor: torch.Tensor) -> None:
         """Multiply output channel c by ``factor[c]`` exactly: the scale takes the size, the integers the sign."""
@@ -100,6 +102,7 @@ def _integers(quantization: Quantization) -> dict[str, IntegerWeight]:
             q.channel_axis,
             q.uses,
             q.spec.group_size,
+            63 if q.spec.narrow else 127,
         )
         for name, q in quantization.layers.items()
     }
@@ -221,7 +224,7 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
 
 def _fill_bytes(weight: IntegerWeight) -> None:
     """Shift narrow integers to the top of int8, exactly: a finer scale makes a finer step for the int32 bias."""
-    shift = 2 ** int(torch.log2(127 / weight.integers.abs().amax().clamp(min=1)))
+    shift = 2 ** int(torch.log2(weight.largest / weight.integers.abs().amax().clamp(min=1)))
     weight.integers = weight.integers * shift
     weight.scale = weight.scale / shift
 

@@ -6,13 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from lightning_compress.export.onnx_transposed import convolve_instead
+from lightning_compress.export.onnx_values import initializer, node_of, take_over, weight_behind
+
 
 def clean(model: Any) -> None:
     """Rewrite an ``onnx_ir.Model`` in place.
 
-    Weights behind a ``Transpose`` are stored transposed, no two nodes share a weight, and debugging metadata goes: it
-    is most of a small file, and it names files of the machine that exported.
+    Transposed convolutions become convolutions, weights behind a ``Transpose`` are stored transposed, no two nodes
+    share a weight, and debugging metadata goes: it is most of a small file, and it names files of the machine that
+    exported.
     """
+    convolve_instead(model.graph)
     _transpose_weights(model.graph)
     _separate_weights(model.graph)
     _drop_unused(model.graph)
@@ -34,22 +39,22 @@ def _transpose_weights(graph: Any) -> None:
     ONNX Runtime fuses the transpose into a float MatMul before it looks for an integer one.
     """
     for node in list(graph):
-        if node.op_type != "Transpose" or (dequantize := _weight_behind(node.inputs[0])) is None:
+        if node.op_type != "Transpose" or (dequantize := weight_behind(node.inputs[0])) is None:
             continue
         permutation = list(node.attributes["perm"].as_ints())
         weight, *parameters = dequantize.inputs
-        transposed = _initializer(
+        transposed = initializer(
             graph, f"{weight.name}_transposed", np.ascontiguousarray(weight.const_value.numpy().transpose(permutation))
         )
         if dequantize.attributes["block_size"].as_int():
             parameters = [
-                p and _initializer(graph, f"{p.name}_transposed", p.const_value.numpy().transpose(permutation))
+                p and initializer(graph, f"{p.name}_transposed", p.const_value.numpy().transpose(permutation))
                 for p in parameters
             ]
         axis = permutation.index(dequantize.attributes["axis"].as_int())
         attributes = {"axis": axis, "block_size": dequantize.attributes["block_size"].as_int()}
-        made = _node("DequantizeLinear", [transposed, *parameters], attributes, f"{dequantize.name}_transposed")
-        _take_over(node.outputs[0], made.outputs[0])
+        made = node_of("DequantizeLinear", [transposed, *parameters], attributes, f"{dequantize.name}_transposed")
+        take_over(node.outputs[0], made.outputs[0])
         graph.insert_before(node, made)
         graph.remove(node, safe=True)
         if not dequantize.outputs[0].uses():
@@ -80,13 +85,13 @@ def _separate_weights(graph: Any) -> None:
         zeros = zero_point.const_value.numpy()
         if sum(len(list(node.outputs[0].uses())) for node in nodes) > 1:
             shifted = (weight.const_value.numpy().astype(np.int16) + 128).astype(np.uint8)
-            unsigned = _initializer(graph, f"{weight.name}_unsigned", shifted)
-            middle = _initializer(graph, f"{weight.name}_unsigned_zero_point", np.full_like(zeros, 128, np.uint8))
+            unsigned = initializer(graph, f"{weight.name}_unsigned", shifted)
+            middle = initializer(graph, f"{weight.name}_unsigned_zero_point", np.full_like(zeros, 128, np.uint8))
             for node in nodes:
                 node.replace_input_with(0, unsigned)
                 node.replace_input_with(2, middle)
         elif zero_point in seen:
-            nodes[0].replace_input_with(2, _initializer(graph, f"{nodes[0].name}_zero_point", zeros))
+            nodes[0].replace_input_with(2, initializer(graph, f"{nodes[0].name}_zero_point", zeros))
         else:
             seen.add(zero_point)
 
@@ -99,35 +104,3 @@ def _stored_weight(node: Any) -> Any | None:
         return None
     stored = node.inputs[0].const_value
     return node.inputs[0] if stored is not None and stored.dtype == ir.DataType.INT8 else None
-
-
-def _weight_behind(value: Any) -> Any | None:
-    """The DequantizeLinear of a stored weight that makes a value, if one does."""
-    node = value.producer()
-    if node is None or node.op_type != "DequantizeLinear" or node.inputs[0].const_value is None:
-        return None
-    return node
-
-
-def _initializer(graph: Any, name: str, array: np.ndarray[Any, Any]) -> Any:
-    import onnx_ir as ir
-
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor)
-    value.type = ir.TensorType(tensor.dtype)
-    value.shape = ir.Shape(array.shape)
-    graph.register_initializer(value)
-    return value
-
-
-def _node(operator: str, inputs: list[Any], attributes: dict[str, int], name: str) -> Any:
-    import onnx_ir as ir
-
-    return ir.Node("", operator, inputs, ir.convenience.convert_attributes(attributes), name=name)
-
-
-def _take_over(old: Any, new: Any) -> None:
-    import onnx_ir as ir
-
-    new.name, new.type, new.shape = old.name, old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, new)

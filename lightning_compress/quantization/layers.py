@@ -93,6 +93,17 @@ class WeightQuantizer:
             clips=self.spec.range != "minmax",
         )
 
+    def change(self, spec: WeightSpec) -> None:
+        """Go on with other bits."""
+        self.spec = spec
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the weight itself does not tell: tensors and primitives."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+
     def integers(self) -> torch.Tensor:
         """The integers that an export stores: int8, the weight's shape."""
         return kernels.quantize_weight_integers(
@@ -204,6 +215,12 @@ class ActivationQuantizer:
             symmetric=self.symmetric,
         )  # fmt: skip
         self.observed = True
+
+    def change(self, spec: ActivationSpec) -> None:
+        """Go on with other bits, over the same range."""
+        self.spec = spec
+        if self.observed:
+            self.update_scale()
 
     def update_scale(self) -> None:
         """Recompute scale and zero point from the range, in place."""

@@ -7,6 +7,7 @@ gradients are LSQ's, by the chain rule.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -62,6 +63,11 @@ class LearnedWeightQuantizer(WeightQuantizer):
         log_scale = self.log_scale if self.switch.learning else self.log_scale.detach()
         return learned_fake_quantize(self.weight, log_scale.exp(), None, -qmax, qmax, factor, axis=self.axis or 0)
 
+    def change(self, spec: WeightSpec) -> None:
+        """Go on with other bits, from the range of least squared error at them."""
+        super().change(spec)
+        self.started = False
+
     def parameters(self) -> list[nn.Parameter]:
         """What an optimizer trains."""
         return [self.log_scale]
@@ -83,6 +89,7 @@ class LearnedActivationQuantizer(ActivationQuantizer):
         log_scale: Natural logarithm of the scale: float32, ``[]``.
         shift: Smallest value of the range, in widths of the first range: float32, ``[]``.
         width: Width of the first range: float32, ``[]``.
+        restarts: Whether the next training batch sets the range anew, since the bits changed.
     """
 
     def __init__(self, name: str, spec: ActivationSpec, switch: Switch) -> None:
@@ -90,6 +97,7 @@ class LearnedActivationQuantizer(ActivationQuantizer):
             self.log_scale = nn.Parameter(torch.zeros((), dtype=torch.float32))
             self.shift = nn.Parameter(torch.zeros((), dtype=torch.float32))
             self.width = torch.ones((), dtype=torch.float32)
+        self.restarts = False
         super().__init__(name, spec, switch)
 
     def __call__(
@@ -100,7 +108,7 @@ class LearnedActivationQuantizer(ActivationQuantizer):
             return super().__call__(x, clip, scratch)
         if self.log_scale.device != x.device:
             self.to(x.device)
-        if not self.observed:
+        if not self.observed or (self.restarts and self.switch.learning):
             seen = x.detach() if clip is None else x.detach().clamp(*clip)
             self._start(observers.observe(seen, "mse", self.bits, symmetric=self.symmetric))
         if not self.switch.learning:
@@ -113,7 +121,18 @@ class LearnedActivationQuantizer(ActivationQuantizer):
             zero_point = learned_zero_point(self.shift * self.width, scale, self.qmin, self.qmax)
         return learned_activation(x, scale, zero_point, self.qmin, self.qmax, factor, clip=clip, scratch=scratch)
 
+    def change(self, spec: ActivationSpec) -> None:
+        """Go on with other bits: over the same range, until the next training batch gives the range to start from."""
+        levels = self.qmax - self.qmin
+        self.spec = spec
+        if self.observed:
+            with torch.no_grad():
+                self.log_scale.data.add_(math.log(levels / (self.qmax - self.qmin)))
+            self.synchronize()
+            self.restarts = True
+
     def _start(self, observed: torch.Tensor) -> None:
+        self.restarts = False
         with torch.no_grad():
             self._learn(observed)
             self.log_scale.data.copy_(self.scale.log())
@@ -149,11 +168,12 @@ class LearnedActivationQuantizer(ActivationQuantizer):
         if self.observed:
             self.synchronize()
         learned = {name: getattr(self, name).detach().cpu().clone() for name in ("log_scale", "shift", "width")}
-        return {**super().state_dict(), **learned}
+        return {**super().state_dict(), **learned, "restarts": self.restarts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
         super().load_state_dict(state)
+        self.restarts = bool(state["restarts"])
         with torch.inference_mode(False):
             self.log_scale.data.copy_(state["log_scale"])
             self.shift.data.copy_(state["shift"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +23,19 @@ class Site:
     Attributes:
         name: Its name, made from its first boundary.
         boundaries: The module boundaries at which it acts; more than one where no single one is before every user.
-        bits: Bit width.
+        bits: Bit width where the model's bits of activations do not decide it: the most that a layer with bits of
+            its own asks for; ``None`` if there is none.
+        common: Whether the model's bits count, too.
     """
 
     name: str
     boundaries: tuple[Boundary, ...]
-    bits: int
+    bits: int | None = None
+    common: bool = True
+
+    def width(self, common: int | None) -> int:
+        """Bits of the quantizer, given the model's bits of activations."""
+        return max(self.bits or 0, (common or 0) if self.common else 0)
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Placement:
                 {
                     "name": site.name,
                     "bits": site.bits,
+                    "common": site.common,
                     "boundaries": [[b.module, b.side, list(b.path)] for b in site.boundaries],
                 }
                 for site in self.sites
@@ -72,6 +80,7 @@ class Placement:
                     site["name"],
                     tuple(Boundary(module, side, tuple(path)) for module, side, path in site["boundaries"]),
                     site["bits"],
+                    site["common"],
                 )
                 for site in state["sites"]
             ),
@@ -88,6 +97,7 @@ def place(
     layer_bits: Mapping[str, int | None],
     bits: int | None,
     backend: Backend | None,
+    own: Collection[str] = (),
 ) -> Placement:
     """Decide where activations are quantized.
 
@@ -98,8 +108,9 @@ def place(
             that are quantized.
         bits: Bits of tensors that no weight reads (inputs of adds, concats, pools and products).
         backend: Runtime whose rules apply.
+        own: Weights whose layer's bits are not the model's.
     """
-    return _Placer(tape, model, layer_bits, bits, RULES[backend]).run()
+    return _Placer(tape, model, layer_bits, bits, RULES[backend], own).run()
 
 
 @dataclass(eq=False)
@@ -107,7 +118,8 @@ class _Want:
     """A tensor that some operation wants quantized; ``consumers`` maps operations to the value they read."""
 
     source: Value
-    bits: int
+    bits: int = 0
+    common: bool = False
     consumers: dict[Op, Value] = field(default_factory=dict)
 
 
@@ -119,8 +131,10 @@ class _Placer:
         layer_bits: Mapping[str, int | None],
         bits: int | None,
         rules: Rules,
+        own: Collection[str],
     ) -> None:
         self.tape = tape
+        self.own = own
         self.modules = dict(model.named_modules())
         self.layer_bits = layer_bits
         self.bits = bits
@@ -144,15 +158,15 @@ class _Placer:
                 if bits is None:
                     continue
                 for value in self._data(op):
-                    self._want(value, bits, op)
+                    self._want(value, op, bits if weight in self.own else None)
                     self.weight_sources.setdefault(weight, []).append(_source(value))
                 if op.name in self.rules.outputs and self.bits is not None:
-                    self._want(self._tail(op.outputs[0]), self.bits)
+                    self._want(self._tail(op.outputs[0]))
             elif self.bits is not None and (op in joined or self._is_pool(op) or self._is_product(op)):
                 for value in self._data(op):
-                    self._want(value, self.bits, op)
+                    self._want(value, op)
                 if op in joined or self._is_pool(op):
-                    self._want(self._tail(op.outputs[0]), self.bits)
+                    self._want(self._tail(op.outputs[0]))
         return self._placement()
 
     def _weight(self, op: Op) -> str | None:
@@ -257,32 +271,36 @@ class _Placer:
         if once and isinstance(module, _NORMS) and module.track_running_stats:
             self.folds[layer] = norm
 
-    def _want(self, value: Value, bits: int, consumer: Op | None = None) -> None:
+    def _want(self, value: Value, consumer: Op | None = None, bits: int | None = None) -> None:
         source = _source(value)
         if source.parameter is not None:
             return
-        want = self.wants.setdefault(source, _Want(source, bits))
-        want.bits = max(want.bits, bits)
+        want = self.wants.setdefault(source, _Want(source))
+        if bits is None:
+            want.common = True
+        else:
+            want.bits = max(want.bits, bits)
         if consumer is not None:
             want.consumers.setdefault(consumer, value)
 
     def _placement(self) -> Placement:
         located = {want.source: self._boundaries(want) for want in self.wants.values()}
         # A module that runs twice shows the same boundary for two tensors: they share a quantizer.
-        groups: list[tuple[set[Value], list[Boundary], int]] = []
+        groups: list[tuple[set[Value], list[Boundary], int, bool]] = []
         for source, boundaries in located.items():
             if not boundaries:
                 continue
-            sources, merged, bits = {source}, list(boundaries), self.wants[source].bits
+            sources, merged = {source}, list(boundaries)
+            bits, common = self.wants[source].bits, self.wants[source].common
             for group in [g for g in groups if set(g[1]) & set(boundaries)]:
                 groups.remove(group)
                 sources |= group[0]
                 merged = list(dict.fromkeys([*group[1], *merged]))
-                bits = max(bits, group[2])
-            groups.append((sources, merged, bits))
+                bits, common = max(bits, group[2]), common or group[3]
+            groups.append((sources, merged, bits, common))
         groups.sort(key=lambda group: min(value.serial for value in group[0]))
-        sites = tuple(Site(_site_name(b[0]), tuple(b), bits) for _, b, bits in groups)
-        site_of = {source: site.name for site, (sources, _, _) in zip(sites, groups, strict=True) for source in sources}
+        sites = tuple(Site(_site_name(b[0]), tuple(b), bits or None, common) for _, b, bits, common in groups)
+        site_of = {source: site.name for site, (sources, *_) in zip(sites, groups, strict=True) for source in sources}
         inputs = {w: {site_of.get(s) for s in sources} for w, sources in self.weight_sources.items()}
         return Placement(
             sites=sites,

@@ -24,16 +24,18 @@ class WeightSpec:
         bits: Bit width, 2 to 8.
         granularity: One scale per output ``"channel"``, per ``"tensor"``, or per ``"group:<n>"`` of inputs.
         range: How the range is found.
+        narrow: Whether integers keep 7 bits, however many they are stored in.
     """
 
     bits: int
     granularity: str = "channel"
     range: RangeMethod = "minmax"
+    narrow: bool = False
 
     @property
     def qmax(self) -> int:
         """Largest integer; the smallest is its negative, which keeps the grid symmetric."""
-        return 2 ** (self.bits - 1) - 1
+        return 2 ** (min(self.bits, 7 if self.narrow else 8) - 1) - 1
 
     @property
     def group_size(self) -> int | None:
@@ -82,6 +84,11 @@ class QuantizationSettings:
         overrides: Pattern → ``{"weight_bits", "activation_bits", "weight_granularity"}`` or ``None`` (float).
         momentum: Weight of a new batch in the moving average of ranges.
         observe_every: Training forwards between two range observations.
+        first_last_bits: Least bits of the first and last layers' weights and inputs, which hurt most when they are
+            coarse (as in PACT, LSQ and APoT). ``None`` treats them like all others, as an override does that names
+            their bits, or a model in which every layer is a first or a last one.
+        reduce_range: Keep the integers of weights within 7 bits, so that processors without VNNI, whose kernels add
+            pairs of products in 16 bits, cannot saturate.
 
     Raises:
         CompressionError: A value is not allowed.
@@ -102,13 +109,18 @@ class QuantizationSettings:
     overrides: Mapping[str, Mapping[str, Any] | None] | None = None
     momentum: float = 0.1
     observe_every: int = 1
+    first_last_bits: int | None = 8
+    reduce_range: bool = False
     field: str = "prepare"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be quantized that way."""
         check_bits(self.weight_bits, f"{self.field}.weight_bits")
         check_bits(self.activation_bits, f"{self.field}.activation_bits")
+        check_bits(self.first_last_bits, f"{self.field}.first_last_bits")
         check_granularity(self.weight_granularity, f"{self.field}.weight_granularity")
+        if not isinstance(self.reduce_range, bool):
+            raise CompressionError.field(f"{self.field}.reduce_range", expected="true or false", got=self.reduce_range)
         check_choice(self.activation_scheme, get_args(ActivationScheme), f"{self.field}.activation_scheme")
         check_choice(self.range, get_args(RangeMethod), f"{self.field}.range")
         if self.backend is not None:
@@ -155,12 +167,23 @@ class QuantizationSettings:
             check = check_granularity if key == "weight_granularity" else check_bits
             check(value, f"{where}.{key}")
 
-    def weight_spec(self, overrides: Mapping[str, Any]) -> WeightSpec | None:
-        """The spec of one layer's weight, or ``None`` where it stays float."""
-        bits = overrides.get("weight_bits", self.weight_bits)
+    def weight_spec(self, overrides: Mapping[str, Any], *, end: bool = False) -> WeightSpec | None:
+        """The spec of one layer's weight, or ``None`` where it stays float; ``end`` for a first or last layer."""
+        bits = self._bits("weight_bits", overrides, end)
         if bits is None:
             return None
-        return WeightSpec(bits, overrides.get("weight_granularity", self.weight_granularity), self.range)
+        granularity = overrides.get("weight_granularity", self.weight_granularity)
+        return WeightSpec(bits, granularity, self.range, self.reduce_range)
+
+    def input_bits(self, overrides: Mapping[str, Any], *, end: bool = False) -> int | None:
+        """Bits of one layer's input, or ``None`` where it stays float; ``end`` for a first or last layer."""
+        return self._bits("activation_bits", overrides, end)
+
+    def _bits(self, which: str, overrides: Mapping[str, Any], end: bool) -> int | None:
+        bits: int | None = overrides.get(which, getattr(self, which))
+        if bits is None or which in overrides or not end or self.first_last_bits is None:
+            return bits
+        return max(bits, self.first_last_bits)
 
     def activation_spec(self, bits: int) -> ActivationSpec:
         """The spec of an activation of a given bit width."""

@@ -23,7 +23,13 @@ from lightning_compress.quantization.range_optimizer import RangeOptimizer
 
 def prepared(bits: int = 3, **settings: Any) -> nn.Module:
     return prepare(
-        Mlp(), weight_bits=bits, activation_bits=bits, range="learned", example_inputs=torch.randn(2, 12), **settings
+        Mlp(),
+        weight_bits=bits,
+        activation_bits=bits,
+        range="learned",
+        first_last_bits=None,
+        example_inputs=torch.randn(2, 12),
+        **settings,
     )
 
 

@@ -1,0 +1,328 @@
+"""All quantizers of one model: made from settings, placed by a recorded forward, saved and restored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.quantization.candidates import Use, Weight, weights
+from lightning_compress.quantization.ends import recorded_ends, registered_ends
+from lightning_compress.quantization.layers import (
+    ActivationHook,
+    ActivationQuantizer,
+    Switch,
+    WeightHook,
+    WeightQuantizer,
+)
+from lightning_compress.quantization.learned_quantizers import (
+    LearnedActivationQuantizer,
+    LearnedWeightQuantizer,
+)
+from lightning_compress.quantization.placement import Placement, Site, place
+from lightning_compress.quantization.recording import Tape, recording
+from lightning_compress.quantization.searched_weights import SearchedWeightQuantizer
+from lightning_compress.quantization.spec import QuantizationSettings, WeightSpec, check_bits
+from lightning_compress.quantization.structure import call_arguments
+from lightning_compress.targets import select
+
+# Where a module keeps what is attached to it.
+ATTRIBUTE = "_lightning_compress_quantization"
+
+
+class Quantization:
+    """All quantizers of one model.
+
+    Attributes:
+        settings: What was asked for.
+        layers: Weight's full name → its quantizer.
+        activations: Site name → its quantizer; empty until the model was recorded.
+        placement: Where the activation quantizers sit; ``None`` until the model was recorded.
+        weight_bits: Bits of weights now, of layers that ask for no others.
+        activation_bits: Likewise of activations.
+        settled: Whether these are the last bits that the run comes to.
+    """
+
+    def __init__(self, model: nn.Module, settings: QuantizationSettings) -> None:
+        self.settings = settings
+        self.layers: dict[str, WeightQuantizer] = {}
+        self.activations: dict[str, ActivationQuantizer] = {}
+        self.placement: Placement | None = None
+        self._model = model
+        self._switch = Switch(model)
+        self._switch.momentum = settings.momentum
+        self._switch.observe_every = settings.observe_every
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._overrides: dict[str, Mapping[str, Any]] = {}
+        self._ends: set[str] = set()
+        self.weight_bits = settings.weight_bits
+        self.activation_bits = settings.activation_bits
+        self.settled = True
+        self._attach_weights()
+
+    @property
+    def root(self) -> nn.Module:
+        """The module that was prepared: all names are relative to it."""
+        return self._model
+
+    def names_in(self, model: nn.Module) -> dict[str, str]:
+        """Weight's name here → its name in a module that holds the root, or that is a part of it."""
+        relative = {id(parameter): name for name, parameter in model.named_parameters()}
+        return {
+            name: relative[id(quantizer.weight)]
+            for name, quantizer in self.layers.items()
+            if id(quantizer.weight) in relative
+        }
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the quantizers act; when not, the model runs in float."""
+        return self._switch.enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._switch.enabled = enabled
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the ranges of activations are kept as they are."""
+        return self._switch.frozen
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        self._switch.frozen = frozen
+
+    @property
+    def layer_input(self) -> Mapping[str, str]:
+        """Weight's full name → site of the quantizer that its layer's input passes."""
+        return self.placement.layer_input if self.placement else {}
+
+    @property
+    def unreached(self) -> list[str]:
+        """What stays float although the backend could run it in integers, with the reason."""
+        return list(self.placement.unreached) if self.placement else []
+
+    @property
+    def needs_recording(self) -> bool:
+        """Whether activations are asked for and the model was not recorded yet."""
+        return self.placement is None and any(bits is not None for bits in self._input_bits().values())
+
+    def record(self, example_inputs: Any) -> None:
+        """Place the activation quantizers by one forward in eval mode.
+
+        Args:
+            example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments.
+        """
+        args, kwargs = call_arguments(example_inputs)
+        enabled, self.enabled = self.enabled, False
+        training = {module: module.training for module in self._model.modules()}
+        self._model.eval()
+        try:
+            with torch.no_grad(), recording(self._model) as tape:
+                self._model(*args, **kwargs)
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+            self.enabled = enabled
+        self.place(tape)
+
+    def place(self, tape: Tape) -> None:
+        """Place the activation quantizers by a forward that was recorded already."""
+        self._set_ends(recorded_ends(tape, self._overrides))
+        found = place(
+            tape,
+            self._model,
+            layer_bits=self._input_bits(),
+            bits=self.activation_bits,
+            backend=self.settings.backend,
+            own=[
+                name
+                for name, overrides in self._overrides.items()
+                if name in self._ends or "activation_bits" in overrides
+            ],
+        )
+        self._attach_activations(found)
+
+    def set_bits(self, weight_bits: int | None, activation_bits: int | None) -> None:
+        """Go on with other bits, but for layers that have bits of their own by an override.
+
+        Ranges of activations stay; those of weights are found anew. Learned scales start anew from the range of least
+        squared error, as a stage of a chain from many bits to few does (Li et al., APoT, 2020).
+
+        Args:
+            weight_bits: Bits of weights, 2 to 8; ``None`` only where they are float already.
+            activation_bits: Bits of activations, likewise.
+        """
+        for which, now, new in (
+            ("weight_bits", self.weight_bits, weight_bits),
+            ("activation_bits", self.activation_bits, activation_bits),
+        ):
+            check_bits(new, f"set_bits.{which}")
+            if (now is None) != (new is None):
+                raise CompressionError.field(
+                    f"set_bits.{which}",
+                    expected="bits where the model was prepared with bits, None where with None",
+                    got=new,
+                )
+        self.weight_bits, self.activation_bits = weight_bits, activation_bits
+        self._renew_specs()
+
+    def _input_bits(self) -> dict[str, int | None]:
+        """Weight's full name → bits of its layer's input now."""
+        settings = self._settings_now()
+        return {name: settings.input_bits(own, end=name in self._ends) for name, own in self._overrides.items()}
+
+    def _settings_now(self) -> QuantizationSettings:
+        return replace(self.settings, weight_bits=self.weight_bits, activation_bits=self.activation_bits)
+
+    def _set_ends(self, ends: set[str]) -> None:
+        self._ends = ends
+        self._renew_specs()
+
+    def _renew_specs(self) -> None:
+        """Bring all quantizers to the bits of now."""
+        settings = self._settings_now()
+        for name, layer in self.layers.items():
+            spec = settings.weight_spec(self._overrides[name], end=name in self._ends)
+            if spec is not None and spec != layer.spec:
+                layer.change(spec)
+        for site in self.placement.sites if self.placement else ():
+            activation = self.activations[site.name]
+            if (bits := site.width(self.activation_bits)) != activation.bits:
+                activation.change(self.settings.activation_spec(bits))
+
+    def _attach_weights(self) -> None:
+        settings = self.settings
+        selected = select(
+            weights(self._model),
+            targets=settings.targets,
+            ignore=settings.ignore,
+            overrides=settings.overrides,
+            field=settings.field,
+        )
+        if not selected:
+            raise CompressionError(
+                f"{settings.field}: nothing to quantize: {type(self._model).__name__} has no Conv or Linear layer that "
+                f"the targets select."
+            )
+        self._overrides = {selection.value.name: selection.overrides for selection in selected}
+        self._ends = registered_ends(self._overrides)
+        reads: dict[nn.Module, list[tuple[WeightQuantizer, Use]]] = {}
+        for selection in selected:
+            weight = selection.value
+            spec = settings.weight_spec(selection.overrides, end=weight.name in self._ends)
+            if spec is None:
+                continue
+            quantizer = self._quantizer(weight, spec)
+            self.layers[weight.name] = quantizer
+            for use in weight.uses:
+                reads.setdefault(use.host, []).append((quantizer, use))
+        for host, uses in reads.items():
+            host.__dict__[ATTRIBUTE] = self
+            hook = WeightHook(uses, self._switch)
+            self._handles.append(host.register_forward_pre_hook(hook.enter))
+            self._handles.append(host.register_forward_hook(hook.leave, always_call=True))
+
+    def _quantizer(self, weight: Weight, spec: WeightSpec) -> WeightQuantizer:
+        if spec.range == "learned":
+            return LearnedWeightQuantizer(weight, spec, self._switch)
+        if spec.range == "minmax":
+            return WeightQuantizer(weight, spec)
+        return SearchedWeightQuantizer(weight, spec, self._switch)
+
+    def _attach_activations(self, placement: Placement) -> None:
+        if self.placement is not None:
+            raise CompressionError("The model was recorded already: strip(model) before preparing it again.")
+        modules = dict(self._model.named_modules())
+        self.placement = placement
+        for site in placement.sites:
+            kind = LearnedActivationQuantizer if self.settings.range == "learned" else ActivationQuantizer
+            quantizer = kind(site.name, self.settings.activation_spec(site.width(self.activation_bits)), self._switch)
+            self.activations[site.name] = quantizer
+            self._hook(site, quantizer, modules)
+
+    def _hook(self, site: Site, quantizer: ActivationQuantizer, modules: dict[str, nn.Module]) -> None:
+        for boundary in site.boundaries:
+            if boundary.module not in modules:
+                raise CompressionError(
+                    f"The activation quantizer {site.name!r} belongs to module {boundary.module!r}, which this model "
+                    f"does not have. Load it into the architecture that it was trained with."
+                )
+            module = modules[boundary.module]
+            module.__dict__[ATTRIBUTE] = self
+            hook = ActivationHook(quantizer, boundary, self._switch)
+            if boundary.side == "input":
+                self._handles.append(module.register_forward_pre_hook(hook.enter, with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(hook.leave))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Learned scales and offsets, for an optimizer of their own; empty unless ``range="learned"``."""
+        return [
+            parameter
+            for quantizer in (*self.layers.values(), *self.activations.values())
+            if isinstance(quantizer, LearnedWeightQuantizer | LearnedActivationQuantizer)
+            for parameter in quantizer.parameters()
+        ]
+
+    def synchronize(self) -> None:
+        """Bring every ``scale`` and ``zero_point`` to what an optimizer made of ``parameters()``."""
+        for quantizer in self.activations.values():
+            if isinstance(quantizer, LearnedActivationQuantizer) and quantizer.observed:
+                quantizer.synchronize()
+
+    def detach(self) -> None:
+        """Remove every hook and mark."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for module in self._model.modules():
+            module.__dict__.pop(ATTRIBUTE, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings, placement, ranges and scales: tensors and primitives only."""
+        return {
+            "settings": self.settings.as_dict(),
+            "enabled": self.enabled,
+            "frozen": self.frozen,
+            "weight_bits": self.weight_bits,
+            "activation_bits": self.activation_bits,
+            "ends": sorted(self._ends),
+            "placement": None if self.placement is None else self.placement.as_dict(),
+            "activations": {name: q.state_dict() for name, q in self.activations.items()},
+            "weight_scales": {name: q.scale().cpu().clone() for name, q in self.layers.items()},
+            "weight_steps": {name: state for name, q in self.layers.items() if (state := q.state_dict())},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over placement, ranges and phase from ``state_dict``; weights find their own scales again.
+
+        Raises:
+            CompressionError: The state is of other settings, or of another model.
+        """
+        ours = self.settings.as_dict()
+        differences = [
+            f"{key} was {state['settings'].get(key)!r}, is {value!r}"
+            for key, value in ours.items()
+            if state["settings"].get(key) != value
+        ]
+        if differences:
+            raise CompressionError(
+                f"{self.settings.field}: the saved quantization was made with other settings: "
+                f"{'; '.join(differences)}. Resume with the settings that the run was started with."
+            )
+        self.weight_bits, self.activation_bits = state["weight_bits"], state["activation_bits"]
+        self._set_ends(set(state["ends"]))
+        if state["placement"] is not None and self.placement is None:
+            self._attach_activations(Placement.from_dict(state["placement"]))
+        for name, quantizer in self.activations.items():
+            quantizer.load_state_dict(state["activations"][name])
+        for name, layer in self.layers.items():
+            if name in state.get("weight_steps", {}):
+                layer.load_state_dict(state["weight_steps"][name])
+        self.enabled = state["enabled"]
+        self.frozen = state["frozen"]
