@@ -35,7 +35,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
         32,
     ),
 }
-VARIANTS = ("float", "observed", "frozen", "learned")
+VARIANTS = ("float", "observed", "frozen", "learned", "percentile", "mse")
 
 
 class Training:
@@ -51,7 +51,7 @@ class Training:
                 self.model,
                 weight_bits=bits,
                 activation_bits=bits,
-                range="learned" if variant == "learned" else "minmax",
+                range=variant if variant in ("learned", "percentile", "mse") else "minmax",
                 example_inputs=self.x[:2],
             )
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
