@@ -11,6 +11,7 @@ from lightning_compress.quantization import native
 _SMALLEST_SCALE = 2.0**-100
 # Order statistics and searches look at this many values at most; the moving average smooths the rest.
 _SAMPLE = 65_536
+_SEARCH_SAMPLE = 16_384
 # Clipping fractions that the squared-error search tries: finely near 1, where 8 bits have their best, and down to
 # 0.05, where 2 bits of heavy tails have theirs.
 _FRACTIONS = (*(1 - 0.01 * k for k in range(20)), *(0.8 * 0.96**k for k in range(68)))
@@ -67,7 +68,7 @@ def percentile(x: torch.Tensor, q: float = 99.99) -> torch.Tensor:
 def mse(x: torch.Tensor, bits: int, *, symmetric: bool = False) -> torch.Tensor:
     """The part of the min-max range with the smallest squared error after quantization.
 
-    Both ends of the range are shrunk together, from 1 to 0.05 of the range, in 88 steps. Of more than 65,536
+    Both ends of the range are shrunk together, from 1 to 0.05 of the range, in 88 steps. Of more than 16,384
     values every n-th is looked at.
 
     Args:
@@ -82,7 +83,7 @@ def mse(x: torch.Tensor, bits: int, *, symmetric: bool = False) -> torch.Tensor:
         >>> bool(mse(torch.randn(1000), 2, symmetric=True)[1] < 3)
         True
     """
-    values = sample(x)
+    values = sample(x, _SEARCH_SAMPLE)
     full = minmax(x)
     best = torch.full((), torch.inf, dtype=torch.float32, device=x.device)
     found = full.clone()
@@ -119,10 +120,10 @@ def observe(x: torch.Tensor, method: str, bits: int, *, symmetric: bool = False)
     return mse(x, bits, symmetric=symmetric)
 
 
-def sample(x: torch.Tensor) -> torch.Tensor:
-    """At most 65,536 values of a tensor, evenly spread over its memory: float32, ``[n]``."""
+def sample(x: torch.Tensor, most: int = _SAMPLE) -> torch.Tensor:
+    """At most ``most`` values of a tensor, evenly spread over its memory: float32, ``[n]``."""
     flat = x.reshape(-1)
-    stride = -(-flat.numel() // _SAMPLE)
+    stride = -(-flat.numel() // most)
     return flat[::stride].float()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from lightning_compress.quantization.backends import RECURRENT, RULES, TRANSPARENT, WEIGHTED, Rules
+from lightning_compress.quantization.candidates import weights
 from lightning_compress.quantization.recording import Boundary, Op, Tape, Value
 from lightning_compress.quantization.spec import Backend
 
@@ -135,6 +136,7 @@ class _Placer:
     ) -> None:
         self.tape = tape
         self.own = own
+        self.layer_weights = {name for candidate in weights(model) for name in candidate.names}
         self.modules = dict(model.named_modules())
         self.layer_bits = layer_bits
         self.bits = bits
@@ -152,6 +154,7 @@ class _Placer:
             weight = self._weight(op)
             if op.name in WEIGHTED:
                 if weight is None:
+                    self._report_functional(op)
                     continue
                 self._fold(op, weight)
                 bits = self.layer_bits[weight]
@@ -168,6 +171,15 @@ class _Placer:
                 if op in joined or self._is_pool(op):
                     self._want(self._tail(op.outputs[0]))
         return self._placement()
+
+    def _report_functional(self, op: Op) -> None:
+        """Name the parameters that a function reads and that belong to no layer which can be quantized."""
+        for name in dict.fromkeys(v.parameter for v in op.inputs[1:2]):
+            if name is not None and name not in self.layer_weights:
+                self.unreached.append(
+                    f"{name}: read by {op.name} at {op.where}, outside of a layer, so that nothing can quantize it; "
+                    f"hold it in an nn.Linear or nn.Conv"
+                )
 
     def _weight(self, op: Op) -> str | None:
         """The quantized weight that an operation reads."""

@@ -83,7 +83,8 @@ class QuantizationSettings:
         ignore: Patterns of layers to leave in float.
         overrides: Pattern → ``{"weight_bits", "activation_bits", "weight_granularity"}`` or ``None`` (float).
         momentum: Weight of a new batch in the moving average of ranges.
-        observe_every: Training forwards between two range observations.
+        observe_every: Training forwards between two range observations; between two searches of ``"mse"`` ten times
+            as many.
         first_last_bits: Least bits of the first and last layers' weights and inputs, which hurt most when they are
             coarse (as in PACT, LSQ and APoT). ``None`` treats them like all others, as an override does that names
             their bits, or a model in which every layer is a first or a last one.

@@ -147,3 +147,16 @@ def test_a_searched_range_is_kept_and_searched_for_again_after_a_while(how: str)
     before = layer.scale().clone()
     model.eval()(x)
     assert torch.equal(layer.scale(), before)
+
+
+def test_a_squared_error_range_of_activations_is_searched_for_at_every_tenth_forward() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    prepare(model, range="mse", example_inputs=torch.randn(2, 4))
+    model.train()
+    (quantizer,) = find(model).activations.values()
+    moved = []
+    for _ in range(21):
+        before = quantizer.range.clone()
+        model(torch.randn(64, 4))
+        moved.append(not torch.equal(before.nan_to_num(), quantizer.range.nan_to_num()))
+    assert [step for step, one in enumerate(moved) if one] == [0, 10, 20]

@@ -141,3 +141,30 @@ def test_recording_leaves_no_hooks_behind() -> None:
 def test_in_place_activations_are_told_apart_from_their_input(inplace: bool) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace), nn.Conv2d(4, 4, 1))
     assert placement_of(model, *IMAGE).layer_input["2.weight"] == "1:output"
+
+
+class Functional(nn.Module):
+    """Parameters of its own, read by functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.matrix = nn.Parameter(torch.randn(8, 8))
+        self.kernel = nn.Parameter(torch.randn(8, 8, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.linear(self.first(x).relu(), self.matrix).relu()
+        return self.last(F.conv1d(x.unsqueeze(-1), self.kernel).squeeze(-1))
+
+
+def test_parameters_that_functions_read_are_listed_by_name_and_line() -> None:
+    matrix, kernel = placement_of(Functional(), 3, 4).unreached
+    assert matrix.startswith("matrix: read by linear at test_placement.py:")
+    assert kernel.startswith("kernel: read by conv1d at test_placement.py:")
+
+
+def test_weights_of_layers_that_are_left_out_are_not_listed_so() -> None:
+    model = ResidualNet().eval()
+    with torch.no_grad(), recording(model) as tape:
+        model(torch.randn(*IMAGE))
+    assert place(tape, model, layer_bits={"fc.weight": 8}, bits=8, backend="onnxruntime").unreached == ()
