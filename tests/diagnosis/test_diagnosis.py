@@ -121,6 +121,12 @@ def test_tied_weights_norms_in_eval_mode_and_parameters_that_do_not_train_are_wa
     assert "a.bias: not trained" in text
 
 
+def test_missing_example_inputs_are_warned_of() -> None:
+    asked: dict[str, Any] = {"quantization": quantizing(), "times": times(start=0)}
+    assert any("No example inputs" in line for line in diagnose(ResidualNet(), Run(100), **asked).warnings)
+    assert diagnose(ResidualNet(), Run(100), **asked, example_inputs=IMAGE).warnings == []
+
+
 def test_a_healthy_model_gives_no_warning() -> None:
     found = diagnose(
         ResidualNet(), Run(100), pruning=pruning(end=0.5), quantization=quantizing(), times=times(start=0.6),
