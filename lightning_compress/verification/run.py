@@ -94,7 +94,7 @@ def run_config(folder: Path, overrides: Sequence[str]) -> Iterator[DictConfig]:
         CompressionError: An override is none, or names no setting.
     """
     config = OmegaConf.load(folder / _CONFIG)
-    saved = OmegaConf.load(folder / ".hydra" / "hydra.yaml").get("hydra", {})
+    saved = OmegaConf.select(OmegaConf.load(folder / ".hydra" / "hydra.yaml"), "hydra", default={})
     known = {key: saved[key] for key in map(str, saved) if key in HydraConf.__dataclass_fields__}
     hydra = OmegaConf.create({"hydra": OmegaConf.merge(OmegaConf.structured(HydraConf), known)})
     if not isinstance(config, DictConfig):
