@@ -377,6 +377,21 @@ def test_an_interrupted_compressed_run_goes_on_to_the_same_weights_and_size(trai
     assert resumed["values"]["deployed/bytes"] == whole["values"]["deployed/bytes"]
 
 
+def test_a_run_goes_on_with_other_settings_only_when_told_so(train: Train) -> None:
+    options = (*SMALL, "pruning=global", "pruning.every=2", "pruning.final_sparsity=0.5")
+    _, half = train(*options, "trainer.max_epochs=1")
+    changed = (*options, "pruning.final_sparsity=0.8", f"ckpt_path={half['checkpoint']}", "trainer.max_epochs=2")
+    code, result = train(*changed)
+    assert code == 2
+    assert "final_sparsity was 0.5, now 0.8" in result["error"]
+    code, result = train(*changed, "pruning.accept_changes=true")
+    assert code == 0
+    state = weights(result["checkpoint"])
+    pruned = [value for name, value in state.items() if name.endswith("weight")]
+    zeros = sum(int((value == 0).sum()) for value in pruned) / sum(value.numel() for value in pruned)
+    assert zeros == pytest.approx(0.8, abs=0.01)
+
+
 def test_every_job_of_a_sweep_is_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = ("-m", "seed=0,1", "hydra.sweep.dir=sweep", "logger=wandb", "trainer.max_epochs=1")
