@@ -21,6 +21,7 @@ from lightning_compress.commands.compare import add_compare
 from lightning_compress.commands.doctor import add_doctor
 from lightning_compress.commands.inspect import add_inspect
 from lightning_compress.commands.verify import add_verify
+from lightning_compress.commands.wandb_sweep import add_wandb_sweep
 from lightning_compress.errors import CompressionError
 
 DONE, DOES_NOT_HOLD, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -193,7 +194,16 @@ def _show_sweep(*, as_json: bool) -> int:
     return DONE if fine else DOES_NOT_HOLD
 
 
-COMMANDS = (add_train, add_doctor, add_advise, add_compare, add_bench, add_inspect, add_verify)
+COMMANDS = (
+    add_train,
+    add_doctor,
+    add_advise,
+    add_compare,
+    add_bench,
+    add_inspect,
+    add_verify,
+    add_wandb_sweep,
+)
 """Functions that each add one subcommand."""
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_compress.choice.decision import Choice
     from lightning_compress.choice.limits import Limits
-    from lightning_compress.choice.sweep import Sweep
+    from lightning_compress.choice.sweep import Job, Sweep
 
 
 def add_compare(commands: Any) -> None:
@@ -45,6 +46,12 @@ def add_compare(commands: Any) -> None:
     )
     parser.add_argument("--html", type=Path, metavar="PATH", help="write an interactive page")
     parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the table as Markdown")
+    parser.add_argument(
+        "--wandb",
+        metavar="PROJECT",
+        help="log the table, the front as a picture and the chosen files, under the alias 'chosen', as a W&B run; "
+        "offline unless WANDB_MODE=online",
+    )
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -77,11 +84,35 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
         if path is not None:
             with replacing(path) as temporary:
                 temporary.write_text(content(), encoding="utf-8", newline="\n")
+    found = as_dict(sweep, limits, choice)
+    if arguments.wandb is not None and sweep.finished:
+        _log(arguments.wandb, found, choice.job, sweep.path)
     if arguments.json:
-        print(json.dumps(as_dict(sweep, limits, choice), indent=2, ensure_ascii=False))
+        print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _show(sweep, limits, choice)
     return 0 if choice.job is not None else 1
+
+
+def _log(project: str, found: Mapping[str, Any], chosen: Job | None, folder: Path) -> None:
+    """Log a comparison to W&B."""
+    from lightning_compress.loggers import log_comparison
+    from lightning_compress.report import images
+
+    jobs = [job for job in found["jobs"] if job["value"] is not None and job["bytes"]]
+    more = found["mode"] == "max"
+    png = images.pareto(jobs, metric=found["metric"], choice=found["choice"], front=found["front"], more=more)
+    log_comparison(project, found, png, [] if chosen is None else _files(chosen), folder)
+
+
+def _files(job: Job) -> list[Path]:
+    """What a job exported, and its report."""
+    if job.report is None:
+        return []
+    report = job.report.with_suffix(".json")
+    names = [artifact["file"] for artifact in json.loads(report.read_text(encoding="utf-8"))["artifacts"]]
+    files = [report.parent / name for name in [*names, report.name, job.report.name]]
+    return [file for file in files if file.is_file()]
 
 
 def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:

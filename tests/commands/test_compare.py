@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from sweeps import write_job, write_record
+from wandb_runs import read_runs
 
 from lightning_compress.cli import main
 
@@ -130,3 +131,20 @@ def test_help_explains_the_units(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     for part in ("1% or 0.01", "100KB", "150us", "1 none keeps the limits"):
         assert part in text
+
+
+def test_wandb_gets_the_table_the_front_and_the_chosen_files(
+    sweep_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    code, found = compare(capsys, "--wandb", "tests")
+    assert code == 0
+    (run,) = read_runs(sweep_dir)
+    assert run.summary["choice"] == found["choice"]
+    table = run.table("compare/jobs")
+    assert [row[0] for row in table["data"]] == [job["name"] for job in found["jobs"]]
+    assert any("compare/pareto/filenames" in row or "compare/pareto" in row for row in run.history)
+    (artifact,) = [artifact for artifact in run.artifacts if artifact.type == "model"]
+    assert "chosen" in artifact.aliases
+    assert json.loads(artifact.metadata)["job"] == found["choice"]
+    assert "report.json" in [entry.path for entry in artifact.manifest.contents]
