@@ -69,8 +69,8 @@ def log_comparison(project: str, found: Mapping[str, Any], png: bytes, files: Se
         files: Files of the chosen job; empty where none was chosen.
         folder: Where W&B keeps the run's files.
     """
-    os.environ.setdefault("WANDB_MODE", "offline")
-    logger = WandbLogger(project=project, save_dir=folder, job_type="compare", name=Path(found["sweep_dir"]).name)
+    name, mode = Path(found["sweep_dir"]).resolve().name, os.environ.get("WANDB_MODE", "offline")
+    logger = WandbLogger(project=project, save_dir=folder.resolve(), job_type="compare", name=name, mode=mode)
     with kept_going(logger, "the comparison"):
         run = logger.experiment
         columns = ["name", "method", "value", "drop", "bytes", "latency_ms", "seconds", "keeps_limits", "on_front"]
@@ -80,7 +80,7 @@ def log_comparison(project: str, found: Mapping[str, Any], png: bytes, files: Se
         run.summary.update({"choice": found["choice"], "verdict": found["verdict"], **found["counts"]})
         if files:
             kept = {"job": found["choice"], "verdict": found["verdict"], "reasons": found["reasons"]}
-            artifact = _artifact(Path(found["sweep_dir"]).name, "model", files, kept)
+            artifact = _artifact(name, "model", files, kept)
             run.log_artifact(artifact, aliases=["chosen", "latest"])
     finish()
 
