@@ -42,16 +42,16 @@ class Own(L.LightningModule):
 class ByHand(Own):
     automatic_optimization = property(lambda self: False, lambda self, value: None)
 """
-MODEL = ("model=custom", "model._target_=own_module.Own", "+model.hidden=32", "trainer.accelerator=cpu", "threads=1")
+MODEL = ("model=custom", "model._target_=advised_module.Own", "+model.hidden=32", "trainer.accelerator=cpu", "threads=1")
 FEW = ("--sparsities", "0,0.8", "--bits", "2,8", "--batches", "2")
 
 
 @pytest.fixture(autouse=True)
-def _own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _advised_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that was trained elsewhere, in the working directory."""
-    (tmp_path / "own_module.py").write_text(OWN)
+    (tmp_path / "advised_module.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "own_module", raising=False)
+    monkeypatch.delitem(sys.modules, "advised_module", raising=False)
     layers = {"net.1": torch.nn.Linear(64, 32), "net.3": torch.nn.Linear(32, 10)}
     state = {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "trained.ckpt")
@@ -94,7 +94,7 @@ def test_the_experiment_holds_choices_settings_and_the_weights_to_start_from(
     assert isinstance(written, dict)
     assert {"override /model": "custom"} in written["defaults"]
     assert {"override /export": "none"} in written["defaults"]
-    assert written["model"] == {"_target_": "own_module.Own", "hidden": 32}
+    assert written["model"] == {"_target_": "advised_module.Own", "hidden": 32}
     assert written["init_checkpoint"] == written["dense_checkpoint"] == str(tmp_path / "trained.ckpt")
     assert written["pruning"]["every"] == 7
     assert set(written["pruning"]["overrides"]) == set(written["quantization"]["overrides"]) == {
@@ -162,7 +162,7 @@ def test_without_json_layers_losses_and_the_command_are_shown(capsys: pytest.Cap
         (("--max-size", "2KB", "--checkpoint", "none.ckpt"), "--checkpoint: expected a checkpoint file"),
         (("--max-size", "2KB", "--max-siz", "3KB"), "there is no option --max-siz"),
         (("--max-size", "2KB", "+model.hidden=16"), "--checkpoint: 'net.1.weight' has shape"),
-        (("--max-size", "2KB", "model._target_=own_module.ByHand"), "ByHand optimizes by hand"),
+        (("--max-size", "2KB", "model._target_=advised_module.ByHand"), "ByHand optimizes by hand"),
         (("--max-size", "2KB", "pruning.pattern=2:4", "pruning.final_sparsity=0.5"), "advise can choose"),
     ],
 )
