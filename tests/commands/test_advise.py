@@ -42,7 +42,13 @@ class Own(L.LightningModule):
 class ByHand(Own):
     automatic_optimization = property(lambda self: False, lambda self, value: None)
 """
-MODEL = ("model=custom", "model._target_=advised_module.Own", "+model.hidden=32", "trainer.accelerator=cpu", "threads=1")
+MODEL = (
+    "model=custom",
+    "model._target_=advised_module.Own",
+    "+model.hidden=32",
+    "trainer.accelerator=cpu",
+    "threads=1",
+)
 FEW = ("--sparsities", "0,0.8", "--bits", "2,8", "--batches", "2")
 
 
