@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help demo sweep-demo test test-extras test-all lint format typecheck benchmarks tables install recipes-check clean
+.PHONY: help demo sweep-demo test test-extras test-all lint format typecheck benchmarks tables docs install recipes-check clean
 
 help:
 	@echo "make demo        train, prune, quantize, export and verify a model on the bundled digits"
@@ -21,6 +21,7 @@ help:
 	@echo "make lint        check style          make format      mend style"
 	@echo "make typecheck   check types          make benchmarks  measure all anew (DATA=~/data)"
 	@echo "make tables      put the measured numbers into README and docs"
+	@echo "make docs        build the documentation into build/docs"
 	@echo "make recipes-check RECIPE=digits_cnn_sparse80_w8a8     run a recipe, compare with its numbers"
 	@echo "make install     make .venv           make clean       remove it"
 
@@ -67,6 +68,11 @@ benchmarks: $(INSTALLED)
 
 tables: $(INSTALLED)
 	$(BIN)/python benchmarks/tables.py
+
+docs: $(INSTALLED)
+	$(BIN)/python -c "import furo, latex2mathml, myst_parser" 2>/dev/null || \
+		$(BIN)/python -m pip install -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 recipes-check: $(INSTALLED)
 	$(BIN)/python recipes/check.py recipes/$(RECIPE) $(ARGS)

@@ -50,7 +50,7 @@ def pages() -> list[Path]:
 
 
 def replace_marked(content: str, chinese: bool = False) -> str:
-    """A page with the tables that the result files give; what has no file yet stays empty.
+    """A page with the tables that the result files give, or a word where there is no file yet.
 
     Args:
         content: The page.
@@ -60,7 +60,7 @@ def replace_marked(content: str, chinese: bool = False) -> str:
 
 
 def table(name: str, chinese: bool = False) -> str:
-    """One table with where it comes from, or nothing where it was not measured yet."""
+    """One table with where it comes from, or a word that it was not measured yet."""
     measured = ROOT / "benchmarks" / "results" / f"{name}.json"
     recipe = ROOT / "recipes" / name / "expected.json"
     if measured.is_file():
@@ -68,7 +68,7 @@ def table(name: str, chinese: bool = False) -> str:
     elif recipe.is_file():
         text = of_recipe(name, json.loads(recipe.read_text(encoding="utf-8")), chinese)
     else:
-        return ""
+        text = "尚未测量。" if chinese else "Not measured yet."
     return text + "\n"
 
 

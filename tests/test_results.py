@@ -85,9 +85,10 @@ def test_tables_are_written_between_their_markers_alone(folder: Path) -> None:
     assert tables.rewrite(check=True) == []
 
 
-def test_a_result_that_was_not_measured_leaves_its_place_empty(folder: Path) -> None:
-    marked = "<!-- results:absent -->\nold\n<!-- /results:absent -->\n"
-    assert tables.replace_marked(marked) == "<!-- results:absent -->\n<!-- /results:absent -->\n"
+def test_a_result_that_was_not_measured_shows_no_number(folder: Path) -> None:
+    marked = "<!-- results:absent -->\n| 99.9 |\n<!-- /results:absent -->\n"
+    expected = "<!-- results:absent -->\nNot measured yet.\n<!-- /results:absent -->\n"
+    assert tables.replace_marked(marked) == expected
 
 
 def test_the_mean_and_deviation_of_a_recipe_are_those_of_its_seeds() -> None:
