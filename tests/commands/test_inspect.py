@@ -51,7 +51,7 @@ def quantized() -> nn.Module:
     model = Mlp()
     with torch.no_grad():
         model[1].weight[:, ::2] = 0
-    prepare(model, weight_bits=4, example_inputs=torch.randn(8, 12))
+    prepare(model, weight_bits=4, first_last_bits=None, example_inputs=torch.randn(8, 12))
     model.train()(torch.randn(8, 12))
     return model.eval()
 
