@@ -59,10 +59,9 @@ typecheck: $(INSTALLED)
 benchmarks: $(INSTALLED)
 	for script in $(filter-out %/results.py %/tables.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$script"; \
-		case $$script in \
-			*accuracy.py) $(BIN)/python $$script --write --root $(DATA) || exit 1;; \
-			*) $(BIN)/python $$script --write || exit 1;; \
-		esac; \
+		flags=$$(grep -o -m 1 -e '--write' $$script); \
+		case $$script in *accuracy.py) flags="$$flags --root $(DATA)";; esac; \
+		$(BIN)/python $$script $$flags || exit 1; \
 	done
 	$(BIN)/python benchmarks/tables.py
 

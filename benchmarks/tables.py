@@ -90,7 +90,7 @@ def of_benchmark(found: Mapping[str, Any], chinese: bool = False) -> str:
         f"PyTorch {versions['torch']}",
         f"ONNX Runtime {versions['onnxruntime']}",
     ]
-    seeds = [f"{len(found['seeds'])} seeds"] if found["seeds"] else []
+    seeds = [f"seed{'s' * (len(found['seeds']) > 1)} {', '.join(map(str, found['seeds']))}"] if found["seeds"] else []
     return "\n".join(
         [*lines, "", *found["notes"], f"{', '.join([*seeds, *surroundings])}, {found['date']}; `{found['command']}`."]
     )
