@@ -1,6 +1,6 @@
 """Does the plan of ``advise`` beat one setting for all layers, at equal packed size and after equal fine-tuning?
 
-    python benchmarks/advised_plan.py [--fashion-mnist DIRECTORY] [--seeds 3]
+    python benchmarks/advised_plan.py [--fashion-mnist DIRECTORY] [--seeds 3] [--only NAME]
 
 For each seed a dense model is trained; ``advise`` plans for a budget by the measured loss and by the Hessian's trace;
 and the same short compression-aware training follows from the dense weights with each plan, with uniform sparsity at
@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ WIDTHS = (2, 3, 4)
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its data, a budget in bytes, and how long it is trained and fine-tuned."""
+    """A model, its data, a budget in bytes, epochs of training and of fine-tuning, and batches in one of the latter."""
 
     name: str
     net: Callable[[], nn.Module]
@@ -53,6 +54,7 @@ class Case:
     epochs: int
     tuning: int
     every: int
+    limit: int | None = None
 
 
 class Row:
@@ -95,6 +97,7 @@ def fit(case: Case, seed: int, state: dict[str, torch.Tensor] | None, callbacks:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=0,
+        limit_train_batches=None if dense else case.limit,
     )
     data = case.data(seed)
     trainer.fit(module, datamodule=data)
@@ -141,6 +144,11 @@ def calibrated(module: L.LightningModule, data: L.LightningDataModule) -> Calibr
 
 def run(case: Case, seeds: int) -> None:
     rows: dict[str, Row] = {"dense": Row()}
+
+    def add(name: str, found: tuple[float, int], planned: float) -> None:
+        rows.setdefault(name, Row()).add(found, planned)
+        print(f"  seed {seed}, {name}: {found[0]:.2%}, {found[1]:,} bytes", flush=True)
+
     for seed in range(seeds):
         module, accuracy = fit(case, seed, None, [])
         state = {name: value.clone() for name, value in module.state_dict().items()}
@@ -149,7 +157,7 @@ def run(case: Case, seeds: int) -> None:
         pruning = GradualMagnitudePruning(final_sparsity=0.5).settings
         among = places(calibration.model, pruning, quantization, SPARSITIES, sorted(BITS, reverse=True))
         planner = Planner(calibration, among, quantization)
-        rows["dense"].add((accuracy, planner.dense_bytes), planner.dense_bytes)
+        add("dense", (accuracy, planner.dense_bytes), planner.dense_bytes)
         parameters = {place.name: place.parameter for place in among}
         curvature = traces(calibration.losses, parameters, signs(parameters, 8))
         base, layers = measure(among, calibration.loss, work=planner.work, traces=curvature)
@@ -159,17 +167,17 @@ def run(case: Case, seeds: int) -> None:
                 f"  seed {seed}, {criterion}:", {n.removeprefix("net."): s for n, s in plan.chosen.items()}, flush=True
             )
             found = tune(case, seed, state, plan.sparsity, 4, chosen=plan.chosen)
-            rows.setdefault(f"advised, by {criterion}", Row()).add(found, plan.packed)
+            add(f"advised, by {criterion}", found, plan.packed)
         beside = plan.packed - sum(option.bytes for _, option in plan.layers)
         for width in WIDTHS:
             within = planner.least_uniform(width, Budget(size=case.size), beside)
             if within is None:
                 continue
             found = tune(case, seed, state, within[0], width)
-            rows.setdefault(f"uniform, {width} bits", Row()).add(found, within[1])
+            add(f"uniform, {width} bits", found, within[1])
             if width == 4:
                 found = tune(case, seed, state, within[0], width, "global")
-                rows.setdefault("global threshold, 4 bits", Row()).add(found, within[1])
+                add("global threshold, 4 bits", found, within[1])
     print(f"{case.name}, budget {case.size:,} bytes, {seeds} seeds")
     for name, row in rows.items():
         print(f"  {name:26} {row}", flush=True)
@@ -179,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fashion-mnist", type=Path, metavar="DIRECTORY", help="its published files")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", metavar="NAME", help="cases with this in their name")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -190,13 +199,16 @@ def main() -> None:
     def fashion(seed: int) -> L.LightningDataModule:
         return FashionMNIST(root=str(arguments.fashion_mnist), batch_size=128, seed=seed)
 
-    run(Case("Digits, small CNN", lambda: SmallCNN(1, 10), digits, (1, 8, 8), 12_000, 12, 6, 5), arguments.seeds)
+    cases = [Case("Digits, small CNN", lambda: SmallCNN(1, 10), digits, (1, 8, 8), 12_000, 12, 6, 5)]
     if arguments.fashion_mnist is not None:
-        case = Case("Fashion-MNIST, LeNet-5", lambda: LeNet5(1, 28, 10), fashion, (1, 28, 28), 16_000, 2, 1, 20)
+        shape = (1, 28, 28)
+        cases.append(Case("Fashion-MNIST, LeNet-5", lambda: LeNet5(1, 28, 10), fashion, shape, 16_000, 2, 1, 10, 150))
     else:
-        mlp = lambda: MLP(1, 8, 10, hidden=[300, 100])  # noqa: E731
-        case = Case("Digits, LeNet-300-100", mlp, digits, (1, 8, 8), 6_000, 12, 6, 5)
-    run(case, arguments.seeds)
+        net = partial(MLP, 1, 8, 10, hidden=[300, 100])
+        cases.append(Case("Digits, LeNet-300-100", net, digits, (1, 8, 8), 6_000, 12, 6, 5))
+    for case in cases:
+        if arguments.only is None or arguments.only.lower() in case.name.lower():
+            run(case, arguments.seeds)
 
 
 if __name__ == "__main__":
