@@ -76,7 +76,6 @@ SCHEMA = {
             "bytes_packed": _NUMBER,
             "macs": _Optional(int),
             "pattern": str,
-            "dead_channels": int,
         }
     ],
     "history": [
