@@ -76,6 +76,7 @@ SCHEMA = {
             "bytes_packed": _NUMBER,
             "macs": _Optional(int),
             "pattern": str,
+            "dead_channels": int,
         }
     ],
     "history": [
