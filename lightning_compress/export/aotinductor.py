@@ -22,8 +22,6 @@ from lightning_compress.export.pt2e import register, to_pt2e
 from lightning_compress.export.runtime import has_vnni
 
 _TOLERANCE = 0.05
-# Two products of an activation of at most 255 and a weight of at most 63 fit into 16 bits.
-_NEVER_SATURATES = 63
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ def to_aot_inductor(
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments.
         path: A file that ends in ``.pt2``; replaced atomically, once the package gave what the model gives.
         dynamic_batch: Leave the first dimension of every input free.
-        integers: Whether to let Inductor fuse 8-bit kernels. ``None``: where they are exact, which is on processors
-            with VNNI, and anywhere with weights of at most 7 bits (``reduce_range=True``).
+        integers: Whether to let Inductor fuse 8-bit kernels. ``None``: where the processor has VNNI; elsewhere they
+            saturate.
 
     Raises:
         CompressionError: There is no C++ compiler, the model cannot be compiled, the package gives other outputs, or
@@ -72,7 +70,7 @@ def to_aot_inductor(
     args, kwargs = program.example_inputs
     expected = program.module()(*args, **kwargs)
     if integers is None:
-        integers = has_vnni() is not False or _fits_seven_bits(program)
+        integers = has_vnni() is not False
     to_pt2e(program)
     with replacing(path) as temporary:
         _compile(program, temporary, integers)
@@ -100,11 +98,6 @@ def load_aot_inductor(path: str | Path) -> Callable[..., Any]:
             return torch._inductor.aoti_load_package(file)
     except (OSError, RuntimeError) as error:
         raise CompressionError(f"{path}: cannot be loaded as an AOTInductor package ({first_line(error)}).") from error
-
-
-def _fits_seven_bits(program: torch.export.ExportedProgram) -> bool:
-    weights = [value for value in program.state_dict.values() if value.dtype == torch.int8]
-    return all(int(weight.to(torch.int16).abs().max()) <= _NEVER_SATURATES for weight in weights if weight.numel())
 
 
 def _compile(program: torch.export.ExportedProgram, path: Path, integers: bool) -> None:
