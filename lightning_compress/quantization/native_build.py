@@ -1,4 +1,4 @@
-"""Compiling a C++ source for this machine, and the signatures of ``native.cpp``'s functions."""
+"""Compiling ``native.cpp`` for this machine, and the signatures of its functions."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _FLAGS = (
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def build(path: Path = _SOURCE) -> Path:
-    """Path of the compiled library of a source, for this compiler and processor; compiled if it is not there yet."""
+def build() -> Path:
+    """Path of the compiled library for this source, compiler and processor; compiled if it is not there yet."""
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
     if compiler is None:
         raise FileNotFoundError("no C++ compiler (g++, clang++ or c++) on the PATH")
-    source = path.read_bytes()
+    source = _SOURCE.read_bytes()
     identity = (source, *_FLAGS, compiler, platform.machine(), _processor())
     digest = hashlib.sha256("\0".join(map(str, identity)).encode()).hexdigest()[:24]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_compress"
-    target = cache / f"{path.stem}-{digest}.so"
+    target = cache / f"kernels-{digest}.so"
     if not target.exists():
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Processes that start together each build their own file; the last rename wins, with equal content.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             built = Path(folder) / target.name
-            command = [compiler, *_FLAGS, str(path), "-o", str(built)]
+            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
             built.replace(target)
     return target
