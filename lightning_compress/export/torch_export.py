@@ -27,7 +27,6 @@ from torch import nn
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.atomic import replacing
 from lightning_compress.export.program import first_line, trace
-from lightning_compress.export.pt2_archive import refuse_code
 from lightning_compress.export.pt2e import register, to_pt2e
 
 _TOLERANCE = 0.05
@@ -84,20 +83,17 @@ def to_torch_export(
 def load_torch_export(path: str | Path) -> nn.Module:
     """Load a ``.pt2`` file as a module for inference.
 
-    The file is checked before PyTorch reads it: it may hold no pickles, and nothing but arithmetic for sizes. Plain
-    ``torch.export.load`` does not check.
+    Load only what you trust: unlike the package's other formats, PyTorch may unpickle parts of such a file.
 
     Raises:
-        CompressionError: It is missing, cannot be read, or holds what may be code.
+        CompressionError: It is missing or cannot be read.
     """
     register()
     if not zipfile.is_zipfile(path):
         raise CompressionError(f"{path}: cannot be loaded as a torch.export file (it is missing, or no such archive).")
     try:
         # As a buffer: from a path it would insist on the file's suffix.
-        data = Path(path).read_bytes()
-        refuse_code(data, path)
-        return torch.export.load(io.BytesIO(data)).module()
+        return torch.export.load(io.BytesIO(Path(path).read_bytes())).module()
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, zipfile.BadZipFile) as error:
         raise CompressionError(f"{path}: cannot be loaded as a torch.export file ({first_line(error)}).") from error
 

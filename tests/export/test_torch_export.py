@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -105,23 +103,4 @@ def test_a_float_model_is_written_with_its_batch_norms_folded(tmp_path: Path) ->
 def test_a_file_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.pt2").write_bytes(b"nothing of the kind")
     with pytest.raises(CompressionError, match="cannot be loaded as a torch"):
-        load_torch_export(tmp_path / "model.pt2")
-
-
-@pytest.mark.parametrize("harm", ["pickled inputs", "pickled weights", "expression"])
-def test_a_file_that_could_run_code_is_refused_before_pytorch_reads_it(harm: str, tmp_path: Path) -> None:
-    to_torch_export(trained(Mlp(), (8, 12)), torch.randn(8, 12), tmp_path / "model.pt2")
-    with zipfile.ZipFile(tmp_path / "model.pt2") as archive:
-        parts = {item.filename: archive.read(item) for item in archive.infolist()}
-    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
-        for name, content in parts.items():
-            if harm == "pickled inputs" and "sample_inputs" in name:
-                content = b"cos\nsystem\n(S'touch gone'\ntR."
-            if harm == "pickled weights":
-                content = content.replace(b'"use_pickle": false', b'"use_pickle": true')
-            if harm == "expression" and name.endswith("model.json"):
-                content = re.sub(rb'"expr_str": "[^"]+"', b'"expr_str": "eval(chr(49))"', content)
-            archive.writestr(name, content)
-    said = {"pickled inputs": "may be code", "pickled weights": "in pickles", "expression": "no arithmetic"}[harm]
-    with pytest.raises(CompressionError, match=said):
         load_torch_export(tmp_path / "model.pt2")
