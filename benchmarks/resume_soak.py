@@ -214,12 +214,11 @@ def logged(folder: Path) -> dict[tuple[int, str], str]:
         first = int(place.name.split("-")[0])
         rows = {key: value for key, value in rows.items() if key[0] < first}
         if (place / "metrics.csv").exists():
-            with (place / "metrics.csv").open(newline="") as file:
-                for row in csv.DictReader(file):
-                    # The last row of a killed process may be cut off.
-                    if None not in row.values():
-                        step = int(row.pop("step"))
-                        rows |= {(step, name): value for name, value in row.items() if value}
+            # The last row of a killed process may be cut off, also inside a number.
+            whole, end, _ = (place / "metrics.csv").read_text().rpartition("\n")
+            for row in csv.DictReader((whole + end).splitlines()):
+                step = int(row.pop("step"))
+                rows |= {(step, name): value for name, value in row.items() if value}
     return rows
 
 
@@ -328,7 +327,10 @@ def soak(stops: int, seed: int = 0, way: str | None = None) -> bool:
             found = Training(folder).finish()
             series = logged(folder)
             missing = len(rows.keys() - series.keys())
-            equal = found == expected and all(rows.get(key) == value for key, value in series.items())
+            other = {key: (value, rows.get(key)) for key, value in series.items() if rows.get(key) != value}
+            equal = found == expected and not other
+            if not equal:
+                print(f"run {runs}: {'same' if found == expected else 'another'} state; logged otherwise: {other}")
             same += equal
             lost += missing
             print(f"run {runs}: {same} of {runs} bit-identical", flush=True)
