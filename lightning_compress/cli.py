@@ -18,6 +18,7 @@ from lightning_compress import __version__
 from lightning_compress.commands.advise import add_advise
 from lightning_compress.commands.bench import add_bench
 from lightning_compress.commands.compare import add_compare
+from lightning_compress.commands.composition import working_directory_importable
 from lightning_compress.commands.doctor import add_doctor
 from lightning_compress.commands.inspect import add_inspect
 from lightning_compress.commands.verify import add_verify
@@ -143,15 +144,14 @@ def _process_for_hydra(overrides: list[str]) -> Iterator[None]:
 
     The working directory is importable meanwhile, for ``model._target_=my_module.MyModel``.
     """
-    argv, path, full_error = sys.argv, list(sys.path), os.environ.get("HYDRA_FULL_ERROR")
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["lightning-compress train", *overrides]
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        yield
+        with working_directory_importable():
+            yield
     finally:
-        sys.argv, sys.path[:] = argv, path
+        sys.argv = argv
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -28,6 +29,21 @@ class CompressionError(ValueError):
 
 class DoesNotHold(CompressionError):
     """Everything was done, and what was found does not meet what was asked for."""
+
+
+def refuse_missing(field: str, package: str, name: str) -> None:
+    """Check that an optional package is installed; the extra that brings it has its name.
+
+    Args:
+        field: What needs it.
+        package: Name of the import and of the extra.
+        name: Name for people.
+
+    Raises:
+        CompressionError: It is not.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise CompressionError(f"{field}: {name} is not installed. Run: pip install 'lightning-compress[{package}]'")
 
 
 def closest(name: str, known: Iterable[str]) -> str:

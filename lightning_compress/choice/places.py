@@ -81,13 +81,7 @@ def places(
     """
     pruned: dict[nn.Parameter, tuple[str, Pattern, tuple[float, ...]]] = {}
     if pruning is not None:
-        for selected in choose(
-            model,
-            targets=pruning.targets,
-            ignore=pruning.ignore,
-            overrides=pruning.overrides,
-            field=pruning.field,
-        ):
+        for selected in choose(model, pruning):
             pattern: Pattern = selected.overrides.get("pattern", pruning.pattern)
             if isinstance(pattern, Channel | NOfM):
                 raise CompressionError.field(

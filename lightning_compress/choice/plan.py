@@ -16,13 +16,14 @@ from lightning_compress.choice.calibration import Calibration
 from lightning_compress.choice.places import Place, all_compressed
 from lightning_compress.choice.sensitivity import Criterion, Layer, Option, Work
 from lightning_compress.errors import CompressionError
+from lightning_compress.example_inputs import call_arguments
 from lightning_compress.export.entry import called_through
 from lightning_compress.export.evaluate import duplicate
 from lightning_compress.export.packed import save_packed
 from lightning_compress.metrics import count_macs, describe
 from lightning_compress.metrics.functional import dense_bytes, extra_bytes
 from lightning_compress.quantization import Quantization, find
-from lightning_compress.quantization.prepare import call_arguments, install
+from lightning_compress.quantization.prepare import install
 from lightning_compress.quantization.spec import QuantizationSettings
 
 Chosen = Mapping[str, tuple[float, "int | None"]]

@@ -101,8 +101,8 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
         save(advice, request.criterion, arguments.picture)
     if arguments.json:
-        found = {**advice.as_dict(request.criterion), "output": None, "command": command}
-        print(json.dumps({**found, "output": str(arguments.output) if command else None}, indent=2))
+        output = str(arguments.output) if command else None
+        print(json.dumps({**advice.as_dict(request.criterion), "output": output, "command": command}, indent=2))
     else:
         _show(advice, request, arguments.output, command)
     return 0 if advice.plan is not None else 1

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_compress.commands.composition import working_directory_importable
 from lightning_compress.errors import CompressionError
 
 if TYPE_CHECKING:
@@ -57,24 +57,17 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise CompressionError.field("verify", expected="options that --help lists", got=unknown)
     # With JSON, standard output carries nothing else.
     aside = contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext()
-    path = list(sys.path)
-    if os.getcwd() not in sys.path:
-        # For model._target_=my_module.MyModel, as in train.
-        sys.path.append(os.getcwd())
-    try:
-        with aside:
-            from lightning_compress.choice.limits import parse_drop
-            from lightning_compress.verification import Demands, verify_run
+    with aside, working_directory_importable():
+        from lightning_compress.choice.limits import parse_drop
+        from lightning_compress.verification import Demands, verify_run
 
-            demands = Demands(
-                max_drop=None if arguments.max_drop is None else parse_drop(arguments.max_drop, "verify --max-drop"),
-                min_agreement=arguments.min_agreement,
-                metric=arguments.metric,
-                mode=arguments.mode,
-            )
-            found = verify_run(arguments.path, rest, demands=demands, split=arguments.split, threads=arguments.threads)
-    finally:
-        sys.path[:] = path
+        demands = Demands(
+            max_drop=None if arguments.max_drop is None else parse_drop(arguments.max_drop, "verify --max-drop"),
+            min_agreement=arguments.min_agreement,
+            metric=arguments.metric,
+            mode=arguments.mode,
+        )
+        found = verify_run(arguments.path, rest, demands=demands, split=arguments.split, threads=arguments.threads)
     failed = any(item.failures for item in found)
     if arguments.json:
         print(json.dumps({"files": [item.as_dict() for item in found], "holds": not failed}, indent=2))

@@ -57,29 +57,22 @@ def sweep_file(overrides: Sequence[str], *, method: str, metric: str, goal: str)
     Raises:
         CompressionError: The config cannot be composed, nothing is swept over, or a range has no end for a grid.
     """
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
 
-    from lightning_compress.config import COMPOSITION_ERRORS, CONFIG_MODULE, CONFIG_NAME, explain
+    from lightning_compress.commands.composition import composed
+    from lightning_compress.config import COMPOSITION_ERRORS, explain
 
     parser = OverridesParser.create()
-    GlobalHydra.instance().clear()
     try:
         parsed = [parser.parse_override(text) for text in overrides]
         fixed = [override.input_line or "" for override in parsed if not override.is_sweep_override()]
-        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            cfg = compose(CONFIG_NAME, fixed, return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        name = str(cfg.name)
-        chosen = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
-        swept = [parser.parse_override(f"{key}={value}") for key, value in chosen.items()]
+        with composed(fixed, "") as cfg:
+            name = str(cfg.name)
+            chosen = HydraConfig.get().sweeper.get("params") or {}
+            swept = [parser.parse_override(f"{key}={value}") for key, value in chosen.items()]
     except COMPOSITION_ERRORS as error:
         raise explain(error, overrides) from error
-    finally:
-        HydraConfig.instance().cfg = None
     parameters = {}
     for override in [*swept, *(one for one in parsed if one.is_sweep_override())]:
         parameters[override.key_or_group] = _parameter(override, method)

@@ -16,12 +16,13 @@ from lightning_compress import phases
 from lightning_compress.diagnosis.estimates import memory, sizes
 from lightning_compress.diagnosis.parameters import ParameterPlan, plan, tied
 from lightning_compress.errors import CompressionError
+from lightning_compress.example_inputs import call_arguments
 from lightning_compress.inspection.zeros import empty_channels
 from lightning_compress.pruning import Pruner
 from lightning_compress.pruning.settings import Settings
 from lightning_compress.quantization import Quantization, strip
 from lightning_compress.quantization.candidates import weights
-from lightning_compress.quantization.prepare import call_arguments, install
+from lightning_compress.quantization.prepare import install
 from lightning_compress.quantization.recording import recording
 from lightning_compress.quantization.spec import QuantizationSettings
 from lightning_compress.schedule import SparsitySchedule

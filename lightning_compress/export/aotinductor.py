@@ -17,11 +17,9 @@ from torch import nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.atomic import replacing
-from lightning_compress.export.program import first_line, quiet, trace
+from lightning_compress.export.program import first_line, quiet, same_outputs, trace
 from lightning_compress.export.pt2e import register, to_pt2e
 from lightning_compress.export.runtime import has_vnni
-
-_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -75,13 +73,11 @@ def to_aot_inductor(
     with replacing(path) as temporary:
         _compile(program, temporary, integers)
         actual = load_aot_inductor(temporary)(*args, **kwargs)
-        leaves = zip(torch.utils._pytree.tree_leaves(actual), torch.utils._pytree.tree_leaves(expected), strict=True)
-        for a, b in leaves:
-            if b.is_floating_point() and not bool((a - b).abs().mean() <= _TOLERANCE * b.abs().mean() + 1e-6):
-                raise CompressionError(
-                    f"to_aot_inductor: {path} gives other outputs than the model. Where 8-bit kernels saturate, "
-                    f"integers=False computes in float."
-                )
+        if not same_outputs(actual, expected, least=1e-6):
+            raise CompressionError(
+                f"to_aot_inductor: {path} gives other outputs than the model. Where 8-bit kernels saturate, "
+                f"integers=False computes in float."
+            )
     return AotInductorFile(path, path.stat().st_size, integers)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from lightning_compress.errors import CompressionError, closest
-from lightning_compress.quantization.prepare import call_arguments
+from lightning_compress.example_inputs import call_arguments
 from lightning_compress.quantization.structure import tensors
 
 _SAMPLES = 4

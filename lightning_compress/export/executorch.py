@@ -7,7 +7,6 @@ Train with ``backend="executorch"``: XNNPACK's integer operators write integers,
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,15 +19,13 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_compress.errors import CompressionError
+from lightning_compress.errors import CompressionError, refuse_missing
+from lightning_compress.example_inputs import call_arguments
 from lightning_compress.export.atomic import replacing
 from lightning_compress.export.entry import input_names
-from lightning_compress.export.program import first_line, trace
+from lightning_compress.export.program import first_line, same_outputs, trace
 from lightning_compress.export.pt2e import to_pt2e
 from lightning_compress.export.xnnpack import for_xnnpack
-from lightning_compress.quantization.prepare import call_arguments
-
-_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def to_executorch(model: nn.Module, example_inputs: Any, path: str | Path, *, ba
         CompressionError: ExecuTorch is not installed, activations have fewer than 8 bits, the model cannot be
             exported, the file gives other outputs, or nothing can be written.
     """
-    refuse_missing("to_executorch")
+    refuse_missing("to_executorch", "executorch", "ExecuTorch")
     path = Path(path)
     args, kwargs = call_arguments(
         tree_map_only(torch.Tensor, lambda t: t[:batch_size] if t.ndim else t, example_inputs)
@@ -77,11 +74,8 @@ def to_executorch(model: nn.Module, example_inputs: Any, path: str | Path, *, ba
         temporary.write_bytes(data)
         actual = ExecuTorchModel(temporary, model.forward)(*example, **named)
         theirs = [leaf for leaf in tree_leaves(expected) if isinstance(leaf, torch.Tensor)]
-        for a, b in zip(actual, theirs, strict=True):
-            if b.is_floating_point() and not bool((a - b).abs().mean() <= _TOLERANCE * b.abs().mean() + 1e-6):
-                raise CompressionError(
-                    f"to_executorch: {path} gives other outputs than the program it was written from."
-                )
+        if not same_outputs(actual, theirs, least=1e-6):
+            raise CompressionError(f"to_executorch: {path} gives other outputs than the program it was written from.")
     return ExecuTorchFile(path, path.stat().st_size, batch_size)
 
 
@@ -97,7 +91,7 @@ class ExecuTorchModel:
     """
 
     def __init__(self, path: str | Path, forward: Callable[..., Any]) -> None:
-        refuse_missing("ExecuTorchModel")
+        refuse_missing("ExecuTorchModel", "executorch", "ExecuTorch")
         with quiet():
             # Kernels for what XNNPACK does not take over.
             importlib.import_module("executorch.kernels.quantized")
@@ -137,18 +131,6 @@ class ExecuTorchModel:
             # The runtime hands out its own memory, which the next call writes over.
             parts.append([output.clone() for output in self._method.execute(piece)])
         return [torch.cat(outputs) if outputs[0].ndim else outputs[0] for outputs in zip(*parts, strict=True)]
-
-
-def refuse_missing(field: str) -> None:
-    """Check that ExecuTorch is installed.
-
-    Raises:
-        CompressionError: It is not.
-    """
-    if importlib.util.find_spec("executorch") is None:
-        raise CompressionError(
-            f"{field}: ExecuTorch is not installed. Run: pip install 'lightning-compress[executorch]'"
-        )
 
 
 def executorch_name() -> str:

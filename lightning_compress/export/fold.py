@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.example_inputs import call_arguments
 from lightning_compress.export.ops import dequantize, quantize_dequantize
 from lightning_compress.quantization.candidates import Use
 from lightning_compress.quantization.layers import ActivationQuantizer, collect_flat_weights
 from lightning_compress.quantization.placement import place
-from lightning_compress.quantization.prepare import Quantization, call_arguments, find, strip
+from lightning_compress.quantization.prepare import Quantization, find, strip
 from lightning_compress.quantization.recording import Boundary, recording
 from lightning_compress.quantization.structure import replaced
 

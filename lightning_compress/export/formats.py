@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
-from lightning_compress.errors import CompressionError, closest
-from lightning_compress.export import executorch, openvino
+from lightning_compress.errors import CompressionError, closest, refuse_missing
 
 Format = Literal["onnx", "openvino", "torch_export", "executorch", "packed", "compressed_tensors"]
 """In the order in which one counts as deployed: what a runtime computes in integers before what is only stored."""
@@ -20,6 +19,8 @@ FILES: dict[str, str] = {
 }
 BESIDE = {"openvino": "model.bin", "compressed_tensors": "config.json"}
 """Second files of formats that have two."""
+_RUNTIMES = {"openvino": "OpenVINO", "executorch": "ExecuTorch"}
+"""Formats whose runtime is a package of the same name, which an extra brings."""
 DENSE_STATE, DENSE_ONNX = "dense.safetensors", "dense.onnx"
 GIVEN = "given"
 REPORTS = ("report.json", "report.md", "report.html")
@@ -43,9 +44,9 @@ def check_formats(formats: Sequence[str], name: str) -> tuple[str, ...]:
             raise CompressionError.field(
                 name, expected=f"some of {', '.join(known)}", got=item, fix=closest(str(item), known)
             )
-    for item, refuse_missing in (("openvino", openvino.refuse_missing), ("executorch", executorch.refuse_missing)):
+    for item, runtime in _RUNTIMES.items():
         if item in formats:
-            refuse_missing(name)
+            refuse_missing(name, item, runtime)
     return tuple(dict.fromkeys(formats))
 
 

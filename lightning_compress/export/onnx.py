@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.example_inputs import call_arguments
 from lightning_compress.export.atomic import replacing
 from lightning_compress.export.onnx_graph import clean
 from lightning_compress.export.program import first_line, quiet, trace
-from lightning_compress.quantization.prepare import call_arguments
 from lightning_compress.quantization.structure import tensors
 
 OPSET = 21

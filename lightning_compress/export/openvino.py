@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_compress.errors import CompressionError
+from lightning_compress.errors import CompressionError, refuse_missing
+from lightning_compress.example_inputs import call_arguments
 from lightning_compress.export.atomic import replacing
 from lightning_compress.export.entry import input_names
 from lightning_compress.export.onnx import to_onnx
 from lightning_compress.export.program import first_line
 from lightning_compress.export.runtime import has_vnni
-from lightning_compress.quantization.prepare import call_arguments
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def to_openvino(
     Raises:
         CompressionError: OpenVINO is not installed, the model cannot be exported or run, or nothing can be written.
     """
-    refuse_missing("to_openvino")
+    refuse_missing("to_openvino", "openvino", "OpenVINO")
     import openvino
 
     path = Path(path)
@@ -105,7 +104,7 @@ class OpenVinoModel:
     def __init__(
         self, path: str | Path, forward: Callable[..., Any], *, threads: int = 1, exact: bool | None = None
     ) -> None:
-        refuse_missing("OpenVinoModel")
+        refuse_missing("OpenVinoModel", "openvino", "OpenVINO")
         import openvino
 
         self.path = Path(path)
@@ -174,16 +173,6 @@ class OpenVinoModel:
             (node.get_rt_info()["layerType"].astype(str), node.get_rt_info()["runtimePrecision"].astype(str))
             for node in self.compiled.get_runtime_model().get_ops()
         )
-
-
-def refuse_missing(field: str) -> None:
-    """Check that OpenVINO is installed.
-
-    Raises:
-        CompressionError: It is not.
-    """
-    if importlib.util.find_spec("openvino") is None:
-        raise CompressionError(f"{field}: OpenVINO is not installed. Run: pip install 'lightning-compress[openvino]'")
 
 
 def openvino_name(threads: int = 1, *, exact: bool = False) -> str:

@@ -13,8 +13,11 @@ import torch
 from torch import nn
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.example_inputs import call_arguments
 from lightning_compress.export.fold import deployable
-from lightning_compress.quantization.prepare import call_arguments
+
+_TOLERANCE = 0.05
+"""Mean difference of outputs, relative to their mean size, that rounding may make."""
 
 
 def trace(
@@ -85,6 +88,24 @@ def _at_least_two(tree: Any) -> Any:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def same_outputs(actual: Any, expected: Any, *, least: float = 0.0) -> bool:
+    """Whether floating outputs are the same but for single values on a neighbouring step of a quantizer.
+
+    Runtimes multiply by the inverse of the scale where we divide, which rounds otherwise at ties.
+
+    Args:
+        actual: Outputs in any structure.
+        expected: As many, in any structure.
+        least: Mean difference that always counts as none.
+    """
+    pairs = zip(torch.utils._pytree.tree_leaves(actual), torch.utils._pytree.tree_leaves(expected), strict=True)
+    return all(
+        bool((a - b).abs().mean() <= _TOLERANCE * b.abs().mean() + least)
+        for a, b in pairs
+        if isinstance(b, torch.Tensor) and b.is_floating_point()
+    )
 
 
 @contextmanager

@@ -28,8 +28,7 @@ def without_channels(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, 
     Raises:
         CompressionError: The smaller model would give other outputs, or weights have scales in groups of inputs.
     """
-    quantization = find(model)
-    scales = {} if quantization is None else _scales(model)
+    scales = _scales(model)
     shrunk = shrink(strip(copy.deepcopy(model)), example_inputs)
     smaller = copy.deepcopy(model)
     before = {name: tensor.detach() for name, tensor in tensors_of(smaller).items()}

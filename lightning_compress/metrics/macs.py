@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from lightning_compress.example_inputs import call_arguments, evaluating
 from lightning_compress.quantization import find
-from lightning_compress.quantization.prepare import call_arguments
 
 
 @dataclass(frozen=True)
@@ -101,28 +101,25 @@ class _Counter(TorchDispatchMode):
 @contextmanager
 def _plain(model: nn.Module) -> Iterator[None]:
     """Run a model in eval mode and float, without the fused kernels that hide what they compute."""
-    training = {module: module.training for module in model.modules()}
     quantization = find(model)
     enabled = quantization is not None and quantization.enabled
     fastpath = torch.backends.mha.get_fastpath_enabled()
     backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
     libraries = [(backend, backend.enabled) for backend in backends]
-    model.eval()
     if quantization is not None:
         quantization.enabled = False
     torch.backends.mha.set_fastpath_enabled(False)
     for library, _ in libraries:
         library.enabled = False
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for library, was_enabled in libraries:
             library.enabled = was_enabled
         torch.backends.mha.set_fastpath_enabled(fastpath)
         if quantization is not None:
             quantization.enabled = enabled
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _like(model: nn.Module, example_inputs: Any) -> Any:

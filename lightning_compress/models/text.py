@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.models.transformer import EncoderBlock
+from lightning_compress.models.transformer import EncoderBlock, refuse_heads
 
 
 class TokenBlocks(nn.Module):
@@ -45,8 +45,7 @@ class TokenBlocks(nn.Module):
                 got=(vocabulary, length),
                 fix="Choose a text for it, such as data=text_banking77 or data=tinyshakespeare.",
             )
-        if heads < 1 or dim % heads:
-            raise CompressionError.field("model.net.heads", expected=f"a divisor of the token size {dim}", got=heads)
+        refuse_heads("model.net.heads", dim, heads)
         self.embed = nn.Embedding(vocabulary, dim)
         self.position = nn.Parameter(torch.empty(1, length, dim))
         nn.init.normal_(self.embed.weight, std=0.02)

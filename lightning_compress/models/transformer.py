@@ -9,6 +9,16 @@ from torch.nn import functional as F
 from lightning_compress.errors import CompressionError
 
 
+def refuse_heads(field: str, dim: int, heads: int) -> None:
+    """Check that a token's features can be shared out among attention heads.
+
+    Raises:
+        CompressionError: They cannot.
+    """
+    if heads < 1 or dim % heads:
+        raise CompressionError.field(field, expected=f"a divisor of the token size {dim}", got=heads)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention of plain linear layers.
 
@@ -102,10 +112,7 @@ class TransformerEncoder(nn.Module):
             raise CompressionError.field(
                 "TransformerEncoder.patch", expected=f"a divisor of the image size {image_size}", got=patch
             )
-        if heads < 1 or dim % heads:
-            raise CompressionError.field(
-                "TransformerEncoder.heads", expected=f"a divisor of the token size {dim}", got=heads
-            )
+        refuse_heads("TransformerEncoder.heads", dim, heads)
         tokens = (image_size // patch) ** 2
         self.embed = nn.Conv2d(in_channels, dim, patch, stride=patch)
         self.position = nn.Parameter(torch.empty(1, tokens, dim))

@@ -27,13 +27,7 @@ def weight_sites(model: nn.Module, settings: Settings) -> tuple[list[Site], dict
     """
     sites = []
     skipped: dict[str, str] = {}
-    for selected in choose(
-        model,
-        targets=settings.targets,
-        ignore=settings.ignore,
-        overrides=settings.overrides,
-        field=settings.field,
-    ):
+    for selected in choose(model, settings):
         name, parameter, own = selected.name, selected.value, selected.overrides
         pattern: Pattern = own.get("pattern", settings.pattern)
         if refusal := pattern.refusal(parameter.shape):
@@ -70,13 +64,7 @@ def channel_sites(
             f"{settings.field}.example_inputs: pattern='channel' has to run the model once to see which channels "
             "depend on each other. Give example_inputs, or set example_input_array on the module."
         )
-    selection = choose(
-        model,
-        targets=settings.targets,
-        ignore=settings.ignore,
-        overrides=settings.overrides,
-        field=settings.field,
-    )
+    selection = choose(model, settings)
     selected = {chosen.value: chosen.overrides for chosen in selection}
     found, skipped = removable_groups(model, example_inputs)
     groups = []

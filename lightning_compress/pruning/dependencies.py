@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.example_inputs import evaluating
 from lightning_compress.pruning.bundles import Passage, Strand, bundle
 from lightning_compress.pruning.channels import ChannelGroup, Part
 from lightning_compress.pruning.forward import call, differ, outputs, to_device
@@ -70,26 +71,24 @@ def dependency_graph(model: nn.Module, example_inputs: Any) -> Iterator[Any]:
         raise CompressionError(
             "pattern='channel' needs the package torch-pruning. Install lightning-compress[channel]."
         ) from None
-    modes = {module: module.training for module in model.modules()}
     frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)
-        with torch.enable_grad():
-            graph = torch_pruning.DependencyGraph().build_dependency(
-                model,
-                example_inputs=to_device(model, example_inputs),
-                forward_fn=call,
-                output_transform=lambda output: [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)],
-                verbose=False,
-            )
-        _Bounded.around(graph)
-        yield graph
+        with evaluating(model):
+            with torch.enable_grad():
+                graph = torch_pruning.DependencyGraph().build_dependency(
+                    model,
+                    example_inputs=to_device(model, example_inputs),
+                    forward_fn=call,
+                    output_transform=lambda output: [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)],
+                    verbose=False,
+                )
+            _Bounded.around(graph)
+            yield graph
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for module, training in modes.items():
-            module.training = training
 
 
 class _EndlessError(RuntimeError):

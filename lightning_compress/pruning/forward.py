@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_compress.example_inputs import call_arguments, evaluating
+
 
 def call(model: nn.Module, example_inputs: Any) -> Any:
-    """Call a model on example inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
-
-    A dict at the end of a tuple holds keyword arguments.
-    """
-    if isinstance(example_inputs, Mapping):
-        return model(**example_inputs)
-    if isinstance(example_inputs, tuple | list):
-        if example_inputs and isinstance(example_inputs[-1], Mapping):
-            return model(*example_inputs[:-1], **example_inputs[-1])
-        return model(*example_inputs)
-    return model(example_inputs)
+    """Call a model on example inputs: a tensor, a tuple of arguments or a dict of keyword arguments."""
+    args, kwargs = call_arguments(example_inputs)
+    return model(*args, **kwargs)
 
 
 def to_device(model: nn.Module, example_inputs: Any) -> Any:
@@ -34,13 +28,8 @@ def to_device(model: nn.Module, example_inputs: Any) -> Any:
 @torch.no_grad()
 def outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
     """All tensors of a model's output in evaluation mode; modes come back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         result = call(model, to_device(model, example_inputs))
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return [leaf.detach() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
 from torch import nn
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.pruning.settings import Settings
 from lightning_compress.targets import Candidate, Selection, select
 
 _DEFAULT_LAYERS = (
@@ -65,23 +63,22 @@ def candidates(model: nn.Module) -> list[Candidate[nn.Parameter]]:
     ]
 
 
-def choose(
-    model: nn.Module,
-    *,
-    targets: Iterable[str] | None,
-    ignore: Iterable[str],
-    overrides: Mapping[str, Mapping[str, Any] | None],
-    field: str,
-) -> list[Selection[nn.Parameter]]:
+def choose(model: nn.Module, settings: Settings) -> list[Selection[nn.Parameter]]:
     """Select the parameters to prune, in the model's order.
 
     Raises:
         CompressionError: A pattern matches nothing, or nothing is left to prune.
     """
-    selection = select(candidates(model), targets=targets, ignore=ignore, overrides=overrides, field=field)
+    selection = select(
+        candidates(model),
+        targets=settings.targets,
+        ignore=settings.ignore,
+        overrides=settings.overrides,
+        field=settings.field,
+    )
     if not selection:
         raise CompressionError(
-            f"{field}: nothing is left to prune in {type(model).__name__}. Expected at least one convolution, "
+            f"{settings.field}: nothing is left to prune in {type(model).__name__}. Expected at least one convolution, "
             "linear, recurrent or attention layer that is not ignored; name others with targets."
         )
     return selection

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_compress.changes import differences
 from lightning_compress.errors import CompressionError
+from lightning_compress.example_inputs import call_arguments, evaluating
 from lightning_compress.quantization.candidates import Use, Weight, weights
 from lightning_compress.quantization.ends import recorded_ends, registered_ends
 from lightning_compress.quantization.layers import (
@@ -27,7 +29,6 @@ from lightning_compress.quantization.placement import Placement, Site, place
 from lightning_compress.quantization.recording import Tape, recording
 from lightning_compress.quantization.searched_weights import SearchedWeightQuantizer
 from lightning_compress.quantization.spec import QuantizationSettings, WeightSpec, check_bits
-from lightning_compress.quantization.structure import call_arguments
 from lightning_compress.targets import select
 
 # Where a module keeps what is attached to it.
@@ -119,14 +120,10 @@ class Quantization:
         """
         args, kwargs = call_arguments(example_inputs)
         enabled, self.enabled = self.enabled, False
-        training = {module: module.training for module in self._model.modules()}
-        self._model.eval()
         try:
-            with torch.no_grad(), recording(self._model) as tape:
+            with evaluating(self._model), torch.no_grad(), recording(self._model) as tape:
                 self._model(*args, **kwargs)
         finally:
-            for module, mode in training.items():
-                module.training = mode
             self.enabled = enabled
         self.place(tape)
 
@@ -304,16 +301,10 @@ class Quantization:
         Raises:
             CompressionError: The state is of other settings, or of another model.
         """
-        ours = self.settings.as_dict()
-        differences = [
-            f"{key} was {state['settings'].get(key)!r}, is {value!r}"
-            for key, value in ours.items()
-            if state["settings"].get(key) != value
-        ]
-        if differences:
+        if found := differences(state["settings"], self.settings.as_dict()):
             raise CompressionError(
                 f"{self.settings.field}: the saved quantization was made with other settings: "
-                f"{'; '.join(differences)}. Resume with the settings that the run was started with."
+                f"{'; '.join(found)}. Resume with the settings that the run was started with."
             )
         self.weight_bits, self.activation_bits = state["weight_bits"], state["activation_bits"]
         self._set_ends(set(state["ends"]))

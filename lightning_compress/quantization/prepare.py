@@ -10,9 +10,8 @@ from torch import nn
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.attached import ATTRIBUTE, Quantization
 from lightning_compress.quantization.spec import QuantizationSettings
-from lightning_compress.quantization.structure import call_arguments
 
-__all__ = ["Quantization", "attach", "call_arguments", "find", "install", "prepare", "strip"]
+__all__ = ["Quantization", "attach", "find", "install", "prepare", "strip"]
 
 
 def prepare(model: nn.Module, *, example_inputs: Any = None, **settings: Any) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -46,19 +46,3 @@ def replaced(tree: Any, path: tuple[Key, ...], function: Callable[[torch.Tensor]
     if isinstance(tree, dict) and key in tree:
         tree[key] = replaced(tree[key], rest, function)
     return tree
-
-
-def call_arguments(example_inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """Split example inputs into positional and keyword arguments.
-
-    Example:
-        >>> call_arguments({"x": 1})
-        ((), {'x': 1})
-    """
-    if isinstance(example_inputs, dict):
-        return (), example_inputs
-    if isinstance(example_inputs, tuple | list):
-        if len(example_inputs) and isinstance(example_inputs[-1], dict):
-            return tuple(example_inputs[:-1]), example_inputs[-1]
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}

@@ -116,10 +116,11 @@ def verify_run(
     files = _files(path)
     if threads < 1:
         raise CompressionError.field("verify --threads", expected="at least 1", got=threads)
-    with run_config(find_run(files[0]), overrides) as cfg:
+    folder = find_run(files[0])
+    with run_config(folder, overrides) as cfg:
         export = cfg.get("export") or {}
         split = split or export.get("split") or "val"
-        run = read_run(find_run(files[0]), files[0], cfg, split)
+        run = read_run(folder, files[0], cfg, split)
         shared = {"fake_quantized": evaluate(duplicate(run.module), run.data)}
         if run.dense is not None:
             dense = cast(L.LightningModule, as_dense(duplicate(run.module), run.dense))

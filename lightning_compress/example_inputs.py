@@ -1,0 +1,41 @@
+"""Example inputs of a model's forward, and evaluation mode for as long as it runs on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+def call_arguments(example_inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Split example inputs into positional and keyword arguments.
+
+    Args:
+        example_inputs: A tensor, a tuple or list of arguments, or a mapping of keyword arguments, which may also stand
+            at the end of a tuple.
+
+    Example:
+        >>> call_arguments({"x": 1})
+        ((), {'x': 1})
+    """
+    if isinstance(example_inputs, Mapping):
+        return (), example_inputs
+    if isinstance(example_inputs, tuple | list):
+        if example_inputs and isinstance(example_inputs[-1], Mapping):
+            return tuple(example_inputs[:-1]), example_inputs[-1]
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each module has the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
