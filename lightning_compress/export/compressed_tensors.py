@@ -245,7 +245,7 @@ def _store(checkpoint: _Checkpoint, name: str, quantizer: WeightQuantizer, input
                 f"save_compressed_tensors: {name}: its input has {inputs.bits} bits, and the format's kernels read 8. "
                 f"Train with activation_bits=8 or None."
             )
-        tensors[f"{name}.input_scale"] = inputs.scale.detach().float().cpu().reshape(1)
+        tensors[f"{name}.input_scale"] = inputs.scale.detach().float().cpu().reshape(1).clone()
         tensors[f"{name}.input_zero_point"] = (inputs.zero_point.detach().cpu() - shift).to(torch.int8).reshape(1)
         scheme["input_activations"] = _arguments(8, "tensor", symmetric=inputs.symmetric)
     checkpoint.groups.setdefault(json.dumps(scheme), (scheme, []))[1].append(name)

@@ -62,7 +62,7 @@ def to_executorch(model: nn.Module, example_inputs: Any, path: str | Path, *, ba
     refuse_missing("to_executorch", "executorch", "ExecuTorch")
     path = Path(path)
     args, kwargs = call_arguments(
-        tree_map_only(torch.Tensor, lambda t: t[:batch_size] if t.ndim else t, example_inputs)
+        tree_map_only(torch.Tensor, lambda t: _plain(t[:batch_size] if t.ndim else t), example_inputs)
     )
     program = trace(model, (*args, dict(kwargs)), dynamic_batch=False, field="to_executorch")
     example, named = program.example_inputs
@@ -113,7 +113,7 @@ class ExecuTorchModel:
         Raises:
             CompressionError: The inputs do not fit the file's, or their number is no multiple of its batch size.
         """
-        given = [value.detach().cpu().contiguous() for value in input_names(self._forward, args, kwargs).values()]
+        given = [_plain(value) for value in input_names(self._forward, args, kwargs).values()]
         batch = self._shapes[0][0] if self._shapes and self._shapes[0] else 1
         count = given[0].shape[0] if given and given[0].ndim else 1
         fits = len(given) == len(self._shapes) and all(
@@ -131,6 +131,11 @@ class ExecuTorchModel:
             # The runtime hands out its own memory, which the next call writes over.
             parts.append([output.clone() for output in self._method.execute(piece)])
         return [torch.cat(outputs) if outputs[0].ndim else outputs[0] for outputs in zip(*parts, strict=True)]
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with the strides of its shape: for one channel, images in channels-last order count as contiguous, too."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
 
 
 def executorch_name() -> str:

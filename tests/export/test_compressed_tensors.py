@@ -15,6 +15,7 @@ from torch import nn
 
 from lightning_compress import CompressedExport, CompressionError, QuantizationAwareTraining
 from lightning_compress.export.compressed_tensors import load_compressed_tensors, pack, save_compressed_tensors, unpack
+from lightning_compress.models import TransformerEncoder
 from lightning_compress.quantization import find, prepare
 
 W4A16 = {"weight_bits": 4, "activation_bits": None, "weight_granularity": "group:4"}
@@ -49,6 +50,15 @@ def test_integers_and_scales_lie_where_the_format_has_them(tmp_path: Path) -> No
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert (config["quant_method"], config["format"]) == ("compressed-tensors", "int-quantized")
     assert config["config_groups"]["group_0"]["targets"] == ["1", "3", "5"]
+
+
+def test_layers_that_share_an_input_each_store_its_scale(tmp_path: Path) -> None:
+    model = trained(TransformerEncoder(1, 8, 10, patch=2, dim=16), torch.randn(8, 1, 8, 8), **W8A8)
+    save_compressed_tensors(model, tmp_path / "model.safetensors")
+    stored = load_file(tmp_path / "model.safetensors")
+    scales = [stored[f"blocks.0.attention.{name}.input_scale"] for name in ("query", "key", "value")]
+    site = find(model).layer_input["blocks.0.attention.query.weight"]
+    assert all(torch.equal(scale, find(model).activations[site].scale.reshape(1)) for scale in scales)
 
 
 def test_four_bits_take_half_a_byte(tmp_path: Path) -> None:
