@@ -161,6 +161,8 @@ class GradualMagnitudePruning(Callback):
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         pruner = _made(self.pruner)
+        if pruner.idle and not self.settings.needs_gradient:
+            return
         # Before on_train_batch_end counts the steps of this batch, as many as there are optimizers may be done.
         soon = trainer.global_step + max(1, len(trainer.optimizers))
         if (
