@@ -5,7 +5,7 @@ measure), and the time from the start of one batch to the start of the next is c
 without it. The two fits run in two threads that take turns, a step each, so that a machine that slows down slows both;
 a ratio is that of the medians over all steps. Torch has one thread.
 
-    python benchmarks/callback_cost.py
+    python benchmarks/callback_cost.py --write
 
 Exit code 1 if a ratio is above the limit (1.01 by default).
 """
@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
+import results
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
@@ -144,11 +145,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--limit", type=float, default=1.01, help="the highest ratio that is fine")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/callback_cost.json")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    worst = 0.0
+    worst, rows = 0.0, []
     for network in NETWORKS:
         for way in ("nothing", *WAYS):
             found, seconds = ratio(network, WAYS[way]() if way in WAYS else [], arguments.steps)
@@ -157,7 +159,22 @@ def main() -> int:
                 f"{network:<10} {way:<14} {found:.4f} × a step of {seconds * 1e3:.1f} ms ({more:+.0f} µs)", flush=True
             )
             worst = max(worst, found if way in WAYS else 0.0)
+            rows.append({"network": network, "callback": way, "ms": seconds * 1e3, "ratio": found, "more_us": more})
     print(f"the highest is {worst:.4f}, the limit {arguments.limit}")
+    if arguments.write:
+        results.write(
+            "callback_cost",
+            rows,
+            columns={
+                "network": "network",
+                "callback": "callback with nothing to do",
+                "ms": ("step without it, ms", ".1f"),
+                "ratio": ("step with ÷ without", ".3f"),
+                "more_us": ("µs more", "+.0f"),
+            },
+            seeds=[0],
+            notes=[f"Medians over {arguments.steps} steps that take turns."],
+        )
     return 0 if worst <= arguments.limit else 1
 
 

@@ -17,8 +17,10 @@ import logging
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import results
 import torch
 from torch import nn
 
@@ -93,12 +95,50 @@ def latency(files: dict[str, Path], image: tuple[int, ...], batch: int, seconds:
     return measure(calls, seconds=seconds)
 
 
-def print_latency(files: dict[str, Path], image: tuple[int, ...], seconds: float) -> None:
+def latencies(files: dict[str, Path], image: tuple[int, ...], seconds: float) -> dict[str, dict[str, float]]:
+    """Print what each network takes at two batch sizes; the columns of its row."""
+    columns: dict[str, dict[str, float]] = {name: {} for name in files}
     print("\n| batch | dense, ms | pruned, ms | pruned ÷ dense |\n|---:|---:|---:|---:|")
     for batch in (1, 32):
         timings = latency(files, image, batch, seconds)
         ratio = Ratio.between(timings["pruned"], timings["dense"])
         print(f"| {batch} | {timings['dense'].median_ms:.3f} | {timings['pruned'].median_ms:.3f} | {ratio} |")
+        for name, timing in timings.items():
+            columns[name] |= {f"ms_{batch}": timing.median_ms}
+        columns["pruned"] |= {f"ratio_{batch}": ratio.median}
+    return columns
+
+
+def spread(values: list[float]) -> dict[str, float | None]:
+    """Accuracy and its deviation over the seeds, as far as there are any."""
+    return {
+        "accuracy": statistics.mean(values) if values else None,
+        **({"accuracy_std": statistics.stdev(values)} if len(values) > 1 else {}),
+    }
+
+
+def write(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
+    results.write(
+        f"channel_pruning_{asked.data}",
+        rows,
+        columns={
+            "network": "ResNet-20",
+            "accuracy": ("test accuracy, %", ".2f"),
+            "macs": "multiply-adds",
+            "parameters": "parameters",
+            "bytes": "ONNX file, bytes",
+            "ms_1": ("batch 1, ms", ".3f"),
+            "ratio_1": ("÷ dense", ".2f"),
+            "ms_32": ("batch 32, ms", ".3f"),
+            "ratio_32": ("÷ dense", ".2f"),
+        },
+        seeds=asked.seeds[:1] if asked.latency_only else asked.seeds,
+        notes=[
+            f"{asked.sparsity:.0%} of the channels in every group removed.",
+            "Untrained." if asked.latency_only else f"{asked.epochs} epochs each, the last one tested.",
+            "Latency of ONNX Runtime on one thread.",
+        ],
+    )
 
 
 def main() -> None:
@@ -110,6 +150,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.3, help="share of channels; 0.3 halves the multiply-adds")
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each latency")
     parser.add_argument("--latency-only", action="store_true", help="untrained networks, no data")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/channel_pruning_DATA.json")
     asked = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     kind, image = DATA[asked.data]
@@ -117,6 +158,7 @@ def main() -> None:
     example = torch.randn(2, *image)
     print(f"{asked.data}: {sparsity:.0%} of the channels in every group")
     found: dict[str, list[float]] = {"dense": [], "pruned": []}
+    sizes: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in asked.seeds[:1] if asked.latency_only else asked.seeds:
             files = {}
@@ -132,9 +174,9 @@ def main() -> None:
                     net = shrink(net, example).model if name == "pruned" else net
                 files[name] = to_onnx(net, example, Path(folder, f"{name}.onnx")).path
                 weights = sum(p.numel() for p in net.parameters())
-                line = (
-                    f"{macs(net, image) / 1e6:.2f}M multiply-adds, {weights} parameters, {files[name].stat().st_size} B"
-                )
+                size, count = files[name].stat().st_size, macs(net, image)
+                line = f"{count / 1e6:.2f}M multiply-adds, {weights} parameters, {size} B"
+                sizes[name] = {"macs": count, "parameters": weights, "bytes": size}
                 if not asked.latency_only:
                     found[name].append(100 * accuracy(files[name], data))
                     line += f", test accuracy {found[name][-1]:.2f} %"
@@ -144,7 +186,9 @@ def main() -> None:
                 print(
                     f"{name}: {statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} %, {asked.epochs} epochs"
                 )
-        print_latency(files, image, asked.seconds)
+        columns = latencies(files, image, asked.seconds)
+    if asked.write:
+        write([{"network": name, **sizes[name], **spread(found[name]), **columns[name]} for name in found], asked)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
 """What pruning costs: mask updates, training steps between them, and memory; ratios measured side by side.
 
-Run ``python benchmarks/pruning_cost.py`` on a quiet machine; ``--weights 10_000_000`` for a quick look. All ways are
-interleaved in one run. A ratio is the median over the rounds of each round's ratio to its neighbour in time.
+    python benchmarks/pruning_cost.py --write                  # on a quiet machine
+    python benchmarks/pruning_cost.py --weights 10_000_000     # a quick look
+
+All ways are interleaved in one run. A ratio is the median over the rounds of each round's ratio to its neighbour in
+time. ``torch.nn.utils.prune`` and Lightning's callback, which stands on it, make a masked weight before a module's
+forward runs; ``nn.MultiheadAttention`` reads its output projection without running it, so that there they cannot train
+and are measured without that weight.
 """
 
 from __future__ import annotations
@@ -13,7 +18,9 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
+import results
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -115,7 +122,7 @@ def bare_update(weights: list[torch.Tensor], masks: list[torch.Tensor], count: i
             torch.gt(chunk.abs(), threshold, out=kept)
 
 
-def updates(size: int, rounds: int, peers: bool) -> None:
+def updates(size: int, rounds: int, peers: bool) -> list[dict[str, Any]]:
     model = mlp(size)
     weights = [parameter.detach() for parameter in model.parameters()]
     n = sum(weight.numel() for weight in weights)
@@ -127,10 +134,10 @@ def updates(size: int, rounds: int, peers: bool) -> None:
 
     pruners: list[Pruner] = []
     print(f"\nGlobal mask update over {n / 1e6:.1f}M weights, {SPARSITY:.0%}")
-    extra = peak_extra(lambda: pruners.append(make()))
-    print(f"  masks                                {extra / n:6.2f} bytes a weight")
-    extra = peak_extra(lambda: pruners[0].step(0))
-    print(f"  extra at the peak of an update       {extra / n:6.2f} bytes a weight (target 1.25)")
+    held = peak_extra(lambda: pruners.append(make())) / n
+    print(f"  masks                                {held:6.2f} bytes a weight")
+    extra = peak_extra(lambda: pruners[0].step(0)) / n
+    print(f"  extra at the peak of an update       {extra:6.2f} bytes a weight (target 1.25)")
     for step in range(1, 5):
         pruners[0].last_update = None
         pruners[0].step(step)
@@ -152,9 +159,15 @@ def updates(size: int, rounds: int, peers: bool) -> None:
     if torch.cat(values).unique().numel() > 1:
         raise RuntimeError("the masks differ beyond ties at the threshold")
     ratio = statistics.median(a / b for a, b in zip(times["Pruner.step"], times["bare"], strict=True))
-    print(f"  bare selection and masks             {statistics.median(times['bare']):6.2f} s")
-    print(f"  Pruner.step with an update           {statistics.median(times['Pruner.step']):6.2f} s")
+    bare, whole = (statistics.median(measured) for measured in times.values())
+    print(f"  bare selection and masks             {bare:6.2f} s")
+    print(f"  Pruner.step with an update           {whole:6.2f} s")
     print(f"  ratio                                {ratio:6.2f}   (target at most 1.5)")
+    name = f"mask update, {n / 1e6:.0f}M weights"
+    rows = [
+        {"measured": name, "way": "selection and masks alone", "ms": bare * 1e3, "ratio": 1.0},
+        {"measured": name, "way": "lightning-compress", "ms": whole * 1e3, "ratio": ratio, "bytes": held + extra},
+    ]
     if peers:
         for weight, value in zip(weights, saved, strict=True):
             weight.copy_(value)
@@ -163,7 +176,11 @@ def updates(size: int, rounds: int, peers: bool) -> None:
             lambda: torch_prune.global_unstructured(targets, torch_prune.L1Unstructured, amount=SPARSITY)
         )
         print(f"  torch.nn.utils.prune                 {torch_time:6.2f} s")
-        print(f"  torch / Pruner.step                  {torch_time / statistics.median(times['Pruner.step']):6.1f}")
+        print(f"  torch / Pruner.step                  {torch_time / whole:6.1f}")
+        rows.append(
+            {"measured": name, "way": "torch.nn.utils.prune", "ms": torch_time * 1e3, "ratio": torch_time / bare}
+        )
+    return rows
 
 
 # --- Steps -----------------------------------------------------------------------------------------------------------
@@ -220,30 +237,38 @@ def plain_bytes(model: nn.Module, inputs: torch.Tensor) -> Step:
     return step
 
 
+def hookable(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Modules and attributes that a hook before the module's forward can prune."""
+    never_run = {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
+    found = [name.rpartition(".") for name in Pruner(model, final_sparsity=SPARSITY, end=0).masks]
+    targets = [(model.get_submodule(name), attribute) for name, _, attribute in found]
+    return [(module, attribute) for module, attribute in targets if module not in never_run]
+
+
 def torch_pruned(model: nn.Module, inputs: torch.Tensor) -> Step:
-    for name in list(Pruner(model, final_sparsity=SPARSITY, end=0).masks):
-        module = model.get_submodule(name.rpartition(".")[0])
-        torch_prune.l1_unstructured(module, name.rpartition(".")[2], amount=SPARSITY)
+    for module, attribute in hookable(model):
+        torch_prune.l1_unstructured(module, attribute, amount=SPARSITY)
     return dense_step(model, inputs)
 
 
 def lightning_pruned(model: nn.Module, inputs: torch.Tensor) -> Step:
     from lightning.pytorch.callbacks import ModelPruning
 
-    names = list(Pruner(model, final_sparsity=SPARSITY, end=0).masks)
-    targets = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
-    callback = ModelPruning("l1_unstructured", parameters_to_prune=targets, amount=SPARSITY)
+    callback = ModelPruning("l1_unstructured", parameters_to_prune=hookable(model), amount=SPARSITY)
     callback.apply_pruning(SPARSITY)
     return dense_step(model, inputs)
 
 
-def steps(name: str, model: nn.Module, inputs: torch.Tensor, target: float, rounds: int, peers: bool) -> None:
+def steps(
+    name: str, model: nn.Module, inputs: torch.Tensor, target: float, rounds: int, peers: bool
+) -> list[dict[str, Any]]:
     ways = {"dense": dense_step, "lightning-compress": ours, "float mask": float_masks, "byte mask, plain": plain_bytes}
     if peers:
         ways |= {"torch.nn.utils.prune": torch_pruned, "Lightning ModelPruning": lightning_pruned}
     print(f"\nTraining step, {name}")
     dense = dense_step(copy.deepcopy(model), inputs)
     dense()
+    rows = []
     for way, make in ways.items():
         if way == "dense":
             continue
@@ -258,31 +283,52 @@ def steps(name: str, model: nn.Module, inputs: torch.Tensor, target: float, roun
             f"  {way:24s} {statistics.median(b for _, b in pairs) * 1e3:8.2f} ms, ÷ dense {each:5.3f} "
             f"({ratio:5.3f} of medians){note}"
         )
+        milliseconds = statistics.median(b for _, b in pairs) * 1e3
+        rows.append({"measured": f"step, {name}", "way": way, "ms": milliseconds, "ratio": each})
         del step
         gc.collect()
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=int, default=100_000_000, help="weights of the large MLP")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this; may be repeated; all by default")
     parser.add_argument("--no-peers", action="store_true", help="leave out the slow peers")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/pruning_cost.json")
     asked = parser.parse_args()
     torch.manual_seed(0)
     peers = not asked.no_peers
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, compiled masks: {kernel.available()}")
     parts = asked.part or PARTS
+    rows: list[dict[str, Any]] = []
     if "update" in parts:
-        updates(asked.weights, asked.rounds, peers)
+        rows += updates(asked.weights, asked.rounds, peers)
     if "resnet18" in parts:
-        steps("ResNet-18, batch 4 at 64×64", resnet18(), torch.randn(4, 3, 64, 64), 1.02, asked.rounds * 6, peers)
+        inputs = torch.randn(4, 3, 64, 64)
+        rows += steps("ResNet-18, batch 4 at 64×64", resnet18(), inputs, 1.02, asked.rounds * 6, peers)
     if "encoder" in parts:
-        steps("transformer encoder, batch 8×64", encoder(), torch.randn(8, 64, 256), 1.02, asked.rounds * 6, peers)
+        inputs = torch.randn(8, 64, 256)
+        rows += steps("transformer encoder, batch 8×64", encoder(), inputs, 1.02, asked.rounds * 6, peers)
     if "mlp" in parts:
         large = mlp(asked.weights)
         inputs = torch.randn(32, large[0].in_features)
-        steps(f"{asked.weights / 1e6:.0f}M MLP, batch 32", large, inputs, 1.06, asked.rounds * 2, peers)
+        rows += steps(f"{asked.weights / 1e6:.0f}M MLP, batch 32", large, inputs, 1.06, asked.rounds * 2, peers)
+    if asked.write:
+        results.write(
+            "pruning_cost",
+            rows,
+            columns={
+                "measured": "measured",
+                "way": "way",
+                "ms": ("ms", ".1f"),
+                "ratio": ("÷ dense step, or ÷ selection alone", ".3f"),
+                "bytes": ("bytes a weight at the peak", ".2f"),
+            },
+            seeds=[0],
+            notes=[f"{SPARSITY:.0%} unstructured; compiled masks {'on' if kernel.available() else 'off'}."],
+        )
 
 
 if __name__ == "__main__":

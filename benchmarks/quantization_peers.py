@@ -1,6 +1,6 @@
 """Step time of quantization-aware training by other libraries over that of float training, beside ours.
 
-    python benchmarks/quantization_peers.py
+    python benchmarks/quantization_peers.py --write
     python benchmarks/quantization_peers.py --peers modelopt --networks resnet20 --rounds 30 --cache ~/peers
 
 Each library gets a virtual environment of its own under the cache, with the torch of this one, made on the first run
@@ -177,6 +177,40 @@ def row(peer: str, network: str, options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def write(found: dict[str, dict[str, dict[str, Any]]], options: argparse.Namespace) -> None:
+    # Peers' environments, in which this file runs too, have nothing that it needs.
+    import results
+
+    results.write(
+        "quantization_peers",
+        [
+            {"network": network, "batch": BATCHES[network], "library": REQUIREMENTS.get(peer, peer), **numbers}
+            for network, rows in found.items()
+            for peer, numbers in rows.items()
+        ],
+        columns={
+            "network": "network",
+            "batch": "batch",
+            "library": "library",
+            "ratio": ("quantized step ÷ its float step", ".2f"),
+            "ms": ("step, ms", ".1f"),
+            "float_ms": ("float step, ms", ".1f"),
+        },
+        seeds=[0],
+        threads=options.threads,
+        versions=dict(REQUIREMENTS[peer].split("==") for peer in options.peers if peer in REQUIREMENTS),
+        notes=[
+            "Each library with its default recipe for 8 bits, in a process of its own; blocks of two steps alternate.",
+            *(
+                f"{network}, {peer}: not measured, {numbers['reason']}."
+                for network, rows in found.items()
+                for peer, numbers in rows.items()
+                if "reason" in numbers
+            ),
+        ],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*OURS, *REQUIREMENTS]
@@ -186,12 +220,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "lightning_compress" / "peers")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/quantization_peers.json")
     parser.add_argument("--measure", choices=names, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.measure, options.networks[0], options.rounds, options.threads)))
         return
     found = {network: {peer: row(peer, network, options) for peer in options.peers} for network in options.networks}
+    if options.write:
+        write(found, options)
     if options.json:
         print(json.dumps({"threads": options.threads, "results": found}, indent=1))
         return

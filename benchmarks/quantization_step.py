@@ -1,6 +1,6 @@
 """Cost of quantization-aware training: step time and memory over those of float training, side by side in one run.
 
-    python benchmarks/quantization_step.py                     # both networks, ranges observed and frozen
+    python benchmarks/quantization_step.py --write             # both networks; ranges observed, frozen, learned
     python benchmarks/quantization_step.py --networks resnet20 --rounds 60 --json
 
 Float and quantized steps alternate in short blocks, and the ratio is the median over the blocks' ratios, so that a
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import results
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -122,16 +123,43 @@ def memory_of(network: str, variant: str, threads: int) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def write(found: dict[str, dict[str, dict[str, float]]], options: argparse.Namespace) -> None:
+    memory = {} if options.no_memory else {"memory_ratio": ("memory that training adds ÷ float", ".2f")}
+    results.write(
+        "quantization_step",
+        [
+            {"network": network, "batch": NETWORKS[network][1], "ranges": variant, **row}
+            for network, rows in found.items()
+            for variant, row in rows.items()
+        ],
+        columns={
+            "network": "network",
+            "batch": "batch",
+            "ranges": "8-bit ranges",
+            "ms": ("step, ms", ".1f"),
+            "ratio": ("step ÷ float step", ".2f"),
+            **memory,
+        },
+        seeds=[0],
+        threads=options.threads,
+        notes=[
+            f"Medians of {options.rounds} blocks of {options.steps} steps that alternate, compiled kernels "
+            f"{'off' if options.eager else 'on'}."
+        ],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS[1:], default=["observed", "frozen"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS[1:], default=["observed", "frozen", "learned"])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=2, help="steps in a block")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--eager", action="store_true", help="without compiled kernels")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/quantization_step.json")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -139,19 +167,21 @@ def main() -> None:
     if options.memory_of:
         print(added_memory(*options.memory_of))
         return
-    results = {}
+    found = {}
     for network in options.networks:
         rows = ratios(network, options.variants, options.rounds, options.steps)
         if not options.no_memory:
             for variant, row in rows.items():
                 row["memory_mb"] = memory_of(network, variant, options.threads)
                 row["memory_ratio"] = row["memory_mb"] / rows["float"]["memory_mb"]
-        results[network] = rows
+        found[network] = rows
+    if options.write:
+        write(found, options)
     if options.json:
-        print(json.dumps({"torch": torch.__version__, "threads": options.threads, "results": results}, indent=1))
+        print(json.dumps({"torch": torch.__version__, "threads": options.threads, "results": found}, indent=1))
         return
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {options.threads} threads")
-    for network, rows in results.items():
+    for network, rows in found.items():
         print(f"\n{network}, batch {NETWORKS[network][1]}")
         columns = list(rows["float"])
         print(f"{'':10}" + "".join(f"{column:>18}" for column in columns))

@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -92,7 +93,7 @@ def command() -> str:
     script = Path(sys.argv[0]).resolve()
     name = script.relative_to(ROOT).as_posix() if script.is_relative_to(ROOT) else script.name
     arguments = [re.sub(r"(^|=)(/|~/).*", r"\1DIRECTORY", argument) for argument in sys.argv[1:]]
-    return " ".join(["python", name, *arguments])
+    return shlex.join(["python", name, *arguments])
 
 
 def machine() -> dict[str, Any]:

@@ -10,7 +10,7 @@ the CSV logger are compared with those of a run that nobody stopped.
 Lightning writes the row of a step, or of an epoch, after the checkpoint. Where a process is killed between the two, the
 row is in no file; such rows are counted, and all others have to be equal.
 
-    python benchmarks/resume_soak.py --stops 100
+    python benchmarks/resume_soak.py --stops 100 --write
 
 With PyTorch 2.13 and Lightning 2.6.6, 100 stops (25 of each way) in 45 runs: 45 of 45 bit-identical, 270 of 29,880
 logged values not yet written at a stop. ``--way SIGKILL`` stops in one way alone.
@@ -296,8 +296,8 @@ def draw(moments: random.Random, number: int, done: int, way: str | None) -> Blo
     return Blow(kinds[number % len(kinds)], done + moments.randint(1, 16), writing, seconds)
 
 
-def soak(stops: int, seed: int = 0, way: str | None = None) -> bool:
-    """Stop and resume; whether every run ended bit-identical with the uninterrupted one.
+def soak(stops: int, seed: int = 0, way: str | None = None) -> dict[str, int]:
+    """Stop and resume; how many stops there were, of which way, and how many runs ended bit-identical.
 
     Args:
         stops: How often.
@@ -336,7 +336,25 @@ def soak(stops: int, seed: int = 0, way: str | None = None) -> bool:
             print(f"run {runs}: {same} of {runs} bit-identical", flush=True)
     print(f"{done} stops ({', '.join(f'{count} {way}' for way, count in sorted(ways.items()))})")
     print(f"{same} of {runs} runs bit-identical; {lost} of {runs * len(rows)} logged values not yet written at a stop")
-    return same == runs
+    return {"stops": done, **ways, "runs": runs, "same": same, "lost": lost, "values": runs * len(rows)}
+
+
+def write(found: dict[str, int], seed: int) -> None:
+    import results
+
+    results.write(
+        "resume_soak",
+        [found],
+        columns={
+            "stops": "stops",
+            **{way: f"by {way}" for way in (*SIGNALS, "exception") if way in found},
+            "runs": "runs",
+            "same": "bit-identical",
+            "lost": "logged values not yet written at a stop",
+            "values": "logged values",
+        },
+        seeds=[seed],
+    )
 
 
 def main() -> int:
@@ -345,11 +363,15 @@ def main() -> int:
     parser.add_argument("--stops", type=int, default=100, help="how often a process is stopped")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--way", choices=[*SIGNALS, *HOOKS], help="stop in this way alone; by default in all")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/resume_soak.json")
     arguments = parser.parse_args()
     # Loaded once, here, and not in every training.
     for module in ("lightning", "lightning_compress.callbacks"):
         import_module(module)
-    return 0 if soak(arguments.stops, arguments.seed, arguments.way) else 1
+    found = soak(arguments.stops, arguments.seed, arguments.way)
+    if arguments.write:
+        write(found, arguments.seed)
+    return 0 if found["same"] == found["runs"] else 1
 
 
 if __name__ == "__main__":
