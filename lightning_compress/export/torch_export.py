@@ -27,6 +27,7 @@ from torch import nn
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.atomic import replacing
 from lightning_compress.export.program import first_line, same_outputs, trace
+from lightning_compress.export.pt2_archive import refuse_code
 from lightning_compress.export.pt2e import register, to_pt2e
 
 
@@ -80,17 +81,20 @@ def to_torch_export(
 def load_torch_export(path: str | Path) -> nn.Module:
     """Load a ``.pt2`` file as a module for inference.
 
-    Load only what you trust: unlike the package's other formats, PyTorch may unpickle parts of such a file.
+    The file is checked before PyTorch reads it: it may hold no pickles, and nothing but arithmetic for sizes. Plain
+    ``torch.export.load`` does not check.
 
     Raises:
-        CompressionError: It is missing or cannot be read.
+        CompressionError: It is missing, cannot be read, or holds what may be code.
     """
     register()
     if not zipfile.is_zipfile(path):
         raise CompressionError(f"{path}: cannot be loaded as a torch.export file (it is missing, or no such archive).")
     try:
         # As a buffer: from a path it would insist on the file's suffix.
-        return torch.export.load(io.BytesIO(Path(path).read_bytes())).module()
+        data = Path(path).read_bytes()
+        refuse_code(data, path)
+        return torch.export.load(io.BytesIO(data)).module()
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, zipfile.BadZipFile) as error:
         raise CompressionError(f"{path}: cannot be loaded as a torch.export file ({first_line(error)}).") from error
 

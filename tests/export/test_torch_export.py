@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -103,4 +105,42 @@ def test_a_float_model_is_written_with_its_batch_norms_folded(tmp_path: Path) ->
 def test_a_file_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.pt2").write_bytes(b"nothing of the kind")
     with pytest.raises(CompressionError, match="cannot be loaded as a torch"):
+        load_torch_export(tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize(
+    ("harm", "part", "pattern", "replacement", "said"),
+    [
+        ("pickled inputs", "sample_inputs", rb"(?s).*", b"cos\nsystem\n(S'touch gone'\ntR.", "may be code"),
+        ("pickled weights", ".json", rb'"use_pickle": false', b'"use_pickle": true', "in pickles"),
+        ("expression", "model.json", rb'"expr_str": "[^"]+"', b'"expr_str": "eval(chr(49))"', "no arithmetic"),
+        ("function", "model.json", rb"torch.ops.aten.linear.default", b"torch.hub.os.system", "no registered operator"),
+        ("reads a file", "model.json", rb"torch.ops.aten.linear.default", b"torch.ops.aten.from_file.default", "calls"),
+        ("guards", "model.json", rb'"guards_code": \[\]', b'"guards_code": ["exit()"]', "are code"),
+        ("import", "model.json", rb'("in_spec": "\[1, )', rb'\1{\\"__enum__\\": 1}, ', "imports a module"),
+    ],
+)
+def test_a_file_that_could_run_code_is_refused_before_pytorch_reads_it(
+    harm: str, part: str, pattern: bytes, replacement: bytes, said: str, tmp_path: Path
+) -> None:
+    to_torch_export(trained(Mlp(), (8, 12)), torch.randn(8, 12), tmp_path / "model.pt2")
+    load_torch_export(tmp_path / "model.pt2")
+    with zipfile.ZipFile(tmp_path / "model.pt2") as archive:
+        parts = {item.filename: archive.read(item) for item in archive.infolist()}
+    changed = {k: re.sub(pattern, replacement, v, count=0 if v else 1) if part in k else v for k, v in parts.items()}
+    assert changed != parts, harm
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
+        for name, content in changed.items():
+            archive.writestr(name, content)
+    with pytest.raises(CompressionError, match=said):
+        load_torch_export(tmp_path / "model.pt2")
+
+
+def test_a_file_with_two_parts_of_one_name_is_refused(tmp_path: Path) -> None:
+    to_torch_export(trained(Mlp(), (8, 12)), torch.randn(8, 12), tmp_path / "model.pt2")
+    with zipfile.ZipFile(tmp_path / "model.pt2", "a") as archive:
+        name = next(n for n in archive.namelist() if n.endswith("model.json"))
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr(name, b"{}")
+    with pytest.raises(CompressionError, match="may be code"):
         load_torch_export(tmp_path / "model.pt2")

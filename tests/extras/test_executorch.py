@@ -78,7 +78,7 @@ def test_other_networks_give_their_own_values(network: type[nn.Module], shape: t
     x = torch.randn(64, *shape[1:])
     (actual,) = ExecuTorchModel(tmp_path / "model.pte", model.forward)(x)
     with torch.no_grad():
-        expected = model(images)
+        expected = model(x)
     assert (actual - expected).abs().mean() <= 0.02 * expected.abs().mean()
 
 
