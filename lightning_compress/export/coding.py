@@ -15,12 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.export import rans
 
 PRECISION = 24
 TOTAL = 1 << PRECISION
-BLOCK = 1 << 20
-"""Symbols decoded at a time: the coder gives 4 bytes a symbol, which are narrowed before the next block."""
-
 Frequencies = NDArray[np.int64]
 
 
@@ -111,8 +109,8 @@ def information(counts: NDArray[Any], model: Frequencies) -> float:
 def histogram(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
     """How often each of the 256 bytes comes; in blocks, since counting widens what it counts to 8 bytes."""
     counts = np.zeros(256, np.int64)
-    for start in range(0, symbols.size, BLOCK):
-        counts += np.bincount(symbols[start : start + BLOCK], minlength=256)
+    for start in range(0, symbols.size, rans.BLOCK):
+        counts += np.bincount(symbols[start : start + rans.BLOCK], minlength=256)
     return counts
 
 
@@ -120,7 +118,7 @@ class Encoder:
     """Collects runs of symbols, each run with its model, and codes them into bytes."""
 
     def __init__(self) -> None:
-        self._runs: list[tuple[NDArray[np.int32], Frequencies]] = []
+        self._runs: list[tuple[NDArray[Any], Frequencies]] = []
 
     def put(self, symbols: NDArray[Any], model: Frequencies) -> None:
         """Add symbols (whole numbers below ``len(model)``); a model of one symbol costs and stores nothing."""
@@ -135,13 +133,9 @@ class Encoder:
 
     def finish(self) -> bytes:
         """Everything that was put, as bytes."""
-        coder = _ans().AnsCoder()
-        for symbols, model in reversed(self._runs):
-            # A last-in-first-out coder takes the end first; blocks bound the 4-byte copies it needs.
-            for start in reversed(range(0, symbols.size, BLOCK)):
-                coder.encode_reverse(symbols[start : start + BLOCK].astype(np.int32), _categorical(model))
+        words = rans.encode(self._runs)
         # The last word is never zero, so that its leading zero bytes need no storage.
-        return coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+        return words.astype("<u4").tobytes().rstrip(b"\0")
 
 
 class Decoder:
@@ -157,17 +151,11 @@ class Decoder:
         if data.endswith(b"\0"):
             raise CompressionError(f"{where}: damaged, coded data never ends in a zero byte.")
         padded = data + b"\0" * (-len(data) % 4)
-        self._coder = _ans().AnsCoder(np.frombuffer(padded, "<u4").astype(np.uint32))
+        self._coder = rans.Decoder(np.frombuffer(padded, "<u4").astype(np.uint32))
 
-    def take(self, count: int, model: Frequencies, dtype: Any = np.uint8) -> NDArray[Any]:
+    def take(self, count: int, model: Frequencies) -> NDArray[np.uint8]:
         """Decode ``count`` symbols; the caller has checked that so many fit in memory."""
-        found = np.zeros(count, dtype)
-        if len(model) > 1 and count:
-            categorical = _categorical(model)
-            for start in range(0, count, BLOCK):
-                block = found[start : start + BLOCK]
-                block[:] = self._coder.decode(categorical, block.size)
-        return found
+        return self._coder.take(count, model) if len(model) > 1 and count else np.zeros(count, np.uint8)
 
     def take_bits(self, count: int, code: int) -> NDArray[np.uint8]:
         """Decode ``count`` bits of a common density."""
@@ -180,17 +168,3 @@ class Decoder:
         """Check that everything was used."""
         if not self._coder.is_empty():
             raise CompressionError(f"{self._where}: damaged, coded data is left over after the last value.")
-
-
-def _ans() -> Any:
-    import constriction
-
-    return constriction.stream.stack
-
-
-def _categorical(model: Frequencies) -> Any:
-    import constriction
-
-    # With perfect=False the model's frequency of symbol i is exactly 1 + p_i when the p_i are whole numbers that
-    # sum to 2**24 minus the number of symbols: no rounding is left to differ between machines or releases.
-    return constriction.stream.model.Categorical((model - 1).astype(np.float64), perfect=False)

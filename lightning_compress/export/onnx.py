@@ -13,7 +13,9 @@ from torch import nn
 from lightning_compress.errors import CompressionError
 from lightning_compress.example_inputs import call_arguments
 from lightning_compress.export.atomic import replacing
+from lightning_compress.export.onnx_axes import name_axes, refuse_fixed
 from lightning_compress.export.onnx_graph import clean
+from lightning_compress.export.onnx_weight_only import store_int4
 from lightning_compress.export.program import first_line, quiet, trace
 from lightning_compress.quantization.structure import tensors
 
@@ -44,6 +46,8 @@ def to_onnx(
     *,
     input_names: Sequence[str] | None = None,
     dynamic_batch: bool = True,
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
+    int4: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> OnnxFile:
     """Write a model, quantized or float, as one ONNX file.
@@ -54,6 +58,10 @@ def to_onnx(
         path: Where to write; replaced atomically.
         input_names: Names of the graph's inputs; the forward's argument names by default.
         dynamic_batch: Leave the first dimension of every input free.
+        dynamic_axes: Argument's name → dimension → name in the file, for other dimensions that stay free, such as
+            ``{"tokens": {1: "time"}}``.
+        int4: Store every weight of at most 4 bits as INT4, also where ONNX Runtime then computes in float: half the
+            bytes, without integer kernels. Where activations are float, such weights are INT4 anyway.
         metadata: Written into the file's ``metadata_props``.
 
     Returns:
@@ -63,15 +71,19 @@ def to_onnx(
         CompressionError: The model cannot be exported, or nothing can be written at ``path``.
     """
     name = type(model).__name__
-    traced = trace(model, example_inputs, dynamic_batch=dynamic_batch, field="to_onnx")
+    axes = dynamic_axes or {}
+    traced = trace(model, example_inputs, dynamic_batch=dynamic_batch, dynamic_axes=axes, field="to_onnx")
     program = _export(traced, input_names, name)
     graph = program.model
     clean(graph)
+    store_int4(graph.graph, everywhere=int4)
+    doubtful = name_axes(graph.graph, call_arguments(example_inputs), model, axes)
     if metadata:
         graph.metadata_props.update({str(k): str(v) for k, v in metadata.items()})
     path = Path(path)
     with replacing(path) as temporary:
         program.save(str(temporary))
+        refuse_fixed(temporary, call_arguments(example_inputs), model, doubtful)
     names = [tuple(str(value.name) for value in values) for values in (graph.graph.inputs, graph.graph.outputs)]
     return OnnxFile(path, path.stat().st_size, *names)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from lightning_compress.errors import CompressionError
+from lightning_compress.errors import CompressionError, closest
 from lightning_compress.example_inputs import call_arguments
 from lightning_compress.export.fold import deployable
 
@@ -21,7 +21,12 @@ _TOLERANCE = 0.05
 
 
 def trace(
-    model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True, field: str = "trace"
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    dynamic_batch: bool = True,
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
+    field: str = "trace",
 ) -> torch.export.ExportedProgram:
     """Trace the deployable copy of a model, in which quantizers are the operators of ``export.ops``.
 
@@ -29,6 +34,7 @@ def trace(
         model: The model, quantized or float; it is not changed.
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments.
         dynamic_batch: Leave the first dimension of every input free.
+        dynamic_axes: Argument's name → other dimensions that stay free, with their names.
         field: Name of the caller, for messages.
 
     Raises:
@@ -46,6 +52,8 @@ def trace(
         batch = torch.export.Dim("batch", min=1)
         free = tuple(_dynamic(arg, batch) for arg in args)
         shapes = _by_name(exported, free, {key: _dynamic(value, batch) for key, value in kwargs.items()})
+    if dynamic_axes:
+        shapes = _with_axes(exported, args, kwargs, shapes, dynamic_axes, field)
     try:
         # torch.onnx.export alone would fall back to modes that freeze data-dependent values without a word.
         with quiet():
@@ -61,6 +69,31 @@ def _by_name(model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, 
     """torch.export wants the dynamic shapes under the forward's own argument names."""
     bound = inspect.signature(model.forward).bind(*positional, **keywords)
     return dict(bound.arguments)
+
+
+def _with_axes(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: dict[str, Any] | None,
+    axes: Mapping[str, Mapping[int, str]],
+    field: str,
+) -> dict[str, Any]:
+    """Add dimensions whose bounds torch.export finds by itself."""
+    bound = _by_name(model, args, kwargs)
+    found = dict(shapes) if shapes is not None else dict.fromkeys(bound)
+    for name, free in axes.items():
+        argument = bound.get(name)
+        if not isinstance(argument, torch.Tensor):
+            raise CompressionError.field(
+                f"{field}.dynamic_axes", expected="names of tensors in the call", got=name, fix=closest(name, bound)
+            )
+        if any(not isinstance(axis, int) or not 0 <= axis < argument.ndim for axis in free):
+            raise CompressionError.field(
+                f"{field}.dynamic_axes.{name}", expected=f"dimensions from 0 to {argument.ndim - 1}", got=list(free)
+            )
+        found[name] = {**(found[name] or {}), **dict.fromkeys(free, torch.export.Dim.AUTO)}
+    return found
 
 
 def _dynamic(argument: Any, batch: Any) -> Any:

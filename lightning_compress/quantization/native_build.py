@@ -1,4 +1,4 @@
-"""Compiling ``native.cpp`` for this machine, and the signatures of its functions."""
+"""Compiling a C++ source for this machine, and the signatures of ``native.cpp``'s functions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("native.cpp")
@@ -21,22 +22,31 @@ _FLAGS = (
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def build() -> Path:
-    """Path of the compiled library for this source, compiler and processor; compiled if it is not there yet."""
+def build(path: Path = _SOURCE, flags: Sequence[str] = _FLAGS) -> Path:
+    """Path of the compiled library of a source, for this compiler and processor; compiled if it is not there yet.
+
+    Args:
+        path: The source, one file.
+        flags: What the compiler is told.
+
+    Raises:
+        OSError: There is no compiler, or nothing can be written.
+        subprocess.SubprocessError: It failed.
+    """
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
     if compiler is None:
         raise FileNotFoundError("no C++ compiler (g++, clang++ or c++) on the PATH")
-    source = _SOURCE.read_bytes()
-    identity = (source, *_FLAGS, compiler, platform.machine(), _processor())
+    source = path.read_bytes()
+    identity = (source, *flags, compiler, platform.machine(), _processor())
     digest = hashlib.sha256("\0".join(map(str, identity)).encode()).hexdigest()[:24]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_compress"
-    target = cache / f"kernels-{digest}.so"
+    target = cache / f"{path.stem}-{digest}.so"
     if not target.exists():
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Processes that start together each build their own file; the last rename wins, with equal content.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             built = Path(folder) / target.name
-            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)]
+            command = [compiler, *flags, str(path), "-o", str(built)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
             built.replace(target)
     return target
