@@ -1,6 +1,6 @@
 """Does the plan of ``advise`` beat one setting for all layers, at equal packed size and after equal fine-tuning?
 
-    python benchmarks/advised_plan.py [--fashion-mnist DIRECTORY] [--seeds 3] [--only NAME]
+    python benchmarks/advised_plan.py [--fashion-mnist DIRECTORY] [--seeds 3] [--only NAME] [--write]
 
 For each seed a dense model is trained; ``advise`` plans for a budget by the measured loss and by the Hessian's trace;
 and the same short compression-aware training follows from the dense weights with each plan, with uniform sparsity at
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import results
 import torch
 from torch import nn
 
@@ -47,6 +48,7 @@ class Case:
     """A model, its data, a budget in bytes, epochs of training and of fine-tuning, and batches in one of the latter."""
 
     name: str
+    key: str
     net: Callable[[], nn.Module]
     data: Callable[[int], L.LightningDataModule]
     shape: tuple[int, ...]
@@ -71,12 +73,20 @@ class Row:
         self.bytes.append(found[1])
         self.planned.append(planned)
 
+    def summary(self) -> dict[str, float]:
+        """Mean and deviation over the seeds, in percent, and bytes."""
+        return {
+            "accuracy": statistics.mean(self.accuracy),
+            "accuracy_std": statistics.stdev(self.accuracy) if len(self.accuracy) > 1 else 0.0,
+            "bytes": round(statistics.mean(self.bytes)),
+            "off": max(abs(real / planned - 1) for real, planned in zip(self.bytes, self.planned, strict=True)),
+        }
+
     def __str__(self) -> str:
-        spread = statistics.stdev(self.accuracy) if len(self.accuracy) > 1 else 0.0
-        off = max(abs(real / planned - 1) for real, planned in zip(self.bytes, self.planned, strict=True))
+        found = self.summary()
         return (
-            f"{statistics.mean(self.accuracy):6.2f} ± {spread:5.2f} %   {statistics.mean(self.bytes):9,.0f} bytes, "
-            f"at most {off:.1%} from what was planned"
+            f"{found['accuracy']:6.2f} ± {found['accuracy_std']:5.2f} %   {found['bytes']:9,.0f} bytes, "
+            f"at most {found['off']:.1%} from what was planned"
         )
 
 
@@ -142,7 +152,8 @@ def calibrated(module: L.LightningModule, data: L.LightningDataModule) -> Calibr
     return Calibration(model, batches, entries.entry())
 
 
-def run(case: Case, seeds: int) -> None:
+def run(case: Case, seeds: int) -> dict[str, Row]:
+    """Every kind of setting for every seed, printed as it goes."""
     rows: dict[str, Row] = {"dense": Row()}
 
     def add(name: str, found: tuple[float, int], planned: float) -> None:
@@ -181,6 +192,26 @@ def run(case: Case, seeds: int) -> None:
     print(f"{case.name}, budget {case.size:,} bytes, {seeds} seeds")
     for name, row in rows.items():
         print(f"  {name:26} {row}", flush=True)
+    return rows
+
+
+def write(case: Case, rows: dict[str, Row], seeds: int) -> None:
+    """Keep what was found, as ``make tables`` wants it."""
+    results.write(
+        f"advised_{case.key}",
+        [{"setting": name, **row.summary()} for name, row in rows.items()],
+        columns={
+            "setting": "setting",
+            "accuracy": ("test accuracy, %", ".2f"),
+            "bytes": "packed file, bytes",
+            "off": ("most that the file differs from its plan", ".1%"),
+        },
+        seeds=list(range(seeds)),
+        notes=[
+            f"{case.name}, budget {case.size:,} bytes, {'one epoch' if case.tuning == 1 else f'{case.tuning} epochs'} "
+            "of fine-tuning from the same dense weights."
+        ],
+    )
 
 
 def main() -> None:
@@ -188,6 +219,7 @@ def main() -> None:
     parser.add_argument("--fashion-mnist", type=Path, metavar="DIRECTORY", help="its published files")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", metavar="NAME", help="cases with this in their name")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/advised_CASE.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -199,16 +231,19 @@ def main() -> None:
     def fashion(seed: int) -> L.LightningDataModule:
         return FashionMNIST(root=str(arguments.fashion_mnist), batch_size=128, seed=seed)
 
-    cases = [Case("Digits, small CNN", lambda: SmallCNN(1, 10), digits, (1, 8, 8), 12_000, 12, 6, 5)]
+    cases = [Case("Digits, small CNN", "digits_cnn", lambda: SmallCNN(1, 10), digits, (1, 8, 8), 12_000, 12, 6, 5)]
     if arguments.fashion_mnist is not None:
         shape = (1, 28, 28)
-        cases.append(Case("Fashion-MNIST, LeNet-5", lambda: LeNet5(1, 28, 10), fashion, shape, 16_000, 2, 1, 10, 150))
+        name, key = "Fashion-MNIST, LeNet-5", "fashion_mnist_lenet5"
+        cases.append(Case(name, key, partial(LeNet5, 1, 28, 10), fashion, shape, 16_000, 2, 1, 10, 150))
     else:
         net = partial(MLP, 1, 8, 10, hidden=[300, 100])
-        cases.append(Case("Digits, LeNet-300-100", net, digits, (1, 8, 8), 6_000, 12, 6, 5))
+        cases.append(Case("Digits, LeNet-300-100", "digits_lenet300", net, digits, (1, 8, 8), 6_000, 12, 6, 5))
     for case in cases:
         if arguments.only is None or arguments.only.lower() in case.name.lower():
-            run(case, arguments.seeds)
+            rows = run(case, arguments.seeds)
+            if arguments.write:
+                write(case, rows, arguments.seeds)
 
 
 if __name__ == "__main__":
