@@ -23,6 +23,7 @@ from lightning_compress.export.directory import ExportDirectory, sha256
 from lightning_compress.export.entry import Entry, EntryWatch, called_through
 from lightning_compress.export.evaluate import EvaluationData, Split, duplicate
 from lightning_compress.export.formats import DENSE_STATE, GIVEN, REPORTS, check_formats, deployed_of, files_of
+from lightning_compress.export.provenance import provenance
 from lightning_compress.export.summary import Limits, compose
 from lightning_compress.metrics.functional import dense_bytes, extra_bytes
 from lightning_compress.metrics.layers import describe
@@ -254,6 +255,7 @@ class CompressedExport(Callback):
         rows = describe(described, pruner=pruner, example_inputs=entry.first(1).example_inputs)
         size = dense_bytes(rows, extra_bytes(described))
         data = self._data(trainer) if self._verify else None
+        record = _split_record(trainer, data)
         found = Export(
             module=pl_module,
             entry=entry,
@@ -265,6 +267,7 @@ class CompressedExport(Callback):
             latency=self._latency,
             threads=self._threads,
             shrink=pruner is not None and pruner.pattern == "channel",
+            provenance=provenance(pl_module, data=record, loggers=trainer.loggers),
         ).run(size)
         form = deployed_of(found.comparisons)
         compared = None if form is None else found.comparisons[form]
@@ -278,7 +281,7 @@ class CompressedExport(Callback):
             history=monitors[0].history if monitors else [],
             pruner=pruner,
             quantization=quantization,
-            data=_split_record(trainer, data),
+            data=record,
             failures=failures,
         )
         written = report.write(self.report, self._directory.path)

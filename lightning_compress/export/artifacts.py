@@ -12,8 +12,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lightning_compress import __version__
 from lightning_compress.errors import CompressionError
+from lightning_compress.export.accounting import zipped
 from lightning_compress.export.beside import evaluate_beside
 from lightning_compress.export.compressed_tensors import save_compressed_tensors
 from lightning_compress.export.dense import as_dense
@@ -83,6 +83,7 @@ class Export:
         latency: Whether latency is measured.
         threads: Threads of the runtimes.
         shrink: Whether pruned channels are left out of what runs; the packed file loads into the whole module.
+        provenance: What ONNX files say of where they come from.
     """
 
     module: L.LightningModule
@@ -95,6 +96,7 @@ class Export:
     latency: bool = True
     threads: int = 1
     shrink: bool = False
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, dense_bytes: int) -> Findings:
         """Write, verify, measure.
@@ -180,6 +182,7 @@ class Export:
                     "bytes": size + sum(more.values()),
                     "sha256": sha256(path),
                     "breakdown": breakdown,
+                    "zipped": zipped(path, *beside.values()),
                     "beside": {name: sha256(file) for name, file in beside.items()},
                 }
             )
@@ -205,7 +208,7 @@ class Export:
             self.entry.example_inputs,
             self.directory / name,
             input_names=list(input_names(module.forward, self.entry.args, self.entry.kwargs)),
-            metadata={"producer": f"lightning-compress {__version__}", "module": type(self.module).__name__},
+            metadata=self.provenance,
         )
 
     def _verify(self, found: Findings, data: EvaluationData, deployed: str) -> None:

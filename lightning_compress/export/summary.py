@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from lightning_compress import report
 from lightning_compress.errors import CompressionError, closest
+from lightning_compress.export.accounting import accounting
 from lightning_compress.export.artifacts import Findings, Result
 from lightning_compress.export.formats import deployed_of
 from lightning_compress.metrics.layers import LayerRow
@@ -152,6 +153,7 @@ def compose(
             **{form: timing.as_dict() for form, timing in timings.items()},
         },
         "artifacts": found.artifacts,
+        "bytes": accounting(rows, dense_bytes, found.packed, found.artifacts),
         "layers": report.layers(rows, packed),
         "history": [dict(point) for point in history],
         "stays_float": [] if quantization is None else quantization.unreached,

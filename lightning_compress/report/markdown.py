@@ -65,6 +65,9 @@ def _files(report: Mapping[str, Any]) -> Iterator[str]:
         rows.append([f"`{artifact['file']}`", text.size(artifact["bytes"])])
         rows += [[f"&emsp;{_escaped(part)}", text.size(count)] for part, count in artifact["breakdown"].items()]
     yield from _table(["File", "Size"], rows)
+    if counted := text.accounting(report):
+        yield from ("", "## Bytes", "")
+        yield from _table(["", "Bytes (times smaller than dense)"], counted)
 
 
 def _layers(report: Mapping[str, Any]) -> Iterator[str]:

@@ -120,6 +120,25 @@ def comparison(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     return rows
 
 
+def accounting(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the model takes at each stage; empty for a report that does not say."""
+    found = report.get("bytes")
+    if found is None:
+        return []
+    rows = [("Dense, float32", found["dense"]), ("Quantized, each weight at its width", found["quantized"])]
+    if found["packed"] is not None:
+        rows += [
+            ("Packed file", found["packed"]),
+            ("of it integers and positions", found["integers"]),
+            ("Entropy bound of the same integers", found["entropy_bound"]),
+        ]
+    for name, file in found["files"].items():
+        rows += [(f"{name} on disk", file["on_disk"]), (f"{name} by zlib, level 9", file["zipped"])]
+    return [
+        (label, f"{size(count)} ({times(found['dense'] / count)})" if count else size(count)) for label, count in rows
+    ]
+
+
 def headline(report: Mapping[str, Any]) -> str:
     """What was gained and lost, in one sentence.
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -170,6 +172,31 @@ def test_bytes_are_those_of_parameters_and_of_the_file(exported):
     results = callback.report["results"]
     assert results["dense"]["bytes"] == 4 * sum(p.numel() for p in module.parameters())
     assert results["deployed"]["bytes"] == (path / "model.onnx").stat().st_size
+
+
+def test_the_report_counts_the_bytes_of_every_stage(exported):
+    callback, module, path = exported
+    found, layers = callback.report["bytes"], find(module).layers
+    state = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    assert found["quantized"] == sum(t.numel() * (1 if name in layers else 4) for name, t in state.items())
+    bound = 0.0
+    for layer in layers.values():
+        _, counts = np.unique(layer.integers().numpy(), return_counts=True)
+        bound += -(counts * np.log2(counts / counts.sum())).sum() / 8
+    assert found["entropy_bound"] == pytest.approx(bound, abs=0.1)
+    assert found["packed"] == (path / "model.packed").stat().st_size > found["integers"]
+    for name in ("model.onnx", "model.packed"):
+        content = (path / name).read_bytes()
+        assert found["files"][name] == {"on_disk": len(content), "zipped": len(zlib.compress(content, 9))}
+    for name in ("report.md", "report.html"):
+        assert "model.onnx by zlib, level 9" in (path / name).read_text()
+
+
+def test_the_onnx_file_says_which_module_it_was_and_which_versions_wrote_it(exported):
+    _, _, path = exported
+    found = {item.key: item.value for item in onnx.load(path / "model.onnx").metadata_props}
+    assert found["module"] == "Plain"
+    assert json.loads(found["versions"])["torch"] == torch.__version__
 
 
 def test_layers_show_what_was_asked_and_what_was_reached(exported):
