@@ -390,12 +390,3 @@ def test_a_run_goes_on_with_other_settings_only_when_told_so(train: Train) -> No
     pruned = [value for name, value in state.items() if name.endswith("weight")]
     zeros = sum(int((value == 0).sum()) for value in pruned) / sum(value.numel() for value in pruned)
     assert zeros == pytest.approx(0.8, abs=0.01)
-
-
-def test_every_job_of_a_sweep_is_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    sweep = ("-m", "seed=0,1", "hydra.sweep.dir=sweep", "logger=wandb", "trainer.max_epochs=1")
-    assert main(["train", *QUICK, *SMALL, *sweep]) == 0
-    runs = [sorted((tmp_path / "sweep" / str(job) / "wandb").glob("offline-run-*")) for job in (0, 1)]
-    assert [len(found) for found in runs] == [1, 1]
-    assert runs[0][0].name != runs[1][0].name

@@ -192,7 +192,8 @@ def _near(jobs: Sequence[Job], limits: Limits) -> Iterator[str]:
 def _failed(sweep: Sweep) -> Iterator[tuple[str, str | None]]:
     missing = len(sweep.jobs) - len(sweep.finished)
     if missing:
-        yield f"{missing} of {len(sweep.jobs)} jobs have no numbers. The sweep's command again runs only those.", None
+        have = "has" if missing == 1 else "have"
+        yield f"{missing} of {len(sweep.jobs)} jobs {have} no numbers. The sweep's command again runs only those.", None
 
 
 def _longer(job: Job, sweep: Sweep) -> str | None:

@@ -205,7 +205,8 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     if report["seed"] is not None:
         found.append(("Seed", str(report["seed"])))
     surroundings = report["environment"]
-    found.append(("Processor", f"{surroundings['cpu']}, {surroundings['threads']} threads, {surroundings['platform']}"))
+    threads = f"{surroundings['threads']} thread{'' if surroundings['threads'] == 1 else 's'}"
+    found.append(("Processor", f"{surroundings['cpu']}, {threads}, {surroundings['platform']}"))
     software = {"Python": "python", "PyTorch": "torch", "Lightning": "lightning", "ONNX Runtime": "onnxruntime"}
     found.append(
         ("Software", ", ".join(f"{name} {surroundings[key]}" for name, key in software.items() if surroundings[key]))
@@ -223,4 +224,6 @@ def _value(value: Any) -> str:
         return "(" + ", ".join(f"{key}: {_value(inner)}" for key, inner in value.items()) + ")"
     if isinstance(value, list | tuple):
         return ", ".join(map(_value, value))
-    return str(value)
+    text = str(value)
+    # A digest is told from another by its beginning; report.json has the whole.
+    return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{40,128}", text) else text

@@ -137,7 +137,7 @@ def test_nothing_kept_names_the_limit_to_blame_and_what_comes_near(grid: Path) -
 
 def test_failed_jobs_are_advised_to_be_run_again(grid: Path) -> None:
     write_record(grid / "bad", "failed", "no memory")
-    assert "1 of 7 jobs have no numbers" in decide(grid).next[0][0]
+    assert "1 of 7 jobs has no numbers" in decide(grid).next[0][0]
 
 
 def test_the_drop_is_against_the_jobs_own_control(tmp_path: Path) -> None:

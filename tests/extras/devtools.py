@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -95,6 +96,53 @@ class Browser:
                 return value
             time.sleep(0.05)
         raise AssertionError(f"{expression} never came; the page complained of {self.complaints}")
+
+    def view(self, width: int, height: int, *, dark: bool = False, touch: bool = False) -> None:
+        """Take the size of a window or of a phone, and its reader's colours."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
+        self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
+        scheme = "dark" if dark else "light"
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def open(self, address: str) -> None:
+        """Load a page and wait until all of it is there and drawn."""
+        self.evaluate("window.left = true")
+        self.call("Page.navigate", url=address)
+        self.wait_for("!window.left && document.readyState === 'complete'")
+        self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+
+    def screenshot(self, path: Path) -> None:
+        """Write a picture of the whole page, below the window's edge too."""
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def point(self, selector: str) -> tuple[float, float]:
+        """Middle of an element, after scrolling to it."""
+        x, y = self.evaluate(
+            f"((e) => {{ e.scrollIntoView({{block: 'center', behavior: 'instant'}}); const r = "
+            f"e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})"
+            f"(document.querySelector({json.dumps(selector)}))"
+        )
+        return x, y
+
+    def hover(self, selector: str) -> None:
+        """Move the mouse onto an element."""
+        x, y = self.point(selector)
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def click(self, selector: str) -> None:
+        """Press and let go the mouse's left button on an element."""
+        self.hover(selector)
+        self.drag([self.point(selector)])
+
+    def tap(self, selector: str) -> None:
+        """Touch an element with a finger."""
+        x, y = self.point(selector)
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def drag(self, points: list[tuple[float, float]]) -> None:
         """Press the mouse at the first point, move over the others, and let go."""
