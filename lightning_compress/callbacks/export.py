@@ -256,6 +256,7 @@ class CompressedExport(Callback):
         size = dense_bytes(rows, extra_bytes(described))
         data = self._data(trainer) if self._verify else None
         record = _split_record(trainer, data)
+        name = self._name or type(pl_module).__name__
         found = Export(
             module=pl_module,
             entry=entry,
@@ -267,7 +268,7 @@ class CompressedExport(Callback):
             latency=self._latency,
             threads=self._threads,
             shrink=pruner is not None and pruner.pattern == "channel",
-            provenance=provenance(pl_module, data=record, loggers=trainer.loggers),
+            provenance=provenance(pl_module, run=name, data=record),
         ).run(size)
         form = deployed_of(found.comparisons)
         compared = None if form is None else found.comparisons[form]
@@ -275,7 +276,7 @@ class CompressedExport(Callback):
         monitors = [c for c in trainer.callbacks if isinstance(c, CompressionMonitor)]  # type: ignore[attr-defined]
         self.report = compose(
             found,
-            name=self._name or type(pl_module).__name__,
+            name=name,
             rows=rows,
             dense_bytes=size,
             history=monitors[0].history if monitors else [],
