@@ -24,6 +24,7 @@ from typing import Any
 
 import onnx
 import onnxruntime
+import results
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -163,13 +164,14 @@ def main() -> None:
     parser.add_argument("--files", type=Path, help="folder for the files, taken from there where they exist")
     parser.add_argument("--kernels", action="store_true", help="print what ONNX Runtime runs, and time nothing")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/onnx_latency.json")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(options.threads)
     vnni = {True: "VNNI", False: "no VNNI", None: "VNNI unknown"}[has_vnni()]
     if not options.json:
         print(f"ONNX Runtime {onnxruntime.__version__}, {vnni}, batch {options.batch}, {options.threads} thread(s)")
-    results = {}
+    measured: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.files or Path(temporary)
         folder.mkdir(exist_ok=True)
@@ -182,7 +184,7 @@ def main() -> None:
                     print(network, name, dict(kernels(path, folder).most_common()))
                 continue
             found = compare(paths, NETWORKS[network][1], options.batch, options.threads, options.seconds)
-            results[network] = found
+            measured[network] = found
             if not options.json:
                 sizes = ", ".join(f"{name} {count:,}" for name, count in found["bytes"].items())
                 times = ", ".join(f"{name} {ms['median']:.2f} ms" for name, ms in found["ms"].items())
@@ -192,7 +194,40 @@ def main() -> None:
                 same = ", ".join(f"{name} {share:.3f}" for name, share in found["same top class as float"].items())
                 print(f"  same top class as float: {same}", flush=True)
     if options.json:
-        print(json.dumps({"onnxruntime": onnxruntime.__version__, "vnni": has_vnni(), "results": results}, indent=1))
+        print(json.dumps({"onnxruntime": onnxruntime.__version__, "vnni": has_vnni(), "results": measured}, indent=1))
+    if options.write and measured:
+        keep(measured, options.batch, options.threads)
+
+
+def keep(measured: dict[str, dict[str, Any]], batch: int, threads: int) -> None:
+    """Write the result file: ratios, since times alone say little of a machine that others use, too."""
+    columns = {
+        "network": "network",
+        "ours / float": ("ours ÷ float", ".2f"),
+        "quartiles": "quartiles",
+        "static / float": ("ORT's own quantization ÷ float", ".2f"),
+        "ours / static": ("ours ÷ ORT's own", ".2f"),
+        "bytes": "bytes, ours",
+        "bytes_static": "bytes, ORT's own",
+        "bytes_float": "bytes, float",
+    }
+    rows = []
+    for network, found in measured.items():
+        ratios = found["ratios"]
+        low, high = (ratios["ours / float"][key] for key in ("low", "high"))
+        rows.append(
+            {
+                "network": network,
+                **{name: ratio["median"] for name, ratio in ratios.items()},
+                "quartiles": f"{low:.2f} to {high:.2f}",
+                "bytes": found["bytes"]["ours"],
+                "bytes_static": found["bytes"]["static"],
+                "bytes_float": found["bytes"]["float"],
+            }
+        )
+    kernels = "exact 8-bit kernels (session.x64quantprecision=1), calls interleaved in blocks, medians over blocks"
+    notes = [f"Latency at batch {batch}, {kernels}. The weights are not trained."]
+    results.write("onnx_latency", rows, columns=columns, seeds=[0], threads=threads, notes=notes)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Damage packed files 20,000 times and kill their writer 50 times: nothing may crash, hang, or take great memory.
 
-    python benchmarks/packed_fuzz.py [--cases 20000] [--kills 50]
+    python benchmarks/packed_fuzz.py [--cases 20000] [--kills 50] [--compiled]
 
 Half of the cases are blind damage (bit flips, cuts, growth, moved pieces, huge headers), half are lies with right
 checksums (wrong types, shapes, references, names, tables, bombs). Each must end in a CompressionError or in a load;
 a blindly damaged file that loads must give the weights of the true one. Exits with 1 if anything else happens.
+The files are small, and so decoded by constriction; --compiled takes the compiled coder of large files.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 
 from lightning_compress import quantization
 from lightning_compress.errors import CompressionError
+from lightning_compress.export import rans
 from lightning_compress.export.atomic import replacing
 from lightning_compress.export.packed import load_packed, save_packed
 from lightning_compress.models.resnet import ResNet
@@ -123,7 +125,10 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/packed_fuzz.json")
+    parser.add_argument("--compiled", action="store_true", help="decode by the compiled coder")
     arguments = parser.parse_args()
+    if arguments.compiled:
+        rans.use_compiled(True)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
         whole = kills(Path(directory), arguments.kills)
