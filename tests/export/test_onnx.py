@@ -94,6 +94,25 @@ def test_the_file_means_the_same_to_the_reference_evaluator(
     assert np.abs(actual - expected).mean() <= 0.005 * np.abs(expected).mean()
 
 
+def test_signed_activations_run_behind_pooling_and_flattening(tmp_path: Path) -> None:
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)),
+    )
+    model = trained(net, IMAGE, activation_scheme="symmetric", backend="tensorrt")
+    to_onnx(model, torch.randn(*IMAGE), tmp_path / "model.onnx")
+    x = torch.randn(64, *IMAGE[1:])
+    with torch.no_grad():
+        expected = model(x).numpy()
+    # Also with the defaults of ONNX Runtime, under which it rewrites int8 to uint8.
+    ort.InferenceSession(str(tmp_path / "model.onnx"))
+    step = max(float(q.scale) for q in find(model).activations.values())
+    assert np.abs(run(tmp_path / "model.onnx", x) - expected).max() <= 2 * step
+    evaluator = ReferenceEvaluator(str(tmp_path / "model.onnx"))
+    reference = evaluator.run(None, {evaluator.input_names[0]: x.numpy()})[0]
+    assert np.abs(reference - expected).max() <= 2 * step
+
+
 @pytest.mark.parametrize("network", [ResidualNet, FunctionalResidualNet])
 def test_convolutions_gemm_and_residual_adds_all_run_in_integers(network: type[nn.Module], tmp_path: Path) -> None:
     model = trained(network(), IMAGE)
