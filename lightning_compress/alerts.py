@@ -36,6 +36,7 @@ def find(
     before: Mapping[str, float],
     sparsity: float,
     target: float,
+    nonfinite: Mapping[str, int] | None = None,
 ) -> Iterator[Alert]:
     """Compare what a measurement found with what was asked for.
 
@@ -45,6 +46,7 @@ def find(
         before: Activation → share that was cut off when it was first measured.
         sparsity: Share of zeros among all prunable weights.
         target: Share that the schedule asks for now.
+        nonfinite: Activation → batches in which it held NaN or infinity.
 
     Example:
         >>> rows = [LayerRow("fc.weight", "Linear", (4, 4), numel=16, zeros=16)]
@@ -66,6 +68,14 @@ def find(
                 f"All {row.numel} entries of {row.name} are zero. Prune it less: in overrides, or with layer_floor or "
                 "distribution='erk'.",
             )
+    if bad := [name for name, count in (nonfinite or {}).items() if count]:
+        yield Alert(
+            "nonfinite",
+            "Activations are not finite",
+            f"{bad[0]} held NaN or infinity in a training batch"
+            f"{f', as did {len(bad) - 1} more' if len(bad) > 1 else ''}; ranges were left as they were. Look at the "
+            "data and the learning rate.",
+        )
     for name, seen in saturation.items():
         if seen.constant:
             yield Alert(

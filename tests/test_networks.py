@@ -47,8 +47,12 @@ CASES: list[Any] = [
     pytest.param(networks.Tagger, tokens, 0.05, id="lstm-tagger"),
 ]
 
+# The head of the GPT multiplies by its tied embeddings, which are drawn from a unit normal distribution: a step of its
+# input counts up to three times there.
+STEPS = {networks.Gpt: 8}
 
-def fitted(model: nn.Module, inputs: Callable[[int], torch.Tensor], steps: int = 40) -> nn.Module:
+
+def fitted(model: nn.Module, inputs: Callable[[int], torch.Tensor], steps: int = 10) -> nn.Module:
     """Trained to imitate random labels, so that its answers are spread and its margins real."""
     torch.manual_seed(0)
     x = inputs(32)
@@ -57,7 +61,7 @@ def fitted(model: nn.Module, inputs: Callable[[int], torch.Tensor], steps: int =
     classes = model(x).shape
     axis = 1 if len(classes) != 3 else 2
     y = torch.randint(0, classes[axis], [size for i, size in enumerate(classes) if i != axis])
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(steps):
         optimizer.zero_grad()
         F.cross_entropy(model(x).movedim(axis, 1), y).backward()
@@ -81,5 +85,6 @@ def test_the_exported_network_answers_as_the_trained_one(
     print(f"{network.__name__}: agreement {agreement:.4f}, integer share {share.share:.4f}, float {dict(share.floats)}")
     assert agreement >= 0.99
     last = list(find(model).activations.values())[-1]
-    assert np.abs(actual - expected).mean() <= 2 * float(last.scale)
+    # Whole steps, but for the rounding of float32.
+    assert np.abs(actual - expected).max() <= (STEPS.get(network, 2) + 0.001) * float(last.scale)
     assert share.share >= least

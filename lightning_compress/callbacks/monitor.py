@@ -18,6 +18,7 @@ from lightning_compress.callbacks.run import run_length
 from lightning_compress.metrics.functional import extra_bytes
 from lightning_compress.metrics.layers import LayerRow, describe
 from lightning_compress.metrics.macs import Macs, count_macs
+from lightning_compress.metrics.ranges import drifts, read_ranges
 from lightning_compress.metrics.saturation import Saturation, SaturationWatch
 from lightning_compress.metrics.series import PHASES, bar_text, phase, series
 from lightning_compress.pruning import Pruner
@@ -34,12 +35,14 @@ class CompressionMonitor(Callback):
     ``size_mb/packed`` (10^6 bytes; packed is an estimate from entropy), ``compression_ratio`` and ``bops``; ``ready``
     is 1 once target sparsity and bits are live, else 0; ``phase`` is 0 for dense, 1 for pruning, 2 for pruned, 3 for
     quantized, 4 for pruning + quantized and 5 for pruned + quantized; ``saturation/mean`` and ``saturation/max`` are
-    the shares of activations beyond their ranges in a batch. The progress bar shows phase, sparsity and bits. Before
-    training a table of the phases is printed to standard error, and the plan goes to the loggers; when training ends
-    they get one table with a row per layer, one of the layers over time, and a picture of the schedule.
+    the shares of activations beyond their ranges in a batch; ``drift/mean`` and ``drift/max`` how far ranges have moved
+    since the last measurement, in powers of two; ``nonfinite`` in how many batches so far NaN or infinity was kept out
+    of the ranges. The progress bar shows phase, sparsity and bits. Before training a table of the phases is printed to
+    standard error, and the plan goes to the loggers; when training ends they get one table with a row per layer, one of
+    the layers over time, and a picture of the schedule.
 
-    A warning, and an alert of W&B, says once when sparsity leaves its schedule, when a layer dies, and when the
-    activations of a layer saturate.
+    A warning, and an alert of W&B, says once when sparsity leaves its schedule, when a layer dies, when the activations
+    of a layer saturate, and when they are not finite.
 
     The pruning and quantization callbacks of the Trainer are found by their class; each may be missing, and the order
     does not matter. A model is measured when a phase begins, at the ends of epochs and after mask updates, then at
@@ -73,6 +76,9 @@ class CompressionMonitor(Callback):
         self._watch: SaturationWatch | None = None
         self._saturation: dict[str, float] = {}
         self._saturation_before: dict[str, float] = {}
+        self._widths: dict[str, float] = {}
+        self._ranges: dict[str, float] = {}
+        self._ranges_due = False
         self._alerted: set[str] = set()
 
     @override
@@ -108,6 +114,7 @@ class CompressionMonitor(Callback):
         due = quantization is not None and quantization.enabled and trainer.global_step % self._gap == 0
         if quantization is not None and due and not _compiled(trainer, pl_module):
             self._watch = SaturationWatch(quantization)
+        self._ranges_due = due
 
     @override
     def on_train_batch_end(
@@ -116,6 +123,9 @@ class CompressionMonitor(Callback):
         if self._watch is not None:
             watch, self._watch = self._watch, None
             self._judge_saturation(trainer, watch.close())
+        if self._ranges_due:
+            self._judge_ranges(trainer)
+            self._unlogged = True
         # Lightning keeps what is logged until the epoch ends and writes it at its interval; in between, each call
         # would only cost time. With several optimizers these are more steps than Lightning writes, never fewer.
         interval = _log_interval(trainer)
@@ -156,6 +166,8 @@ class CompressionMonitor(Callback):
             "layer_history": [list(row) for row in self.layer_history],
             "saturation": dict(self._saturation),
             "saturation_before": dict(self._saturation_before),
+            "widths": dict(self._widths),
+            "ranges": dict(self._ranges),
             "measured": list(self._measured),
             "series": dict(self._series),
             "unlogged": self._unlogged,
@@ -167,6 +179,8 @@ class CompressionMonitor(Callback):
         self.layer_history = [list(row) for row in state_dict["layer_history"]]
         self._saturation = dict(state_dict["saturation"])
         self._saturation_before = dict(state_dict["saturation_before"])
+        self._widths = dict(state_dict["widths"])
+        self._ranges = dict(state_dict["ranges"])
         self._measured = tuple(state_dict["measured"])
         self._series = dict(state_dict["series"])
         self._unlogged = state_dict["unlogged"]
@@ -228,6 +242,26 @@ class CompressionMonitor(Callback):
         for name, seen in found.items():
             self._saturation_before.setdefault(name, seen.share)
 
+    def _judge_ranges(self, trainer: L.Trainer) -> None:
+        """Add how far ranges have moved, and what was kept out of them, to the series; alert where it was anything."""
+        steps, quantization = 0, None
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, QuantizationAwareTraining):
+                steps, quantization = callback.nonfinite_steps, callback.quantization
+        if quantization is None:
+            return
+        found = read_ranges(quantization)
+        moved = drifts(self._widths, found.widths) or [0.0]
+        self._widths = dict(found.widths)
+        self._ranges = {
+            "compress/drift/mean": sum(moved) / len(moved),
+            "compress/drift/max": max(moved),
+            "compress/nonfinite": float(max([steps, *found.nonfinite.values()])),
+        }
+        self._series |= self._ranges
+        counts = found.nonfinite if any(found.nonfinite.values()) else {"The gradient of a learned range": steps}
+        self._alert(trainer, alerts.find([], {}, before={}, sparsity=0.0, target=0.0, nonfinite=counts))
+
     def _alert(self, trainer: L.Trainer, found: Iterable[alerts.Alert]) -> None:
         for alert in found:
             if alert.key not in self._alerted:
@@ -257,7 +291,7 @@ class CompressionMonitor(Callback):
         if pruner is not None:
             self._series["compress/churn"] = pruner.churn
             self._series["compress/dead_channels"] = float(sum(pruner.dead_channels().values()))
-        self._series |= self._saturation
+        self._series |= self._saturation | self._ranges
         self._unlogged = True
         step = trainer.global_step
         # A second fit, or one from an older checkpoint, writes the history anew from where it starts.

@@ -268,6 +268,11 @@ class QuantizationAwareTraining(Callback):
         self._saved = state_dict or None
 
     @property
+    def nonfinite_steps(self) -> int:
+        """Optimizer steps in which the gradients of learned ranges were not finite and were left out."""
+        return self._ranges.nonfinite
+
+    @property
     def _attached(self) -> Quantization:
         if self.quantization is None:
             raise CompressionError(f"{_FIELD} has not been attached to a module: it works inside Trainer.fit.")

@@ -111,6 +111,8 @@ class LearnedActivationQuantizer(ActivationQuantizer):
         if not self.observed or (self.restarts and self.switch.learning):
             seen = x.detach() if clip is None else x.detach().clamp(*clip)
             self._start(observers.observe(seen, "mse", self.bits, symmetric=self.symmetric))
+            if not self.observed:
+                return x if clip is None else x.clamp(*clip)
         if not self.switch.learning:
             self.synchronize()
             grid = (self.scale, self.zero_point, self.qmin, self.qmax)
@@ -132,9 +134,13 @@ class LearnedActivationQuantizer(ActivationQuantizer):
             self.restarts = True
 
     def _start(self, observed: torch.Tensor) -> None:
-        self.restarts = False
         with torch.no_grad():
             self._learn(observed)
+            # A first batch with NaN gives nothing to start from. Read once, but not where that would break a graph.
+            self.observed = torch.compiler.is_compiling() or bool(self.range.isfinite().all())
+            if not self.observed:
+                return
+            self.restarts = False
             self.log_scale.data.copy_(self.scale.log())
             self.width.copy_(self.scale * (self.qmax - self.qmin))
             self.shift.data.copy_((self.qmin - self.zero_point) * self.scale / self.width)

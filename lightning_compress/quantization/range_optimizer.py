@@ -27,6 +27,7 @@ class RangeOptimizer:
 
     def __init__(self, lr: float) -> None:
         self.lr = lr
+        self._nonfinite = torch.zeros((), dtype=torch.int64)
         self._adam: torch.optim.Adam | None = None
         self._saved: dict[str, Any] | None = None
         self._parameters: list[nn.Parameter] = []
@@ -50,7 +51,8 @@ class RangeOptimizer:
     def step(self, factor: float = 1.0, average: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         """Take one step and forget the gradients.
 
-        Gradients that are not finite are left out, as those of a step that loss scaling skips.
+        A gradient that is not finite, as in a step that loss scaling skips, counts as zero. All stays on the
+        parameters' device, so that no GPU is waited for.
 
         Args:
             factor: Share of the learning rate, to follow the user's schedule.
@@ -63,18 +65,34 @@ class RangeOptimizer:
             flat = average(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]))
             for parameter, gradient in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
                 parameter.grad = gradient.reshape(parameter.shape)
-        for parameter in trained:
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                parameter.grad = None
+        self._leave_out_nonfinite(trained)
         for group in self._adam.param_groups:
             group["lr"] = self.lr * factor
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
 
+    @property
+    def nonfinite(self) -> int:
+        """Steps so far in which a gradient was not finite. A GPU is waited for."""
+        return int(self._nonfinite)
+
+    @torch.no_grad()
+    def _leave_out_nonfinite(self, trained: list[nn.Parameter]) -> None:
+        finite = []
+        for parameter in trained:
+            if parameter.grad is not None:
+                finite.append(parameter.grad.isfinite().all())
+                parameter.grad = torch.where(finite[-1], parameter.grad, 0.0)
+        if finite:
+            device = finite[0].device
+            self._nonfinite = self._nonfinite.to(device) + ~torch.stack([flag.to(device) for flag in finite]).all()
+
     def state_dict(self) -> dict[str, Any]:
         """Adam's state: tensors and primitives."""
-        return {"state": {} if self._adam is None else self._adam.state_dict()["state"]}
+        state = {} if self._adam is None else self._adam.state_dict()["state"]
+        return {"state": state, "nonfinite": self._nonfinite.cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the state over as soon as all its parameters are tracked."""
+        """Take the state over; Adam's as soon as all its parameters are tracked."""
         self._saved = state
+        self._nonfinite = state["nonfinite"].clone()

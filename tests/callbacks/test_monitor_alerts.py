@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_modules import PlainModule, loader, quiet_trainer
@@ -30,7 +31,7 @@ def told(*callbacks: Callback) -> list[str]:
         warnings.simplefilter("always")
         quiet_trainer(callbacks=[monitor, *callbacks]).fit(PlainModule(), loader(), loader(2))
     texts = [str(warning.message) for warning in caught]
-    return [text for text in texts if text.startswith(("Sparsity has", "A layer is", "Activations saturate"))]
+    return [text for text in texts if text.startswith(("Sparsity has", "A layer is", "Activations "))]
 
 
 def pruning() -> GradualMagnitudePruning:
@@ -78,3 +79,49 @@ def test_saturation_is_a_series_once_activations_are_quantized() -> None:
     trainer.fit(PlainModule(), loader(), loader(2))
     shares = [trainer.callback_metrics[f"compress/saturation/{kind}"] for kind in ("mean", "max")]
     assert 0 <= shares[0] <= shares[1] < 0.1
+
+
+class Spoiler(Callback):
+    """Puts a value into some batches, and keeps what comes of it out of the weights."""
+
+    def __init__(self, value: float, *steps: int) -> None:
+        self.value, self.steps = value, steps
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
+        if trainer.global_step in self.steps:
+            batch[0][0, 0, 0, 0] = self.value
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        for parameter in pl_module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "value"),
+    [("minmax", torch.inf), ("minmax", torch.nan), ("percentile", torch.nan), ("learned", torch.nan)],
+)
+def test_batches_that_are_not_finite_are_counted_told_of_and_kept_out_of_the_ranges(method: str, value: float) -> None:
+    quantization = QuantizationAwareTraining(8, 8, range=method, example_inputs=torch.zeros(1, 3, 8, 8))
+    monitor = CompressionMonitor(print_phases=False)
+    trainer = quiet_trainer(callbacks=[monitor, Spoiler(value, 3, 5), quantization])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(PlainModule(), loader())
+    assert trainer.callback_metrics["compress/nonfinite"] == 2
+    assert sum(str(warning.message).startswith("Activations are not finite") for warning in caught) == 1
+    assert all(q.scale.isfinite() for q in quantization.quantization.activations.values())
+
+
+def test_the_drift_of_ranges_is_a_series_that_ends_where_they_are_frozen() -> None:
+    logged: list[float] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            logged.append(float(trainer.callback_metrics.get("compress/drift/max", -1)))
+
+    frozen = QuantizationAwareTraining(8, 8, freeze_range=4, example_inputs=torch.zeros(1, 3, 8, 8))
+    monitor = CompressionMonitor(print_phases=False)
+    quiet_trainer(callbacks=[monitor, frozen, Watch()], log_every_n_steps=1).fit(PlainModule(), loader())
+    assert max(logged[:4]) > 0
+    assert logged[-1] == 0

@@ -146,3 +146,19 @@ def test_groups_are_refused_and_so_is_a_rate_of_zero() -> None:
         prepare(ResidualNet(), range="learned", weight_granularity="group:32", example_inputs=torch.randn(1, 3, 8, 8))
     with pytest.raises(CompressionError, match=r"QuantizationAwareTraining\.range_lr: expected a positive number"):
         QuantizationAwareTraining(range="learned", range_lr=0)
+
+
+def test_a_first_batch_that_is_not_finite_starts_nothing() -> None:
+    model = prepared(4).train()
+    bad = torch.randn(8, 12)
+    bad[3, 5] = torch.nan
+    model(bad)
+    name, quantizer = next(iter(find(model).activations.items()))
+    assert not quantizer.observed, name
+    good = torch.randn(8, 12)
+    model(good)
+    assert quantizer.observed
+    assert int(quantizer.nonfinite) == 1
+    other = prepared(4).train()
+    other(good)
+    assert torch.equal(quantizer.log_scale, find(other).activations[name].log_scale)

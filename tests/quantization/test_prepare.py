@@ -220,3 +220,18 @@ def test_preparing_twice_is_refused() -> None:
     model = quantized(Mlp(), 4, 12)
     with pytest.raises(CompressionError, match="quantized already: strip"):
         prepare(model, example_inputs=torch.randn(1, 12))
+
+
+def test_a_prepared_model_compiles_without_a_graph_break_and_to_the_same_numbers() -> None:
+    model = quantized(nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 5)), 4, 12).train()
+    duplicate = copy.deepcopy(model)
+    compiled = torch.compile(duplicate, fullgraph=True, backend="eager")
+    x = torch.randn(4, 12)
+    results = [module(x) for module in (model, compiled)]
+    assert torch.equal(*results)
+    for result in results:
+        result.sum().backward()
+    for parameter, other in zip(model.parameters(), duplicate.parameters(), strict=True):
+        assert torch.equal(parameter.grad, other.grad)
+    for name, quantizer in find(model).activations.items():
+        assert torch.equal(quantizer.range, find(duplicate).activations[name].range)

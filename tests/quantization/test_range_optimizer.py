@@ -1,0 +1,41 @@
+"""The optimizer of learned ranges."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from lightning_compress.quantization.range_optimizer import RangeOptimizer
+
+
+def stepped(ranges: RangeOptimizer, parameters: list[nn.Parameter], gradients: list[float]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = torch.full_like(parameter, gradient)
+    ranges.step()
+
+
+def test_a_gradient_that_is_not_finite_counts_as_zero_and_the_step_is_counted() -> None:
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    plain = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    ranges, adam = RangeOptimizer(lr=0.1), torch.optim.Adam(plain, lr=0.1)
+    ranges.track(parameters)
+    for gradients in ([1.0, 2.0], [math.nan, 1.0], [0.5, -math.inf], [math.inf, math.nan], [1.0, 1.0]):
+        stepped(ranges, parameters, gradients)
+        for parameter, gradient in zip(plain, gradients, strict=True):
+            parameter.grad = torch.full((2,), gradient if math.isfinite(gradient) else 0.0)
+        adam.step()
+    torch.testing.assert_close(parameters, plain, rtol=0, atol=0)
+    assert ranges.nonfinite == 3
+    again = RangeOptimizer(lr=0.1)
+    again.load_state_dict(ranges.state_dict())
+    assert again.nonfinite == 3
+
+
+def test_a_step_reads_no_value_from_the_device() -> None:
+    # A tensor on the meta device has no values: reading one raises.
+    parameters = [nn.Parameter(torch.zeros(2, device="meta")) for _ in range(2)]
+    ranges = RangeOptimizer(lr=0.1)
+    ranges.track(parameters)
+    stepped(ranges, parameters, [1.0, 1.0])
