@@ -23,6 +23,7 @@ from lightning_compress.commands.doctor import add_doctor
 from lightning_compress.commands.inspect import add_inspect
 from lightning_compress.commands.verify import add_verify
 from lightning_compress.commands.wandb_sweep import add_wandb_sweep
+from lightning_compress.commands.wandb_workspace import add_wandb_workspace
 from lightning_compress.errors import CompressionError
 
 DONE, DOES_NOT_HOLD, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -203,6 +204,7 @@ COMMANDS = (
     add_inspect,
     add_verify,
     add_wandb_sweep,
+    add_wandb_workspace,
 )
 """Functions that each add one subcommand."""
 
