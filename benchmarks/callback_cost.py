@@ -1,7 +1,7 @@
 """What a callback costs in a training step while it is in the list and has nothing to do.
 
 Each callback is set up in a real fit, its phase lies beyond the steps that are timed (the monitor has nothing new to
-measure), and the time from the start of one batch to the start of the next is compared with that of the same fit
+measure), and processor time from the start of one batch to the start of the next is compared with that of the same fit
 without it. The two fits run in two threads that take turns, a step each, so that a machine that slows down slows both;
 a ratio is the median over all pairs of steps. Torch has one thread.
 
@@ -73,12 +73,12 @@ class Turns(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         """End the step before, let the other fit make one, and begin the next."""
         if self._began is not None:
-            self.seconds.append(time.perf_counter() - self._began)
+            self.seconds.append(time.thread_time() - self._began)
             self._other.release()
         # The limit is far: callbacks were promised many more steps.
         trainer.should_stop = len(self.seconds) > self._steps
         self._mine.acquire()
-        self._began = time.perf_counter()
+        self._began = time.thread_time()
 
     def on_fit_end(self, *args: Any) -> None:
         """Leave the other fit alone with the machine."""
