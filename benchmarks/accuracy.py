@@ -1,10 +1,11 @@
 """Accuracy and size of one network under many compressions, beside a dense control of the same seed and epochs.
 
 Every row of a task is the product's own command, ``lightning-compress train``, with other settings; the dense control
-of a seed is trained once and shared. Accuracy is that of the last epoch on the published test images, of the written
-ONNX file run in ONNX Runtime. A run that is finished is not run again, so that an interrupted benchmark goes on.
+of a seed is trained once and shared, and so is the network that a task starts from, where it starts from a trained one.
+Accuracy is that of the last epoch on the published test images, of the written ONNX file run in ONNX Runtime. A run
+that is finished is not run again, so that an interrupted benchmark goes on.
 
-    python benchmarks/accuracy.py fashion_mnist_mlp --root ~/data --seeds 3 --write
+    python benchmarks/accuracy.py fashion_mnist_mlp --root ~/data --seeds 3 --jobs 2 --write
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import re
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,36 +46,54 @@ DISTILLED: Rows = {
     "95 % sparse, distilled": pruned(95, "distillation=logits"),
 }
 
-TASKS: dict[str, tuple[list[str], Rows]] = {
-    "fashion_mnist_mlp": (
-        [
-            "data=fashion_mnist",
-            "model=mlp",
-            "trainer.max_epochs=15",
-            "data.batch_size=256",
-            "model.lr=0.002",
-            "model.label_smoothing=0.1",
-        ],
+
+@dataclass(frozen=True)
+class Task:
+    """A network on a data set, and the ways it is compressed.
+
+    Attributes:
+        settings: Of all its runs.
+        epochs: Of the dense control and of every row.
+        rows: Name → what a row adds to the settings.
+        pretraining: Epochs of the dense network that control and rows start from; 0 starts from random weights.
+        fine_tuning: What control and rows add after a pretraining.
+    """
+
+    settings: list[str]
+    epochs: int
+    rows: Rows
+    pretraining: int = 0
+    fine_tuning: list[str] = field(default_factory=list)
+
+
+TASKS = {
+    "fashion_mnist_mlp": Task(
+        ["data=fashion_mnist", "model=mlp", "data.batch_size=256", "model.lr=0.002", "model.label_smoothing=0.1"],
+        15,
         {f"{p:g} % sparse": pruned(p) for p in (73.4, 81.5, 87.2, 91.1, 93.7, 95, 98)} | BITS | JOINT | DISTILLED,
     ),
-    "fashion_mnist_cnn": (
-        ["data=fashion_mnist", "model=cnn", "model.net.width=16", "trainer.max_epochs=8", "data.batch_size=256"],
+    "fashion_mnist_cnn": Task(
+        ["data=fashion_mnist", "model=cnn", "model.net.width=16", "data.batch_size=256"],
+        8,
         {f"{p:g} % sparse": pruned(p) for p in (70, 80, 90, 95)} | BITS | JOINT | DISTILLED,
     ),
-    "cifar10_resnet20": (
-        ["data=cifar10", "model=resnet20", "data.augment=crop_flip", "trainer.max_epochs=8"],
+    "cifar10_resnet20": Task(
+        ["data=cifar10", "model=resnet20", "data.augment=crop_flip"],
+        2,
         {f"{p} % sparse": pruned(p) for p in (70, 80, 90, 95)}
+        | BITS
         | {
             "90 % sparse, uniform": pruned(90, "pruning.distribution=uniform"),
             "90 % sparse, ERK": pruned(90, "pruning.distribution=erk"),
             "90 % sparse, one-shot": pruned(90, "pruning.schedule=constant"),
             "90 % sparse, ERK, RigL": pruned(90, "pruning.distribution=erk", "pruning.regrow=gradient"),
         }
-        | BITS
-        | JOINT,
+        | JOINT
+        | DISTILLED,
+        pretraining=8,
+        fine_tuning=["model.lr=0.03"],
     ),
 }
-"""Name → settings of all its rows, and what each row adds to them."""
 
 
 def train(folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -92,29 +113,56 @@ def folder_of(work: Path, row: str, seed: int) -> Path:
     return work / re.sub(r"\W+", "_", row).strip("_") / f"seed{seed}"
 
 
-def run(task: str, root: str, seed: int, work: Path, wanted: str) -> dict[str, dict[str, float]]:
-    """All rows of one seed: accuracy in percent, drop in points, times smaller as a packed file."""
-    common, rows = TASKS[task]
-    common = [*common, f"data.root={root}", f"seed={seed}", "threads=1", "logger=none", "trainer.accelerator=cpu"]
-    control = train(folder_of(work, "dense", seed), common)
-    dense = 100 * control["values"]["test/acc"]
-    found = {"dense": {"accuracy": dense, "drop": 0.0, "times_smaller": 1.0}}
-    for row, overrides in rows.items():
-        if not re.search(wanted, row):
-            continue
-        folder = folder_of(work, row, seed)
-        given = [f"dense_checkpoint={control['checkpoint']}", "export=default"]
-        values = train(folder, [*common, *overrides, *given])["values"]
-        report = json.loads((folder / "compressed" / "report.json").read_text())
-        packed = next(artifact["bytes"] for artifact in report["artifacts"] if artifact["format"] == "packed")
-        accuracy = 100 * values["deployed/test/acc"]
-        found[row] = {
-            "accuracy": accuracy,
-            "drop": dense - accuracy,
-            "times_smaller": values["dense/bytes"] / packed,
+def controls(task: str, root: str, work: Path, seed: int) -> tuple[list[str], dict[str, Any]]:
+    """The settings of all rows of a seed, and the result of its dense control."""
+    plan = TASKS[task]
+    common = [
+        *plan.settings,
+        f"data.root={root}",
+        f"seed={seed}",
+        "threads=1",
+        "logger=none",
+        "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false",
+    ]
+    if plan.pretraining:
+        trained = train(folder_of(work, "pretrained", seed), [*common, f"trainer.max_epochs={plan.pretraining}"])
+        common += [*plan.fine_tuning, f"init_checkpoint={trained['checkpoint']}"]
+    common.append(f"trainer.max_epochs={plan.epochs}")
+    return common, train(folder_of(work, "dense", seed), common)
+
+
+def compress(
+    task: str, row: str, work: Path, seed: int, common: list[str], control: dict[str, Any]
+) -> dict[str, float]:
+    """One row of one seed: accuracy in percent, drop in points, times smaller as a packed file."""
+    folder = folder_of(work, row, seed)
+    given = [f"dense_checkpoint={control['checkpoint']}", "export=default"]
+    values = train(folder, [*common, *TASKS[task].rows[row], *given])["values"]
+    report = json.loads((folder / "compressed" / "report.json").read_text())
+    packed = next(artifact["bytes"] for artifact in report["artifacts"] if artifact["format"] == "packed")
+    accuracy, dense = 100 * values["deployed/test/acc"], 100 * control["values"]["test/acc"]
+    print(f"{task}, seed {seed}: {row:24} {accuracy:.2f} % (dense {dense:.2f} %)", flush=True)
+    return {"accuracy": accuracy, "drop": dense - accuracy, "times_smaller": values["dense/bytes"] / packed}
+
+
+def run(task: str, root: str, seeds: int, work: Path, wanted: str, jobs: int) -> list[dict[str, dict[str, float]]]:
+    """The wanted rows of every seed, after the dense controls; so many runs at a time."""
+    rows = [row for row in TASKS[task].rows if re.search(wanted, row)]
+    with ThreadPoolExecutor(jobs) as pool:
+        dense = list(pool.map(lambda seed: controls(task, root, work, seed), range(seeds)))
+        found = {
+            (row, seed): pool.submit(compress, task, row, work, seed, *dense[seed])
+            for row in rows
+            for seed in range(seeds)
         }
-        print(f"{task}, seed {seed}: {row:24} {accuracy:.2f} % (dense {dense:.2f} %)", flush=True)
-    return found
+        return [
+            {
+                "dense": {"accuracy": 100 * control["values"]["test/acc"], "drop": 0.0, "times_smaller": 1.0},
+                **{row: found[row, seed].result() for row in rows},
+            }
+            for seed, (_, control) in enumerate(dense)
+        ]
 
 
 def summary(seeds: list[dict[str, dict[str, float]]]) -> list[dict[str, str | float]]:
@@ -131,6 +179,23 @@ def summary(seeds: list[dict[str, dict[str, float]]]) -> list[dict[str, str | fl
     return rows
 
 
+def with_earlier(rows: list[dict[str, str | float]], task: str, seeds: int) -> list[dict[str, str | float]]:
+    """These rows and the ones that were kept before and are not run now, in the order of the task.
+
+    Raises:
+        SystemExit: Those were measured beside another dense control.
+    """
+    path = results.FOLDER / f"accuracy_{task}.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    found = {row["compression"]: row for row in rows}
+    kept = {row["compression"]: row for row in earlier["rows"] if row["compression"] not in found}
+    if kept and (earlier["rows"][0] != rows[0] or earlier["seeds"] != list(range(seeds))):
+        raise SystemExit(
+            f"{path} holds rows beside another dense control or of other seeds: run all rows, or remove it."
+        )
+    return [(found | kept)[name] for name in ["dense", *TASKS[task].rows] if name in found | kept]
+
+
 def main() -> None:
     """Run, print, and keep where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -138,12 +203,13 @@ def main() -> None:
     parser.add_argument("--root", default="data", help="data.root of lightning-compress train")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", default="", help="regular expression: rows to run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of a thread each")
     parser.add_argument("--work", type=Path, help="where runs are kept; outputs/accuracy by default")
     parser.add_argument("--write", action="store_true", help="keep the numbers in benchmarks/results")
     arguments = parser.parse_args()
     work = (arguments.work or results.ROOT / "outputs" / "accuracy").resolve() / arguments.task
-    seeds = [run(arguments.task, arguments.root, seed, work, arguments.rows) for seed in range(arguments.seeds)]
-    rows = summary(seeds)
+    task = TASKS[arguments.task]
+    rows = summary(run(arguments.task, arguments.root, arguments.seeds, work, arguments.rows, arguments.jobs))
     for row in rows:
         print(f"{row['compression']:26} {row['accuracy']:6.2f} ± {row['accuracy_std']:.2f} %  "
               f"drop {row['drop']:5.2f} ± {row['drop_std']:.2f}  {row['times_smaller']:.1f} × smaller")  # fmt: skip
@@ -154,15 +220,16 @@ def main() -> None:
             "drop": ("dense − this, points", ".2f"),
             "times_smaller": ("packed file, × smaller", ".1f"),
         }
-        epochs = next(setting.split("=")[1] for setting in TASKS[arguments.task][0] if "max_epochs" in setting)
+        start = f", after {task.pretraining} of dense training that all rows share" if task.pretraining else ""
         results.write(
             f"accuracy_{arguments.task}",
-            rows,
+            with_earlier(rows, arguments.task, arguments.seeds),
             columns=columns,
             seeds=range(arguments.seeds),
             threads=1,
             notes=[
-                f"Last of {epochs} epochs, of the written ONNX file in ONNX Runtime; the dense control trained as long."
+                f"Last of {task.epochs} epochs{start}, of the written ONNX file in ONNX Runtime; the dense control "
+                "trained as long."
             ],
         )
 
