@@ -206,6 +206,8 @@ class Gpt(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.tokens.weight
+        for embedding in (self.tokens, self.positions):
+            nn.init.normal_(embedding.weight, std=0.02)
         self.register_buffer("range", torch.arange(length), persistent=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -213,6 +215,20 @@ class Gpt(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
+
+
+class FunctionalGpt(Gpt):
+    """The same without a head of its own: a function reads the embeddings again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.head
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(tokens) + self.positions(self.range[: tokens.shape[1]])
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.norm(x), self.tokens.weight)
 
 
 class GptBlock(nn.Module):
@@ -232,6 +248,31 @@ class GptBlock(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.proj(attended.transpose(1, 2).reshape(batch, length, width))
         return x + self.down(self.gelu(self.up(self.norm2(x))))
+
+
+class FunctionalNet(nn.Module):
+    """Convolutions and a head by functions on parameters of modules that are no layers."""
+
+    def __init__(self, channels: int = 3, classes: int = 5, width: int = 16) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            FunctionalConv(channels, width), FunctionalConv(width, width), nn.AdaptiveAvgPool2d(1)
+        )
+        self.weight = nn.Parameter(torch.randn(classes, width) / 4)
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.body(x).flatten(1), self.weight, self.bias)
+
+
+class FunctionalConv(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(outputs, inputs, 3, 3) / (3 * inputs**0.5))
+        self.offset = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(F.conv2d(x, self.kernel, self.offset, padding=1))
 
 
 class Tagger(nn.Module):

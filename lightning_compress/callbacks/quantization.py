@@ -175,7 +175,7 @@ class QuantizationAwareTraining(Callback):
             self.quantization = install(pl_module, self.settings)
             self._ranges = RangeOptimizer(self._ranges.lr)
             example = self._example_inputs if self._example_inputs is not None else pl_module.example_input_array
-            if self.quantization.needs_recording and example is not None:
+            if self.quantization.gains_by_recording and example is not None:
                 self._record(pl_module, example)
         self._ranges.track(self._attached.parameters())
         # The step of a checkpoint is restored after this hook; its phase is that of the checkpoint till then, and for
@@ -202,7 +202,7 @@ class QuantizationAwareTraining(Callback):
         # Not when a fit starts: a resumed one does not know its step yet, and has its bits from the checkpoint.
         self._enter_bits(trainer.global_step)
         self._enter_phase(trainer.global_step, pl_module)
-        if self._attached.needs_recording and self._recording is None:
+        if self._attached.gains_by_recording and self._recording is None:
             self._attached.enabled = False
             self._recording = recording(pl_module)
             self._tape = self._recording.__enter__()

@@ -183,7 +183,7 @@ def _quantizers(
         return None
     try:
         quantization = install(model, settings)
-        if quantization.needs_recording and example_inputs is not None:
+        if quantization.gains_by_recording and example_inputs is not None:
             quantization.record(example_inputs)
     except CompressionError as error:
         found.errors.append(str(error))

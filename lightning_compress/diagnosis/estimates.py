@@ -39,6 +39,7 @@ def _onnx(model: nn.Module, quantization: Quantization | None, operations: int) 
     folds = dict(quantization.placement.folds) if quantization and quantization.placement else {}
     folded = set(folds.values())
     inputs = quantization.layer_input if quantization is not None else {}
+    biases = {id(bias) for name in inputs if name in layers for bias in layers[name].biases}
     sites = len(quantization.activations) if quantization is not None else 0
     total, nodes = 0, operations - len(folds) + 2 * sites
     for name, parameter in model.named_parameters():
@@ -49,11 +50,11 @@ def _onnx(model: nn.Module, quantization: Quantization | None, operations: int) 
             scales = layers[name].scale().numel()
             total += parameter.numel() + 5 * scales
             nodes += 1
-            if name in inputs and (owner in folds or hasattr(layers[name].uses[0].owner, "bias")):
+            if name in inputs and (owner in folds or layers[name].biases):
                 # The bias: 32-bit integers and their scale.
                 total += 8 * parameter.shape[layers[name].channel_axis]
                 nodes += 1
-        elif name.endswith("bias") and f"{owner}.weight".lstrip(".") in inputs:
+        elif id(parameter) in biases:
             continue
         else:
             total += functional.FLOAT_BYTES * parameter.numel()

@@ -148,9 +148,10 @@ def _quantization(
     owner, _, attribute = name.rpartition(".")
     if owner in folded:
         return "folded into its layer at export"
-    if attribute == "bias" and f"{owner}.weight".lstrip(".") in quantization.layers:
-        with_input = f"{owner}.weight".lstrip(".") in quantization.layer_input
-        return "32-bit integer at export" if with_input else "float: its layer's input is float"
+    for weight, layer in quantization.layers.items():
+        if any(bias is module._parameters[attribute] for bias in layer.biases):
+            with_input = weight in quantization.layer_input
+            return "32-bit integer at export" if with_input else "float: its layer's input is float"
     return "norms stay float" if _is_norm(module) else f"{type(module).__name__} has no integer form here"
 
 

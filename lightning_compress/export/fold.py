@@ -168,9 +168,13 @@ class _Shadow:
     def __init__(self, owner: nn.Module) -> None:
         self.owner = owner
         self.reads: dict[str, tuple[int, int]] = {}
+        self._shadowed: list[list[str]] = []
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        for attribute, (axis, block) in self.reads.items():
+        # What a module around this one reads as well is there already.
+        self._shadowed.append([attribute for attribute in self.reads if attribute not in self.owner.__dict__])
+        for attribute in self._shadowed[-1]:
+            axis, block = self.reads[attribute]
             integers, scale, zero_point = (
                 self.owner._buffers.get(f"{attribute}_{part}") for part in ("integers", "scale", "zero_point")
             )
@@ -178,7 +182,7 @@ class _Shadow:
         collect_flat_weights(module)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        for attribute in self.reads:
+        for attribute in self._shadowed.pop() if self._shadowed else ():
             self.owner.__dict__.pop(attribute, None)
         collect_flat_weights(module)
 
@@ -193,7 +197,7 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
     biases: dict[Use, torch.Tensor] = {
         use: bias.detach()
         for use in weight.uses
-        if use.attribute == "weight" and (bias := use.owner._parameters.get("bias")) is not None
+        if use.bias is not None and (bias := use.owner._parameters.get(use.bias)) is not None
     }
     if input_scale is None or weight.scale.ndim > 1:
         biases = {}
@@ -211,14 +215,14 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
         owner.register_buffer(f"{attribute}_scale", weight.scale)
         owner.register_buffer(f"{attribute}_zero_point", zero_point)
         shadow.reads[attribute] = (axis, block)
-        if use in biases:
+        if use.bias is not None and use in biases:
             # float32, as ONNX Runtime's kernels compute it.
             scale = weight.scale * torch.tensor(input_scale, dtype=torch.float32)
             integers = torch.round(biases[use].float().double() / scale.double()).to(torch.int32)
-            owner.register_parameter("bias", None)
-            owner.register_buffer("bias_integers", integers)
-            owner.register_buffer("bias_scale", scale)
-            shadow.reads["bias"] = (0, 0)
+            owner.register_parameter(use.bias, None)
+            owner.register_buffer(f"{use.bias}_integers", integers)
+            owner.register_buffer(f"{use.bias}_scale", scale)
+            shadow.reads[use.bias] = (0, 0)
         use.host.register_forward_pre_hook(shadow.enter)
         use.host.register_forward_hook(shadow.leave, always_call=True)
 

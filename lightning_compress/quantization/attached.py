@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import astuple, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from lightning_compress.changes import differences
 from lightning_compress.errors import CompressionError
 from lightning_compress.example_inputs import call_arguments, evaluating
-from lightning_compress.quantization.candidates import Use, Weight, weights
+from lightning_compress.quantization.candidates import FunctionalUse, Use, Weight, functional_uses, loose, weights
 from lightning_compress.quantization.ends import recorded_ends, registered_ends
 from lightning_compress.quantization.layers import (
     ActivationHook,
@@ -29,7 +29,7 @@ from lightning_compress.quantization.placement import Placement, Site, place
 from lightning_compress.quantization.recording import Tape, recording
 from lightning_compress.quantization.searched_weights import SearchedWeightQuantizer
 from lightning_compress.quantization.spec import QuantizationSettings, WeightSpec, check_bits
-from lightning_compress.targets import select
+from lightning_compress.targets import Candidate, Selection, select
 
 # Where a module keeps what is attached to it.
 ATTRIBUTE = "_lightning_compress_quantization"
@@ -60,6 +60,8 @@ class Quantization:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._overrides: dict[str, Mapping[str, Any]] = {}
         self._ends: set[str] = set()
+        self._loose: dict[str, Mapping[str, Any]] = {}
+        self._functional: list[FunctionalUse] = []
         self.weight_bits = settings.weight_bits
         self.activation_bits = settings.activation_bits
         self.settled = True
@@ -112,6 +114,11 @@ class Quantization:
         """Whether activations are asked for and the model was not recorded yet."""
         return self.placement is None and any(bits is not None for bits in self._input_bits().values())
 
+    @property
+    def gains_by_recording(self) -> bool:
+        """Whether a recording would place activation quantizers, or may find weights that functions read."""
+        return self.needs_recording or (self.placement is None and bool(self._loose))
+
     def record(self, example_inputs: Any) -> None:
         """Place the activation quantizers by one forward in eval mode.
 
@@ -128,7 +135,10 @@ class Quantization:
         self.place(tape)
 
     def place(self, tape: Tape) -> None:
-        """Place the activation quantizers by a forward that was recorded already."""
+        """Quantize what only a recorded forward shows: weights that functions read, and activations."""
+        reads = functional_uses(tape, self._model)
+        self._refuse_unread({read.weight for read in reads})
+        self._attach_functional(reads)
         self._set_ends(recorded_ends(tape, self._overrides))
         found = place(
             tape,
@@ -194,31 +204,71 @@ class Quantization:
 
     def _attach_weights(self) -> None:
         settings = self.settings
-        selected = select(
-            weights(self._model),
+        candidates: list[Candidate[Any]] = [*weights(self._model), *loose(self._model)]
+        selections = select(
+            candidates,
             targets=settings.targets,
             ignore=settings.ignore,
             overrides=settings.overrides,
             field=settings.field,
         )
-        if not selected:
+        self._loose = {selection.name: selection.overrides for selection in selections if selection.value is None}
+        selected = [Selection(s.name, s.value, s.overrides) for s in selections if s.value is not None]
+        if not selected and not self._loose:
             raise CompressionError(
                 f"{settings.field}: nothing to quantize: {type(self._model).__name__} has no Conv or Linear layer that "
                 f"the targets select."
             )
         self._overrides = {selection.value.name: selection.overrides for selection in selected}
         self._ends = registered_ends(self._overrides)
-        reads: dict[nn.Module, list[tuple[WeightQuantizer, Use]]] = {}
-        for selection in selected:
-            weight = selection.value
-            spec = settings.weight_spec(selection.overrides, end=weight.name in self._ends)
-            if spec is None:
+        self._quantize([selection.value for selection in selected])
+
+    def _refuse_unread(self, read: Collection[str]) -> None:
+        for part in ("targets", "overrides"):
+            for name in getattr(self.settings, part) or ():
+                if name in self._loose and name not in read:
+                    raise CompressionError.field(
+                        f"{self.settings.field}.{part}",
+                        expected="layers, and parameters that functions read as weights",
+                        got=name,
+                        fix="In the recorded forward no F.linear or F.conv* read it.",
+                    )
+
+    def _attach_functional(self, found: Sequence[FunctionalUse]) -> None:
+        """Quantize weights where functions read them: parameters of no layer, and layers' weights read elsewhere."""
+        modules = dict(self._model.named_modules())
+        new: dict[str, list[FunctionalUse]] = {}
+        reads: list[tuple[WeightQuantizer, Use]] = []
+        for read in found:
+            if (quantizer := self.layers.get(read.weight)) is not None:
+                use = read.use(modules)
+                quantizer.uses = (*quantizer.uses, use)
+                reads.append((quantizer, use))
+            elif read.weight in self._loose:
+                new.setdefault(read.weight, []).append(read)
+            else:
                 continue
-            quantizer = self._quantizer(weight, spec)
-            self.layers[weight.name] = quantizer
-            for use in weight.uses:
-                reads.setdefault(use.host, []).append((quantizer, use))
-        for host, uses in reads.items():
+            self._functional.append(read)
+        self._watch(reads)
+        self._overrides |= {name: self._loose[name] for name in new}
+        self._quantize([Weight(n, tuple(read.use(modules) for read in r), r[0].axis) for n, r in new.items()])
+
+    def _quantize(self, found: Sequence[Weight]) -> None:
+        settings = self._settings_now()
+        reads: list[tuple[WeightQuantizer, Use]] = []
+        for weight in found:
+            spec = settings.weight_spec(self._overrides[weight.name], end=weight.name in self._ends)
+            if spec is not None:
+                quantizer = self.layers[weight.name] = self._quantizer(weight, spec)
+                reads += [(quantizer, use) for use in weight.uses]
+        self._watch(reads)
+
+    def _watch(self, reads: Sequence[tuple[WeightQuantizer, Use]]) -> None:
+        """Show each module the quantized weights that its forward reads."""
+        by_host: dict[nn.Module, list[tuple[WeightQuantizer, Use]]] = {}
+        for quantizer, use in reads:
+            by_host.setdefault(use.host, []).append((quantizer, use))
+        for host, uses in by_host.items():
             host.__dict__[ATTRIBUTE] = self
             hook = WeightHook(uses, self._switch)
             self._handles.append(host.register_forward_pre_hook(hook.enter))
@@ -289,6 +339,7 @@ class Quantization:
             "weight_bits": self.weight_bits,
             "activation_bits": self.activation_bits,
             "ends": sorted(self._ends),
+            "functional": [list(astuple(read)) for read in self._functional],
             "placement": None if self.placement is None else self.placement.as_dict(),
             "activations": {name: q.state_dict() for name, q in self.activations.items()},
             "weight_scales": {name: q.scale().cpu().clone() for name, q in self.layers.items()},
@@ -307,6 +358,8 @@ class Quantization:
                 f"{'; '.join(found)}. Resume with the settings that the run was started with."
             )
         self.weight_bits, self.activation_bits = state["weight_bits"], state["activation_bits"]
+        if state["placement"] is not None and self.placement is None:
+            self._attach_functional([FunctionalUse(*read) for read in state["functional"]])
         self._set_ends(set(state["ends"]))
         if state["placement"] is not None and self.placement is None:
             self._attach_activations(Placement.from_dict(state["placement"]))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lightning_compress.quantization.backends import CONVOLUTIONS, LINEAR
+from lightning_compress.quantization.recording import Op, Tape
 from lightning_compress.targets import Candidate
 
 _CHANNELS_FIRST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
@@ -22,11 +24,13 @@ class Use:
         owner: Module that holds the attribute.
         attribute: Its name there.
         host: Module whose forward reads it.
+        bias: Attribute of the owner for the bias that is added to the product; it may hold none.
     """
 
     owner: nn.Module
     attribute: str
     host: nn.Module
+    bias: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,62 @@ def weights(model: nn.Module) -> list[Candidate[Weight]]:
     return candidates
 
 
+def loose(model: nn.Module) -> list[Candidate[None]]:
+    """Parameters of two dimensions or more that no layer reads: weights, where a function reads them as such."""
+    taken = {id(use.owner._parameters[use.attribute]) for _, _, use, _ in _uses(model)}
+    modules = dict(model.named_modules())
+    return [
+        Candidate((name,), modules[name.rpartition(".")[0]], None)
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in taken and parameter.ndim >= 2 and parameter.is_floating_point()
+    ]
+
+
+@dataclass(frozen=True)
+class FunctionalUse:
+    """A weight that a module's forward hands to ``F.linear`` or ``F.conv*`` itself, by names.
+
+    Attributes:
+        weight: Full name of the weight.
+        bias: Full name of the bias, if it is a parameter.
+        host: Full name of the module.
+        axis: Dimension of the output channels.
+    """
+
+    weight: str
+    bias: str | None
+    host: str
+    axis: int
+
+    def use(self, modules: dict[str, nn.Module]) -> Use:
+        """The same by modules. A bias of another module than the weight's is no part of it."""
+        owner, _, attribute = self.weight.rpartition(".")
+        bias_owner, _, bias = self.bias.rpartition(".") if self.bias else ("", "", None)
+        return Use(modules[owner], attribute, modules[self.host], bias if bias_owner == owner else None)
+
+
+def functional_uses(tape: Tape, model: nn.Module) -> list[FunctionalUse]:
+    """Every read of a weight on a tape that ``weights`` does not know of, each once.
+
+    Such are ``F.linear(x, self.weight)`` in a module that is no layer, and ``F.linear(x, self.embedding.weight)``
+    in the module around an embedding.
+    """
+    modules = dict(model.named_modules())
+    known = {(id(use.owner), use.attribute, id(use.host)) for _, _, use, _ in _uses(model)}
+    found = [f for op in tape.ops if (f := _functional(op)) is not None]
+    uses = ((f, f.use(modules)) for f in dict.fromkeys(found))
+    return [f for f, use in uses if (id(use.owner), use.attribute, id(use.host)) not in known]
+
+
+def _functional(op: Op) -> FunctionalUse | None:
+    if op.name not in CONVOLUTIONS | LINEAR or not op.modules or len(op.inputs) < 2:
+        return None
+    weight, *bias = (value.parameter for value in op.inputs[1:3])
+    if weight is None:
+        return None
+    return FunctionalUse(weight, bias[0] if bias else None, op.modules[-1], 1 if "transpose" in op.name else 0)
+
+
 def _uses(model: nn.Module) -> Iterator[tuple[str, str, Use, int]]:
     read_by_attention: set[nn.Module] = set()
     for prefix, module in model.named_modules():
@@ -84,4 +144,5 @@ def _use(
     prefix: str, owner: nn.Module, attribute: str, host: nn.Module, axis: int
 ) -> Iterator[tuple[str, str, Use, int]]:
     if owner._parameters.get(attribute) is not None:
-        yield f"{prefix}.{attribute}" if prefix else attribute, prefix, Use(owner, attribute, host), axis
+        bias = "bias" if attribute == "weight" else None
+        yield f"{prefix}.{attribute}" if prefix else attribute, prefix, Use(owner, attribute, host, bias), axis

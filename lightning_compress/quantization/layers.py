@@ -76,6 +76,12 @@ class WeightQuantizer:
             raise CompressionError(f"{self.name} is gone: its module dropped the parameter after prepare().")
         return parameter
 
+    @property
+    def biases(self) -> list[nn.Parameter]:
+        """The biases that are added to its products."""
+        found = (use.owner._parameters.get(use.bias) for use in self.uses if use.bias is not None)
+        return [bias for bias in found if bias is not None]
+
     def scale(self) -> torch.Tensor:
         """The scale now: float32, ``[C]`` along ``axis``, ``[]`` without; grouped ``[C, groups]``."""
         if self.fixed_scale is not None:
@@ -270,17 +276,24 @@ class WeightHook:
     def __init__(self, reads: list[tuple[WeightQuantizer, Use]], switch: Switch) -> None:
         self.reads = reads
         self.switch = switch
+        self._shadowed: list[list[Use]] = []
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Before the module's forward."""
+        shadowed = []
         if self.switch.enabled:
             for quantizer, use in self.reads:
-                use.owner.__dict__[use.attribute] = quantizer.fake_quantize()
+                # A module around this one may read the same weight, and has it quantized already.
+                if use.attribute not in use.owner.__dict__:
+                    use.owner.__dict__[use.attribute] = quantizer.fake_quantize()
+                    shadowed.append(use)
             collect_flat_weights(module)
+        self._shadowed.append(shadowed)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the module's forward, also when it raised."""
-        for _, use in self.reads:
+        # Nothing was noted where a hook before ours raised.
+        for use in self._shadowed.pop() if self._shadowed else ():
             use.owner.__dict__.pop(use.attribute, None)
         collect_flat_weights(module)
 

@@ -173,12 +173,12 @@ class _Placer:
         return self._placement()
 
     def _report_functional(self, op: Op) -> None:
-        """Name the parameters that a function reads and that belong to no layer which can be quantized."""
+        """Name the parameters that a function reads where no module runs."""
         for name in dict.fromkeys(v.parameter for v in op.inputs[1:2]):
-            if name is not None and name not in self.layer_weights:
+            if name is not None and not op.modules:
                 self.unreached.append(
-                    f"{name}: read by {op.name} at {op.where}, outside of a layer, so that nothing can quantize it; "
-                    f"hold it in an nn.Linear or nn.Conv"
+                    f"{name}: read by {op.name} at {op.where}, outside of every module's forward, so that nothing can "
+                    f"quantize it; call it in the forward of a module"
                 )
 
     def _weight(self, op: Op) -> str | None:
@@ -274,6 +274,8 @@ class _Placer:
 
     def _fold(self, op: Op, weight: str) -> None:
         layer = weight.rpartition(".")[0]
+        if weight not in self.layer_weights or layer not in op.modules[-1:]:
+            return
         norm_op = _only_user(op.outputs[0])
         if norm_op is None or norm_op.name != "batch_norm" or not norm_op.modules:
             return

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lightning_compress.quantization import find, prepare
@@ -28,7 +29,23 @@ KINDS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "gru": (lambda: nn.GRU(4, 5, batch_first=True), (3, 2, 4)),
     "attention": (lambda: SelfAttention(8, 2), (3, 2, 8)),
     "embedding": (lambda: nn.Embedding(7, 5), (4, 3)),
+    "functional linear": (lambda: Function(F.linear, 4, 6), (5, 6)),
+    "functional conv2d": (lambda: Function(F.conv2d, 4, 3, 3, 3), (2, 3, 6, 6)),
+    "functional transposed1d": (lambda: Function(F.conv_transpose1d, 3, 4, 3), (2, 3, 5)),
 }
+
+
+class Function(nn.Module):
+    """A function on parameters of the module's own, without a layer."""
+
+    def __init__(self, function: Any, *shape: int) -> None:
+        super().__init__()
+        self.function = function
+        self.my_weight = nn.Parameter(torch.randn(shape))
+        self.shift = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x, self.my_weight, self.shift)
 
 
 class SelfAttention(nn.MultiheadAttention):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from networks import ConcatNet, EncoderNet, FunctionalResidualNet, Mlp, ResidualNet
 from torch import nn
 
+from lightning_compress.quantization import find, prepare
 from lightning_compress.quantization.candidates import weights
 from lightning_compress.quantization.placement import Placement, place
 from lightning_compress.quantization.recording import recording
@@ -157,10 +158,21 @@ class Functional(nn.Module):
         return self.last(F.conv1d(x.unsqueeze(-1), self.kernel).squeeze(-1))
 
 
-def test_parameters_that_functions_read_are_listed_by_name_and_line() -> None:
-    matrix, kernel = placement_of(Functional(), 3, 4).unreached
-    assert matrix.startswith("matrix: read by linear at test_placement.py:")
-    assert kernel.startswith("kernel: read by conv1d at test_placement.py:")
+def test_weights_that_functions_read_count_as_layers() -> None:
+    found = find(prepare(Functional(), example_inputs=torch.randn(3, 4)))
+    assert found.layer_input == {"first.weight": "first:input[0]", "last.weight": "last:input[0]"}
+    matrix, kernel = found.unreached
+    assert matrix.startswith("linear at test_placement.py:")
+    assert "passes no module's boundary" in matrix
+    assert kernel.startswith("conv1d at test_placement.py:")
+
+
+def test_a_weight_that_is_read_where_no_module_runs_is_listed_by_name_and_line() -> None:
+    model = Functional()
+    with torch.no_grad(), recording(model) as tape:
+        F.linear(torch.randn(3, 8), model.matrix)
+    (line,) = place(tape, model, layer_bits={}, bits=8, backend=None).unreached
+    assert line.startswith("matrix: read by linear at test_placement.py:")
 
 
 def test_weights_of_layers_that_are_left_out_are_not_listed_so() -> None:
