@@ -57,7 +57,7 @@ typecheck: $(INSTALLED)
 
 # Hours, most of them for the accuracies, which need the data sets: make benchmarks DATA=~/data
 benchmarks: $(INSTALLED)
-	for script in $(filter-out %/results.py %/tables.py,$(wildcard benchmarks/*.py)); do \
+	for script in $(filter-out %/results.py %/tables.py %/headlines.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$script"; \
 		flags=$$(grep -o -m 1 -e '--write' $$script); \
 		case $$script in *accuracy.py) flags="$$flags --root $(DATA)";; esac; \

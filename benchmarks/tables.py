@@ -3,7 +3,8 @@
     python benchmarks/tables.py             # or: make tables
     python benchmarks/tables.py --check     # exits with 1 where a table is not what the files give
 
-``NAME`` is a file of ``benchmarks/results/``, or a recipe, whose numbers are in its ``expected.json``.
+``NAME`` is a file of ``benchmarks/results/``, a recipe, whose numbers are in its ``expected.json``, or ``headlines``,
+one number of each.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from headlines import HEADLINES
+
 from lightning_compress.export.atomic import replacing
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +27,9 @@ MARKED = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n).*?(<!-- /results:(?
 MODELS = ("dense", "fake_quantized", "deployed")
 
 CHINESE = {
+    "what": "内容",
+    "measured": "测得",
+    "how": "命令与日期",
     "test accuracy, %": "测试准确率（%）",
     "perplexity": "困惑度",
     "file, kB": "文件大小（kB）",
@@ -61,6 +67,8 @@ def replace_marked(content: str, chinese: bool = False) -> str:
 
 def table(name: str, chinese: bool = False) -> str:
     """One table with where it comes from, or a word that it was not measured yet."""
+    if name == "headlines":
+        return of_headlines(chinese) + "\n"
     measured = ROOT / "benchmarks" / "results" / f"{name}.json"
     recipe = ROOT / "recipes" / name / "expected.json"
     if measured.is_file():
@@ -94,6 +102,14 @@ def of_benchmark(found: Mapping[str, Any], chinese: bool = False) -> str:
     return "\n".join(
         [*lines, "", *found["notes"], f"{', '.join([*seeds, *surroundings])}, {found['date']}; `{found['command']}`."]
     )
+
+
+def of_headlines(chinese: bool = False) -> str:
+    """One line of each result, with the command that it comes from."""
+    folder = ROOT / "benchmarks" / "results"
+    found = [(headline, line) for headline in HEADLINES if (line := headline.found(folder)) is not None]
+    rows = [[headline.chinese if chinese else headline.text, *line] for headline, line in found]
+    return "\n".join(grid([_say(text, chinese) for text in ("what", "measured", "how")], rows, [False] * 3))
 
 
 def of_recipe(name: str, found: Mapping[str, Any], chinese: bool = False) -> str:

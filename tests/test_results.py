@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
-import results  # noqa: E402 - a neighbour, not installed
+import headlines  # noqa: E402 - neighbours, not installed
+import results  # noqa: E402
 import tables  # noqa: E402
 
 ROWS = [
@@ -104,3 +105,22 @@ def test_the_mean_and_deviation_of_a_recipe_are_those_of_its_seeds() -> None:
 def test_every_published_table_is_what_the_result_files_give() -> None:
     done = subprocess.run([sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_headline_shows_one_row_of_its_result(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = headlines.Headline("Step", "步", "steps", {"network": "resnet20"}, "{ratio:.2f} of {weights:,d}")
+    other = headlines.Headline("Other", "其他", "missing", {}, "{ratio}")
+    monkeypatch.setattr(tables, "HEADLINES", [line, other])
+    found = written()
+    script = found["command"].partition(" --")[0]
+    shown = f"`{script}`, {found['date']}"
+    assert tables.table("headlines").splitlines()[2:] == [f"| Step | 1.30 of 272,474 | {shown} |"]
+    assert tables.table("headlines", chinese=True).splitlines()[2:] == [f"| 步 | 1.30 of 272,474 | {shown} |"]
+
+
+def test_a_headline_of_a_row_that_is_gone_is_an_error(folder: Path) -> None:
+    written()
+    with pytest.raises(KeyError, match=r"no row with.*resnet56"):
+        headlines.Headline("Step", "步", "steps", {"network": "resnet56"}, "{ratio}").found(
+            folder / "benchmarks/results"
+        )

@@ -1,0 +1,135 @@
+"""The README's table of results: one line each, made from the files of ``benchmarks/results/``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One number of a result file.
+
+    Attributes:
+        text: What was measured.
+        chinese: The same in Chinese.
+        result: Name of the file.
+        row: What the row is known by: column → value.
+        form: What is shown of the row, by the names of its columns.
+    """
+
+    text: str
+    chinese: str
+    result: str
+    row: Mapping[str, str | int | float]
+    form: str
+
+    def found(self, folder: Path) -> tuple[str, str] | None:
+        """The number as text, and the script with its date; ``None`` where it was not measured yet.
+
+        Raises:
+            KeyError: The file has no such row.
+        """
+        path = folder / f"{self.result}.json"
+        if not path.is_file():
+            return None
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for row in content["rows"]:
+            if all(row[key] == value for key, value in self.row.items()):
+                script = content["command"].partition(" --")[0]
+                return self.form.format_map(row), f"`{script}`, {content['date']}"
+        raise KeyError(f"{path}: no row with {dict(self.row)}")
+
+
+_ACCURACY = "{accuracy:.2f} ± {accuracy_std:.2f} % ({drop:.2f} below dense), {times_smaller:.1f} × smaller"
+_ONE_SEED = "{accuracy:.2f} % ({drop:.2f} below dense), {times_smaller:.1f} × smaller"
+
+HEADLINES = [
+    Headline(
+        "Step of quantization-aware training ÷ float step, ResNet-20, residual adds quantized, ranges observed",
+        "量化感知训练步 ÷ 浮点训练步，ResNet-20，残差加法已量化，持续观测范围",
+        "quantization_step",
+        {"network": "resnet20", "ranges": "observed"},
+        "{ratio:.2f}; memory {memory_ratio:.2f}",
+    ),
+    Headline(
+        "The same, transformer encoder",
+        "同上，Transformer 编码器",
+        "quantization_step",
+        {"network": "encoder", "ranges": "observed"},
+        "{ratio:.2f}; memory {memory_ratio:.2f}",
+    ),
+    Headline(
+        "Training step with pruning ÷ dense step, ResNet-18",
+        "带剪枝的训练步 ÷ 稠密训练步，ResNet-18",
+        "pruning_cost",
+        {"measured": "step, ResNet-18, batch 4 at 64×64", "way": "lightning-compress"},
+        "{ratio:.2f}",
+    ),
+    Headline(
+        "Training step with a teacher of the same size ÷ plain step, ResNet-20",
+        "带同规模教师的训练步 ÷ 普通训练步，ResNet-20",
+        "distillation_step",
+        {"network": "resnet20", "variant": "logits"},
+        "{ratio:.2f}",
+    ),
+    Headline(
+        "Fashion-MNIST, MLP: 80 % sparse and 8 bits",
+        "Fashion-MNIST，MLP：80 % 稀疏 + 8 位",
+        "accuracy_fashion_mnist_mlp",
+        {"compression": "80 % sparse, 8 bits"},
+        _ACCURACY,
+    ),
+    Headline(
+        "Fashion-MNIST, MLP: 90 % sparse and 4 bits",
+        "Fashion-MNIST，MLP：90 % 稀疏 + 4 位",
+        "accuracy_fashion_mnist_mlp",
+        {"compression": "90 % sparse, 4 bits"},
+        _ACCURACY,
+    ),
+    Headline(
+        "CIFAR-10, ResNet-20: 4 bits",
+        "CIFAR-10，ResNet-20：4 位",
+        "accuracy_cifar10_resnet20",
+        {"compression": "4 bits"},
+        _ONE_SEED,
+    ),
+    Headline(
+        "CIFAR-10, ResNet-20: 90 % sparse",
+        "CIFAR-10，ResNet-20：90 % 稀疏",
+        "accuracy_cifar10_resnet20",
+        {"compression": "90 % sparse"},
+        _ONE_SEED,
+    ),
+    Headline(
+        "Digits, CNN in a file of 12 kB: sparsity and bits of each layer by `advise`",
+        "手写数字，12 kB 的 CNN 文件：由 `advise` 决定各层稀疏度和位宽",
+        "advised_digits_cnn",
+        {"setting": "advised, by loss"},
+        "{accuracy:.2f} ± {accuracy_std:.2f} %",
+    ),
+    Headline(
+        "The same, one threshold and 4 bits for all layers",
+        "同上，所有层同一阈值、4 位",
+        "advised_digits_cnn",
+        {"setting": "global threshold, 4 bits"},
+        "{accuracy:.2f} ± {accuracy_std:.2f} %",
+    ),
+    Headline(
+        "Integers in a packed file ÷ their entropy, ResNet-20, 80 % sparse, 8 bits",
+        "packed 文件中的整数 ÷ 其熵，ResNet-20，80 % 稀疏，8 位",
+        "packed_size",
+        {"network": "ResNet-20", "bits": 8},
+        "{of_bound:.3f}",
+    ),
+    Headline(
+        "Latency of the int8 ONNX file ÷ ONNX Runtime's own static quantization, ResNet-18, batch 32",
+        "int8 ONNX 文件的延迟 ÷ ONNX Runtime 自带静态量化，ResNet-18，批大小 32",
+        "onnx_latency",
+        {"network": "resnet18"},
+        "{ours / static:.2f}; ÷ float {ours / float:.2f}",
+    ),
+]
