@@ -103,7 +103,8 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lightning_compress.config import COMPOSITION_ERRORS, CONFIG_MODULE, CONFIG_NAME, explain
 
     # Hydra's parser takes overrides on one side of an option only.
-    overrides = sorted(overrides, key=lambda text: text not in ("-m", "--multirun"))
+    options, overrides = _config_options(overrides)
+    overrides = [*options, *sorted(overrides, key=lambda text: text not in ("-m", "--multirun"))]
     outcomes: list[Any] = []
     sweep = any(text in ("-m", "--multirun") for text in overrides)
 
@@ -117,7 +118,7 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
         if settings.mode == RunMode.MULTIRUN:
             done = jobs.run(cfg, output, settings.sweep.dir, given)
             return None if done is None else done.objective
-        outcomes.append(train.run(cfg, output, given))
+        outcomes.append(train.run(cfg, output, [*options, *given]))
         return outcomes[-1].objective
 
     application = hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)(job)
@@ -137,6 +138,15 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     for outcome in outcomes:
         _show(outcome, as_json=arguments.json)
     return DOES_NOT_HOLD if any(outcome.failures for outcome in outcomes) else DONE
+
+
+def _config_options(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The options that say which config is composed, which Hydra does not count among the overrides; and the rest."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for short, name in (("-cp", "path"), ("-cn", "name"), ("-cd", "dir")):
+        parser.add_argument(f"--config-{name}", short, dest=name)
+    given, rest = parser.parse_known_args(arguments)
+    return [text for name, value in vars(given).items() if value for text in (f"--config-{name}", value)], rest
 
 
 @contextlib.contextmanager

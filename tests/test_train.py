@@ -259,6 +259,14 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(train: Train, phase: str
     assert resumed["values"] == whole["values"]
 
 
+def test_the_command_that_goes_on_composes_the_same_config(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [train, _self_]\nname: my_own\n")
+    stop = ("+callbacks.stop._target_=mine.Interrupt", "+callbacks.stop.step=1")
+    code, stopped = train(f"--config-dir={tmp_path}", "-cn", "mine", *SMALL, *stop)
+    assert code == 130
+    assert resume(stopped["error"])[:4] == ["--config-name", "mine", "--config-dir", str(tmp_path)]
+
+
 def test_after_an_interrupt_ctrl_c_works_as_before(train: Train) -> None:
     before = signal.getsignal(signal.SIGINT)
     code, _ = train(*SMALL, "+callbacks.stop._target_=mine.Interrupt", "+callbacks.stop.step=1")
