@@ -73,13 +73,13 @@ TASKS = {
         {f"{p:g} % sparse": pruned(p) for p in (73.4, 81.5, 87.2, 91.1, 93.7, 95, 98)} | BITS | JOINT | DISTILLED,
     ),
     "fashion_mnist_cnn": Task(
-        ["data=fashion_mnist", "model=cnn", "model.net.width=16", "data.batch_size=256"],
-        8,
+        ["data=fashion_mnist", "model=cnn", "model.net.width=16", "data.batch_size=256", "model.channels_last=true"],
+        4,
         {f"{p:g} % sparse": pruned(p) for p in (70, 80, 90, 95)} | BITS | JOINT | DISTILLED,
     ),
     "cifar10_resnet20": Task(
-        ["data=cifar10", "model=resnet20", "data.augment=crop_flip"],
-        2,
+        ["data=cifar10", "model=resnet20", "data.augment=crop_flip", "model.channels_last=true"],
+        1,
         {f"{p} % sparse": pruned(p) for p in (70, 80, 90, 95)}
         | BITS
         | {
@@ -90,7 +90,7 @@ TASKS = {
         }
         | JOINT
         | DISTILLED,
-        pretraining=8,
+        pretraining=3,
         fine_tuning=["model.lr=0.03"],
     ),
 }

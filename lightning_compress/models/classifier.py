@@ -32,6 +32,7 @@ class Classifier(L.LightningModule):
         label_smoothing: Share of the target spread over all classes.
         input_shape: Shape of one sample; gives the module its ``example_input_array``.
         tokens: Whether samples are token numbers (int64) and not float32.
+        channels_last: Whether weights of 2-d convolutions, and so all their results, lie channels last in memory.
 
     Raises:
         CompressionError: A setting is out of its range.
@@ -50,6 +51,7 @@ class Classifier(L.LightningModule):
         label_smoothing: float = 0.0,
         input_shape: Sequence[int] | None = None,
         tokens: bool = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         choices = {
@@ -65,7 +67,7 @@ class Classifier(L.LightningModule):
         for field, number in (("warmup", warmup), ("label_smoothing", label_smoothing)):
             if not 0 <= number < 1:
                 raise CompressionError.field(f"model.{field}", expected="a share in [0, 1)", got=number)
-        self.net = net
+        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         self.lr, self.weight_decay, self.optimizer, self.scheduler = lr, weight_decay, optimizer, scheduler
         self.warmup, self.label_smoothing = warmup, label_smoothing
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -105,3 +106,13 @@ def test_checkpoints_hold_the_network_alone() -> None:
 def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(CompressionError, match=message):
         Classifier(nn.Linear(6, 3), num_classes=3, **options)
+
+
+def test_channels_last_keeps_the_numbers_and_the_layout() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    x = torch.randn(2, 3, 8, 8)
+    plain = Classifier(copy.deepcopy(net), num_classes=3)
+    last = Classifier(net, num_classes=3, channels_last=True)
+    assert last.net[0](x).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last(x), plain(x))
