@@ -67,7 +67,7 @@ class Classifier(L.LightningModule):
         for field, number in (("warmup", warmup), ("label_smoothing", label_smoothing)):
             if not 0 <= number < 1:
                 raise CompressionError.field(f"model.{field}", expected="a share in [0, 1)", got=number)
-        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
+        self.net = net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
         self.lr, self.weight_decay, self.optimizer, self.scheduler = lr, weight_decay, optimizer, scheduler
         self.warmup, self.label_smoothing = warmup, label_smoothing
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
