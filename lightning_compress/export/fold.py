@@ -17,8 +17,8 @@ from lightning_compress.quantization.candidates import Use
 from lightning_compress.quantization.layers import ActivationQuantizer, collect_flat_weights
 from lightning_compress.quantization.placement import place
 from lightning_compress.quantization.prepare import Quantization, find, strip
-from lightning_compress.quantization.recording import Boundary, recording
-from lightning_compress.quantization.structure import replaced
+from lightning_compress.quantization.recording import recording
+from lightning_compress.quantization.structure import Key, replaced_arguments, replaced_at
 
 _INT32_ROOM = 2**30
 _SMALLEST_SCALE = 2.0**-60
@@ -90,8 +90,8 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
         _replace(root, norm, modules[norm])
     for name, weight in integers.items():
         _store(name, weight, input_scales.get(name))
-    for boundary, quantizer in sites:
-        _constant(modules[boundary.module], boundary, quantizer)
+    for (module, side), paths, quantizer in sites:
+        _constant(modules[module], side, paths, quantizer)
     return duplicate
 
 
@@ -109,7 +109,9 @@ def _integers(quantization: Quantization) -> dict[str, IntegerWeight]:
     }
 
 
-def _sites(quantization: Quantization) -> list[tuple[Boundary, ActivationQuantizer]]:
+def _sites(
+    quantization: Quantization,
+) -> list[tuple[tuple[str, str], list[tuple[Key, ...]], ActivationQuantizer]]:
     unobserved = [name for name, q in quantization.activations.items() if not q.observed]
     if unobserved:
         raise CompressionError(
@@ -118,7 +120,7 @@ def _sites(quantization: Quantization) -> list[tuple[Boundary, ActivationQuantiz
         )
     placement = quantization.placement
     sites = placement.sites if placement else ()
-    return [(b, quantization.activations[site.name]) for site in sites for b in site.boundaries]
+    return [(*place, quantization.activations[site.name]) for site in sites for place in site.places.items()]
 
 
 def _input_scales(quantization: Quantization) -> dict[str, float]:
@@ -254,7 +256,7 @@ def _make_room(weight: IntegerWeight, bias: torch.Tensor, input_scale: float) ->
         weight.scale = scale
 
 
-def _constant(module: nn.Module, boundary: Boundary, quantizer: ActivationQuantizer) -> None:
+def _constant(module: nn.Module, side: str, paths: list[tuple[Key, ...]], quantizer: ActivationQuantizer) -> None:
     scale, zero_point = float(quantizer.scale), int(quantizer.zero_point)
     qmin, qmax = quantizer.qmin, quantizer.qmax
 
@@ -262,14 +264,12 @@ def _constant(module: nn.Module, boundary: Boundary, quantizer: ActivationQuanti
         return quantize_dequantize(x, scale, zero_point, qmin, qmax)
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(boundary.path[0], str):
-            return args, replaced(dict(kwargs), boundary.path, apply)
-        return replaced(args, boundary.path, apply), kwargs
+        return replaced_arguments(args, kwargs, paths, apply)
 
     def leave(_module: nn.Module, _args: Any, output: Any) -> Any:
-        return replaced(output, boundary.path, apply)
+        return replaced_at(output, paths, apply)
 
-    if boundary.side == "input":
+    if side == "input":
         module.register_forward_pre_hook(enter, with_kwargs=True)
     else:
         module.register_forward_hook(leave)

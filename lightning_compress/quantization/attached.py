@@ -293,16 +293,16 @@ class Quantization:
             self._hook(site, quantizer, modules)
 
     def _hook(self, site: Site, quantizer: ActivationQuantizer, modules: dict[str, nn.Module]) -> None:
-        for boundary in site.boundaries:
-            if boundary.module not in modules:
+        for (name, side), paths in site.places.items():
+            if name not in modules:
                 raise CompressionError(
-                    f"The activation quantizer {site.name!r} belongs to module {boundary.module!r}, which this model "
+                    f"The activation quantizer {site.name!r} belongs to module {name!r}, which this model "
                     f"does not have. Load it into the architecture that it was trained with."
                 )
-            module = modules[boundary.module]
+            module = modules[name]
             module.__dict__[ATTRIBUTE] = self
-            hook = ActivationHook(quantizer, boundary, self._switch)
-            if boundary.side == "input":
+            hook = ActivationHook(quantizer, paths, self._switch)
+            if side == "input":
                 self._handles.append(module.register_forward_pre_hook(hook.enter, with_kwargs=True))
             else:
                 self._handles.append(module.register_forward_hook(hook.leave))

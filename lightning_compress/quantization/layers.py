@@ -8,7 +8,7 @@ While a layer runs, its weight attribute is shadowed by the fake-quantized weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,8 @@ from torch.nn.modules.module import _global_forward_hooks
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization import kernels, observers
 from lightning_compress.quantization.candidates import Use, Weight
-from lightning_compress.quantization.recording import Boundary
 from lightning_compress.quantization.spec import ActivationSpec, WeightSpec
-from lightning_compress.quantization.structure import replaced
+from lightning_compress.quantization.structure import Key, replaced_arguments, replaced_at
 
 # Observations of other methods in the time of one squared-error search, which reads its sample 88 times.
 _SEARCH_EVERY = 10
@@ -318,32 +317,36 @@ _CLIPS: dict[type[nn.Module], tuple[kernels.Clip, str]] = {
 
 
 class ActivationHook:
-    """Quantizes a tensor at a module's boundary."""
+    """Quantizes a tensor at a module's boundary.
 
-    def __init__(self, quantizer: ActivationQuantizer, boundary: Boundary, switch: Switch) -> None:
+    Args:
+        quantizer: The quantizer.
+        paths: Where the tensor stands in the arguments or the result.
+        switch: What the model's quantizers share.
+    """
+
+    def __init__(self, quantizer: ActivationQuantizer, paths: Sequence[tuple[Key, ...]], switch: Switch) -> None:
         self.quantizer = quantizer
-        self.path = boundary.path
+        self.paths = list(paths)
         self.switch = switch
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the module's forward: quantize an argument."""
         if not self.switch.enabled:
             return None
-        if isinstance(self.path[0], str):
-            return args, replaced(dict(kwargs), self.path, self.quantizer)
-        return replaced(args, self.path, self.quantizer), kwargs
+        return replaced_arguments(args, kwargs, self.paths, self.quantizer)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         """After the module's forward: quantize its result."""
         if not self.switch.enabled:
             return None
         clip = fused_clip(module, args, output)
-        own = not self.path and self._is_first(module)
+        own = self.paths == [()] and self._is_first(module)
         if clip is not None:
             return self.quantizer(args[0], clip, output if own else None)
         if own and type(module) in _UNSAVED and isinstance(output, torch.Tensor):
             return self.quantizer(output, None, output)
-        return replaced(output, self.path, self.quantizer)
+        return replaced_at(output, self.paths, self.quantizer)
 
     def _is_first(self, module: nn.Module) -> bool:
         """Whether no other hook has seen the module's result, and may have kept it."""

@@ -13,6 +13,7 @@ from lightning_compress.quantization.backends import RECURRENT, RULES, TRANSPARE
 from lightning_compress.quantization.candidates import weights
 from lightning_compress.quantization.recording import Boundary, Op, Tape, Value
 from lightning_compress.quantization.spec import Backend
+from lightning_compress.quantization.structure import Key
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -33,6 +34,14 @@ class Site:
     boundaries: tuple[Boundary, ...]
     bits: int | None = None
     common: bool = True
+
+    @property
+    def places(self) -> dict[tuple[str, str], list[tuple[Key, ...]]]:
+        """Module and side → the paths at which the tensor passes there."""
+        found: dict[tuple[str, str], list[tuple[Key, ...]]] = {}
+        for boundary in self.boundaries:
+            found.setdefault((boundary.module, boundary.side), []).append(boundary.path)
+        return found
 
     def width(self, common: int | None) -> int:
         """Bits of the quantizer, given the model's bits of activations."""
@@ -361,15 +370,19 @@ class _Placer:
         chosen: list[Boundary] = []
         missed = dict(want.consumers)
         while missed:
-            covered: dict[Boundary, list[Op]] = {}
+            # A tensor that is several arguments of a module passes at all of them.
+            covered: dict[tuple[Boundary, ...], list[Op]] = {}
             for op, value in missed.items():
-                for boundary in filter(allowed, _reaching(op, value, want.source)):
-                    covered.setdefault(boundary, []).append(op)
+                together: dict[tuple[str, str], list[Boundary]] = {}
+                for boundary in filter(allowed, dict.fromkeys(_reaching(op, value, want.source))):
+                    together.setdefault((boundary.module, boundary.side), []).append(boundary)
+                for boundaries in together.values():
+                    covered.setdefault(tuple(boundaries), []).append(op)
             if not covered:
                 break
             # The root comes last, as a training step may call a child directly; then the innermost.
-            best = max(covered, key=lambda b: (bool(b.module), len(covered[b]), b.module.count(".")))
-            chosen.append(best)
+            best = max(covered, key=lambda b: (bool(b[0].module), len(covered[b]), -len(b), b[0].module.count(".")))
+            chosen += best
             for op in covered[best]:
                 del missed[op]
         return chosen, list(missed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,3 +46,38 @@ def replaced(tree: Any, path: tuple[Key, ...], function: Callable[[torch.Tensor]
     if isinstance(tree, dict) and key in tree:
         tree[key] = replaced(tree[key], rest, function)
     return tree
+
+
+def replaced_at(tree: Any, paths: Sequence[tuple[Key, ...]], function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """``replaced`` at several paths; a tensor that stands at more than one goes through ``function`` once.
+
+    Example:
+        >>> x = torch.zeros(1)
+        >>> first, second = replaced_at((x, x), [(0,), (1,)], lambda x: x + 1)
+        >>> first is second
+        True
+    """
+    made: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def once(x: torch.Tensor) -> torch.Tensor:
+        for before, after in made:
+            if x is before:
+                return after
+        made.append((x, function(x)))
+        return made[-1][1]
+
+    for path in paths:
+        tree = replaced(tree, path, once if len(paths) > 1 else function)
+    return tree
+
+
+def replaced_arguments(
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    paths: Sequence[tuple[Key, ...]],
+    function: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``replaced_at`` for the arguments of a call; a path that begins with a name leads to a keyword argument."""
+    located = [(int(isinstance(path[0], str)), *path) for path in paths]
+    found: tuple[tuple[Any, ...], dict[str, Any]] = replaced_at((args, dict(kwargs)), located, function)
+    return found

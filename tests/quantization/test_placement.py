@@ -180,3 +180,58 @@ def test_weights_of_layers_that_are_left_out_are_not_listed_so() -> None:
     with torch.no_grad(), recording(model) as tape:
         model(torch.randn(*IMAGE))
     assert place(tape, model, layer_bits={"fc.weight": 8}, bits=8, backend="onnxruntime").unreached == ()
+
+
+class Pair(nn.Module):
+    """What a function made, handed to a module twice, by position and by name."""
+
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+            self.seen: tuple[torch.Tensor, torch.Tensor] | None = None
+
+        def forward(self, x: torch.Tensor, *, again: torch.Tensor) -> torch.Tensor:
+            self.seen = x, again
+            return F.linear(x, self.linear.weight) + F.linear(again, self.linear.weight)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.pair = nn.Linear(4, 6), self.Weighted()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.first(x).tanh()
+        return self.pair(made, again=made)
+
+
+def test_a_tensor_that_is_several_arguments_is_quantized_in_all_of_them_and_once() -> None:
+    model = prepare(Pair(), example_inputs=torch.randn(2, 4))
+    x = torch.randn(8, 4)
+    model.train()(x)
+    model.eval()(x)
+    quantizer = find(model).activations["pair:input[0]"]
+    assert model.pair.seen is not None
+    first, again = model.pair.seen
+    assert first is again
+    steps = (first / quantizer.scale).detach()
+    torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
+    assert set(find(model).layer_input) == {"first.weight", "pair.linear.weight"}
+
+
+def test_attention_over_what_a_function_made_gets_query_key_and_value_quantized() -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.place = nn.Embedding(9, 8), nn.Parameter(torch.randn(5, 8))
+            self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.block(self.tokens(x) + self.place)
+
+    model = Summed().eval()
+    with torch.no_grad(), recording(model) as tape:
+        model(torch.randint(9, (2, 5)))
+    layer_bits = {candidate.value.name: 8 for candidate in weights(model)}
+    placed = place(tape, model, layer_bits=layer_bits, bits=8, backend="onnxruntime")
+    # At the block, where it is one tensor, and not at one of the three arguments of the attention.
+    assert placed.layer_input["block.self_attn.in_proj_weight"] == "block:input[0]"
