@@ -9,6 +9,7 @@ import torch
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization import eager, kernels, native
+from lightning_compress.quantization.step_memory import StepMemory
 
 # A step that an optimizer drove to or below zero counts as this; its gradient can bring it back.
 _SMALLEST_SCALE = 2.0**-40
@@ -71,6 +72,7 @@ def learned_activation(
     *,
     clip: kernels.Clip | None = None,
     scratch: torch.Tensor | None = None,
+    memory: StepMemory | None = None,
 ) -> torch.Tensor:
     """``learned_fake_quantize`` with a single scale, which keeps nine bits a value for backward instead of ``x``.
 
@@ -87,6 +89,7 @@ def learned_activation(
         grad_scale: Factor of the gradients of scale and zero point.
         clip: As in ``kernels.fake_quantize``.
         scratch: As in ``kernels.fake_quantize``.
+        memory: Where compiled kernels keep what backward needs; new memory at each call by default.
 
     Example:
         >>> s = torch.tensor(1.0, requires_grad=True)
@@ -97,7 +100,7 @@ def learned_activation(
     kernels.check_scale(scale, x.shape, None, None)
     if scratch is not None:
         scratch = scratch.detach()
-    return _LearnedActivation.apply(x, scale, zero_point, qmin, qmax, grad_scale, clip, scratch)
+    return _LearnedActivation.apply(x, scale, zero_point, qmin, qmax, grad_scale, clip, scratch, memory)
 
 
 def learned_zero_point(offset: torch.Tensor, scale: torch.Tensor, qmin: int, qmax: int) -> torch.Tensor:
@@ -206,10 +209,11 @@ class _LearnedActivation(torch.autograd.Function):
         grad_scale: float,
         clip: kernels.Clip | None,
         scratch: torch.Tensor | None,
+        memory: StepMemory | None,
     ) -> torch.Tensor:
         scale = scale.clamp_min(_SMALLEST_SCALE)
         if (lib := native.library(x)) is not None and x.numel():
-            y, inside, codes = native.learn(lib, x, scale, zero_point, qmin, qmax, clip, scratch)
+            y, inside, codes = native.learn(lib, x, scale, zero_point, qmin, qmax, clip, scratch, memory)
         else:
             y, inside, codes = eager.learn(x, scale, zero_point, qmin, qmax, clip)
         ctx.save_for_backward(inside, codes, scale, zero_point)
@@ -228,7 +232,7 @@ class _LearnedActivation(torch.autograd.Function):
             to_x,
             (slopes * (grad_scale / eager.STEPS)).to(scale.dtype),
             None if zero_point is None else (outside * -scale.double() * grad_scale).to(zero_point.dtype),
-            *[None] * 5,
+            *[None] * 6,
         )
 
 

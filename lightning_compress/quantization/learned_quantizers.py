@@ -23,6 +23,7 @@ from lightning_compress.quantization.learned import (
     learned_zero_point,
 )
 from lightning_compress.quantization.spec import ActivationSpec, WeightSpec
+from lightning_compress.quantization.step_memory import StepMemory
 
 
 class LearnedWeightQuantizer(WeightQuantizer):
@@ -98,6 +99,7 @@ class LearnedActivationQuantizer(ActivationQuantizer):
             self.shift = nn.Parameter(torch.zeros((), dtype=torch.float32))
             self.width = torch.ones((), dtype=torch.float32)
         self.restarts = False
+        self._memory = StepMemory()
         super().__init__(name, spec, switch)
 
     def __call__(
@@ -121,7 +123,10 @@ class LearnedActivationQuantizer(ActivationQuantizer):
         scale, zero_point = self.log_scale.exp(), None
         if not self.symmetric:
             zero_point = learned_zero_point(self.shift * self.width, scale, self.qmin, self.qmax)
-        return learned_activation(x, scale, zero_point, self.qmin, self.qmax, factor, clip=clip, scratch=scratch)
+        memory = None if torch.compiler.is_compiling() else self._memory
+        return learned_activation(
+            x, scale, zero_point, self.qmin, self.qmax, factor, clip=clip, scratch=scratch, memory=memory
+        )
 
     def change(self, spec: ActivationSpec) -> None:
         """Go on with other bits: over the same range, until the next training batch gives the range to start from."""

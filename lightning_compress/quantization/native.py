@@ -16,6 +16,7 @@ import torch
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.native_build import build, declared
+from lightning_compress.quantization.step_memory import StepMemory
 
 # Building takes 2 s, which an epoch of smaller tensors would not win back.
 _WORTH_BUILDING = 65_536
@@ -183,6 +184,7 @@ def learn(
     qmax: int,
     clip: tuple[float, float] | None,
     scratch: torch.Tensor | None,
+    memory: StepMemory | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``eager.learn``, with mask and codes in an order of the kernels' own."""
     if scratch is not None and _fits(scratch, x):
@@ -190,7 +192,8 @@ def learn(
     else:
         x, y = _dense(x)
     words = torch.empty(lib.mask_words(x.numel()), dtype=torch.int32)
-    codes = torch.empty(8 * words.numel(), dtype=torch.int32)
+    count = 8 * words.numel()
+    codes = torch.empty(count, dtype=torch.int32) if memory is None else memory.take(count)
     low, high = clip or (0.0, 0.0)
     scale, zero = _plain(scale), _zero_of(zero_point)
     getattr(lib, f"learn_{_NAMES[x.dtype]}")(
