@@ -57,11 +57,13 @@ typecheck: $(INSTALLED)
 
 # Hours, most of them for the accuracies, which need the data sets: make benchmarks DATA=~/data
 benchmarks: $(INSTALLED)
-	for script in $(filter-out %/results.py %/tables.py %/headlines.py,$(wildcard benchmarks/*.py)); do \
-		echo "== $$script"; \
-		flags=$$(grep -o -m 1 -e '--write' $$script); \
-		case $$script in *accuracy.py) flags="$$flags --root $(DATA)";; esac; \
-		$(BIN)/python $$script $$flags || exit 1; \
+	set -e; for script in import_time callback_cost quantization_step quantization_peers pruning_cost \
+		distillation_step onnx_latency packed_size packed_fuzz resume_soak \
+		"runtime_agreement --root $(DATA)/fashion_mnist" "advised_plan --fashion-mnist $(DATA)/fashion_mnist" \
+		"accuracy fashion_mnist_mlp --root $(DATA)" "accuracy fashion_mnist_cnn --root $(DATA)" \
+		"accuracy cifar10_resnet20 --root $(DATA)" "channel_pruning --data fashion_mnist --epochs 3 --root $(DATA)"; do \
+		set -- $$script; name=$$1; shift; echo "== $$name $$*"; \
+		$(BIN)/python benchmarks/$$name.py $$* --write; \
 	done
 	$(BIN)/python benchmarks/tables.py
 

@@ -179,21 +179,29 @@ def summary(seeds: list[dict[str, dict[str, float]]]) -> list[dict[str, str | fl
     return rows
 
 
-def with_earlier(rows: list[dict[str, str | float]], task: str, seeds: int) -> list[dict[str, str | float]]:
+def with_earlier(
+    rows: list[dict[str, str | float]], task: str, seeds: int
+) -> tuple[list[dict[str, str | float]], list[str]]:
     """These rows and the ones that were kept before and are not run now, in the order of the task.
+
+    Returns:
+        The rows, and notes on where the older ones come from.
 
     Raises:
         SystemExit: Those were measured beside another dense control.
     """
     path = results.FOLDER / f"accuracy_{task}.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    earlier = json.loads(path.read_text()) if path.exists() else {"rows": [], "notes": [""]}
     found = {row["compression"]: row for row in rows}
     kept = {row["compression"]: row for row in earlier["rows"] if row["compression"] not in found}
     if kept and (earlier["rows"][0] != rows[0] or earlier["seeds"] != list(range(seeds))):
         raise SystemExit(
             f"{path} holds rows beside another dense control or of other seeds: run all rows, or remove it."
         )
-    return [(found | kept)[name] for name in ["dense", *TASKS[task].rows] if name in found | kept]
+    notes = earlier["notes"][1:]
+    if new := [name for name in kept if not any(name in note for note in notes)]:
+        notes.append(f"{'; '.join(new)}: {earlier['date']}, `{earlier['command']}`.")
+    return [(found | kept)[name] for name in ["dense", *TASKS[task].rows] if name in found | kept], notes
 
 
 def main() -> None:
@@ -221,15 +229,17 @@ def main() -> None:
             "times_smaller": ("packed file, × smaller", ".1f"),
         }
         start = f", after {task.pretraining} of dense training that all rows share" if task.pretraining else ""
+        rows, notes = with_earlier(rows, arguments.task, arguments.seeds)
         results.write(
             f"accuracy_{arguments.task}",
-            with_earlier(rows, arguments.task, arguments.seeds),
+            rows,
             columns=columns,
             seeds=range(arguments.seeds),
             threads=1,
             notes=[
                 f"Last of {task.epochs} epochs{start}, of the written ONNX file in ONNX Runtime; the dense control "
-                "trained as long."
+                "trained as long.",
+                *notes,
             ],
         )
 
