@@ -25,6 +25,7 @@ from lightning_compress.commands.verify import add_verify
 from lightning_compress.commands.wandb_sweep import add_wandb_sweep
 from lightning_compress.commands.wandb_workspace import add_wandb_workspace
 from lightning_compress.errors import CompressionError
+from lightning_compress.overrides import at_home
 
 DONE, DOES_NOT_HOLD, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in COMMANDS:
         add(commands)
-    given = list(sys.argv[1:] if argv is None else argv)
+    given = [at_home(text) for text in (sys.argv[1:] if argv is None else argv)]
     arguments, rest = parser.parse_known_args(given)
     if rest and not arguments.passes_on:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -122,6 +122,11 @@ def explain(error: Exception, overrides: Sequence[str]) -> CompressionError:
                 got=choice,
                 fix=closest(choice, error.options),
             )
+    if isinstance(error, OverrideParseException):
+        return CompressionError(
+            f"{error.override}: expected key=value as Hydra reads it. Quote a value with other signs than letters, "
+            f"digits and ./:-_ twice, once for the shell: \"key='value'\"."
+        )
     bad = re.search(r"Could not override '([^']+)'", str(error))
     if isinstance(error, ConfigCompositionException) and bad is not None:
         key, known = bad[1], _known_keys(overrides)

@@ -29,6 +29,7 @@ from lightning_compress.errors import CompressionError, DoesNotHold
 from lightning_compress.instantiate import instantiate
 from lightning_compress.interrupt import InterruptCheckpoint, Interrupted
 from lightning_compress.outcome import RESULT_FILE, Outcome, read_report
+from lightning_compress.overrides import quoted
 from lightning_compress.starting_weights import StartingWeights
 
 log = logging.getLogger(__name__)
@@ -222,7 +223,7 @@ class _Job:
         trainer = self.trainer(own or False, callbacks)
         for logger in own:
             logger.log_hyperparams(_plain(self.cfg))
-        done = [f"dense_checkpoint={_quote(dense_checkpoint)}"] if dense_checkpoint is not None else []
+        done = [f"dense_checkpoint={quoted(dense_checkpoint)}"] if dense_checkpoint is not None else []
         try:
             self.fit(trainer, model, keep, self.wanted.ckpt_path, "ckpt_path", done)
         except DoesNotHold as failure:
@@ -306,7 +307,7 @@ class _Job:
                 raise
             checkpoint = self.resumable(trainer, keep)
             kept = [text for text in self.overrides if not re.match(r"\+*(dense_)?(ckpt_path|checkpoint)=", text)]
-            resume = [f"{resume_key}={_quote(checkpoint)}"] if checkpoint else []
+            resume = [f"{resume_key}={quoted(checkpoint)}"] if checkpoint else []
             command = shlex.join(["lightning-compress", "train", *kept, *done, *resume])
             raise Interrupted(checkpoint, command) from None
         finally:
@@ -345,9 +346,3 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
-
-
-def _quote(path: Path) -> str:
-    """A path as Hydra's grammar wants it."""
-    text = str(path)
-    return text if re.fullmatch(r"[\w./:-]+", text) else "'" + text + "'"

@@ -128,3 +128,19 @@ def test_misspelt_settings_are_answered_without_loading_torch() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_a_home_directory_in_an_override_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "data=fashion_mnist", "data.root=~/my data", "model=mlp", "logger=none"]) == 2
+    assert str(tmp_path / "my data") in capsys.readouterr().err
+
+
+def test_an_override_that_hydra_cannot_read_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "data.root=a;b(c"]) == 2
+    error = capsys.readouterr().err
+    assert "data.root=a;b(c: expected key=value as Hydra reads it" in error
+    assert "key='value'" in error

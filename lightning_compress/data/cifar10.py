@@ -51,7 +51,7 @@ class CIFAR10(ImageData):
         super().__init__(**options)
         if variant not in ("auto", "binary", "jpeg"):
             raise CompressionError.field("data.variant", expected="one of auto, binary, jpeg", got=variant)
-        self.root, self.variant, self.download = Path(root), variant, download
+        self.root, self.variant, self.download = Path(root).expanduser(), variant, download
 
     def prepare_data(self) -> None:
         """Find the files, or fetch the published archive when asked to.

@@ -44,7 +44,7 @@ class SpokenDigits(ImageData):
 
     def __init__(self, root: str | Path, **options: Any) -> None:
         super().__init__(**options)
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
 
     def prepare_data(self) -> None:
         """Find the files.

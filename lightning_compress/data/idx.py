@@ -61,7 +61,7 @@ class IdxData(ImageData):
 
     def __init__(self, root: str | Path, *, download: bool = False, **options: Any) -> None:
         super().__init__(**options)
-        self.root, self.download = Path(root), download
+        self.root, self.download = Path(root).expanduser(), download
 
     def prepare_data(self) -> None:
         """Find the files, or fetch them when asked to.

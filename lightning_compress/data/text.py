@@ -72,7 +72,7 @@ class TextData(MemoryData):
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
         if length < 1:
             raise CompressionError.field("data.length", expected="a positive integer", got=length)
-        self.root, self.length = Path(root), length
+        self.root, self.length = Path(root).expanduser(), length
 
     def prepare_data(self) -> None:
         """Find the files.
