@@ -91,6 +91,13 @@ HEADLINES = [
         _ACCURACY,
     ),
     Headline(
+        "Fashion-MNIST, MLP: 2 bits",
+        "Fashion-MNIST，MLP：2 位",
+        "accuracy_fashion_mnist_mlp",
+        {"compression": "2 bits"},
+        _ACCURACY,
+    ),
+    Headline(
         "CIFAR-10, ResNet-20: 4 bits",
         "CIFAR-10，ResNet-20：4 位",
         "accuracy_cifar10_resnet20",
