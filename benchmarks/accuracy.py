@@ -229,6 +229,7 @@ def main() -> None:
             "times_smaller": ("packed file, × smaller", ".1f"),
         }
         start = f", after {task.pretraining} of dense training that all rows share" if task.pretraining else ""
+        last = f"Last of {task.epochs} epochs" if task.epochs > 1 else "After one epoch"
         rows, notes = with_earlier(rows, arguments.task, arguments.seeds)
         results.write(
             f"accuracy_{arguments.task}",
@@ -237,8 +238,7 @@ def main() -> None:
             seeds=range(arguments.seeds),
             threads=1,
             notes=[
-                f"Last of {task.epochs} epochs{start}, of the written ONNX file in ONNX Runtime; the dense control "
-                "trained as long.",
+                f"{last}{start}, of the written ONNX file in ONNX Runtime; the dense control trained as long.",
                 *notes,
             ],
         )
