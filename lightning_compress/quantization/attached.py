@@ -29,7 +29,7 @@ from lightning_compress.quantization.placement import Placement, Site, place
 from lightning_compress.quantization.recording import Tape, recording
 from lightning_compress.quantization.searched_weights import SearchedWeightQuantizer
 from lightning_compress.quantization.spec import QuantizationSettings, WeightSpec, check_bits
-from lightning_compress.targets import Candidate, Selection, select
+from lightning_compress.targets import Candidate, select
 
 # Where a module keeps what is attached to it.
 ATTRIBUTE = "_lightning_compress_quantization"
@@ -213,7 +213,7 @@ class Quantization:
             field=settings.field,
         )
         self._loose = {selection.name: selection.overrides for selection in selections if selection.value is None}
-        selected = [Selection(s.name, s.value, s.overrides) for s in selections if s.value is not None]
+        selected = [selection for selection in selections if selection.value is not None]
         if not selected and not self._loose:
             raise CompressionError(
                 f"{settings.field}: nothing to quantize: {type(self._model).__name__} has no Conv or Linear layer that "

@@ -235,3 +235,18 @@ def test_attention_over_what_a_function_made_gets_query_key_and_value_quantized(
     placed = place(tape, model, layer_bits=layer_bits, bits=8, backend="onnxruntime")
     # At the block, where it is one tensor, and not at one of the three arguments of the attention.
     assert placed.layer_input["block.self_attn.in_proj_weight"] == "block:input[0]"
+
+
+def test_an_attention_that_gets_one_tensor_as_query_and_key_has_both_quantized() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.attention = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made = self.first(x).tanh()
+            return self.attention(made, made, made * 2)[0]
+
+    placed = placement_of(Attending(), 2, 5, 8)
+    paths = [{b.path for b in site.boundaries} for site in placed.sites if site.name.startswith("attention:input")]
+    assert paths == [{(0,), (1,)}, {(2,)}]
