@@ -72,9 +72,15 @@ TASKS = {
         15,
         {f"{p:g} % sparse": pruned(p) for p in (73.4, 81.5, 87.2, 91.1, 93.7, 95, 98)} | BITS | JOINT | DISTILLED,
     ),
-    "fashion_mnist_cnn": Task(
-        ["data=fashion_mnist", "model=cnn", "model.net.width=16", "data.batch_size=256", "model.channels_last=true"],
-        4,
+    "fashion_mnist_lenet5": Task(
+        [
+            "data=fashion_mnist",
+            "model=lenet5",
+            "model.lr=0.002",
+            "model.label_smoothing=0.05",
+            "model.channels_last=true",
+        ],
+        6,
         {f"{p:g} % sparse": pruned(p) for p in (70, 80, 90, 95)} | BITS | JOINT | DISTILLED,
     ),
     "cifar10_resnet20": Task(
