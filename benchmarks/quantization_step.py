@@ -4,7 +4,7 @@
     python benchmarks/quantization_step.py --networks resnet20 --rounds 60 --json
 
 Float and quantized steps alternate in short blocks, and the ratio is the median over the blocks' ratios, so that a
-machine that slows down slows both. Memory is what training adds to a fresh process at its peak.
+machine that slows down slows both. Memory is what training adds to a fresh process at its peak, median of three.
 """
 
 from __future__ import annotations
@@ -119,8 +119,10 @@ def added_memory(network: str, variant: str) -> float:
 
 
 def memory_of(network: str, variant: str, threads: int) -> float:
+    """Median of three fresh processes."""
     command = [sys.executable, __file__, "--memory-of", network, variant, "--threads", str(threads)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(3)]
+    return statistics.median(float(run.stdout) for run in runs)
 
 
 def write(found: dict[str, dict[str, dict[str, float]]], options: argparse.Namespace) -> None:

@@ -93,10 +93,10 @@ def learned_gradient(
     return to_x, to_scale, to_zero_point
 
 
-# Slopes of a scale inside the grid, round(u) - u in [-0.5, 0.5], are kept in steps of 1/252; outside, a code says on
-# which side.
-STEPS = 252.0
-_BELOW, _ABOVE = -128, 127
+# What backward needs of a value, in six bits: inside the grid the slope of the scale, round(u) - u in [-0.5, 0.5], in
+# steps of 1/58; else which end it lies behind, of the grid or, inside of that, of the clip range.
+STEPS = 58.0
+_BELOW, _CUT_LOW, _CUT_HIGH, _ABOVE = -32, -31, 30, 31
 
 
 def learn(
@@ -106,12 +106,13 @@ def learn(
     qmin: int,
     qmax: int,
     clip: tuple[float, float] | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``quantize``, and what the gradients of ``learned_gradient`` need, in a byte and a bit a value.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``quantize``, and what the gradients of ``learned_gradient`` need, in a code of six bits a value.
 
     Returns:
-        The values on the grid; bool, where the gradient of ``x`` passes (strictly inside the grid and ``clip``); int8,
-        the slope of the scale: ``round(u) - u`` in steps of 1/252, 127 above the grid, -128 below and for NaN.
+        The values on the grid; int8 codes: where the gradient of ``x`` passes (strictly inside the grid and ``clip``)
+        the slope of the scale in steps of 1/58, -29 to 29; -32 below the grid and for NaN, 31 above; inside of it -31
+        at or below the lower end of ``clip``, 30 at or above the upper one.
     """
     wide = widened(x)
     low = qmin if zero_point is None else qmin - zero_point
@@ -120,30 +121,37 @@ def learn(
     rounded = u.round()
     inside = (u > low) & (u < high)
     steps = ((rounded - u) * STEPS).round()
-    codes = torch.where(inside, steps, torch.where(u > low, _ABOVE, _BELOW)).to(torch.int8)
+    codes = torch.where(inside, steps, torch.where(u > low, _ABOVE, _BELOW))
     if clip is not None:
-        inside = inside & (wide > clip[0]) & (wide < clip[1])
+        codes = torch.where(inside & (wide <= clip[0]), _CUT_LOW, codes)
+        codes = torch.where(inside & (wide >= clip[1]), _CUT_HIGH, codes)
     values = rounded.clamp(qmin, qmax) if zero_point is None else (rounded + zero_point).clamp(qmin, qmax) - zero_point
-    return (values * scale).to(x.dtype), inside, codes
+    return (values * scale).to(x.dtype), codes.to(torch.int8)
+
+
+def end_slopes(
+    scale: torch.Tensor, zero_point: torch.Tensor | None, qmin: int, qmax: int, clip: tuple[float, float] | None
+) -> torch.Tensor:
+    """Slopes of the scale behind the ends, in steps of 1/58: below, cut low, cut high, above; float32, ``[4]``.
+
+    That of an infinite end of ``clip`` is NaN: no value has its code.
+    """
+    zero = torch.zeros_like(scale) if zero_point is None else zero_point
+    cut = [end / scale for end in clip or (0.0, 0.0)]
+    return torch.stack([qmin - zero, *(u.round() - u for u in cut), qmax - zero]) * STEPS
 
 
 def learned_pass(
-    grad: torch.Tensor,
-    inside: torch.Tensor,
-    codes: torch.Tensor,
-    zero_point: torch.Tensor | None,
-    qmin: int,
-    qmax: int,
+    grad: torch.Tensor, codes: torch.Tensor, ends: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradient of ``x`` from what ``learn`` kept, and two sums, float64, ``[]``.
+    """The gradient of ``x`` from the codes of ``learn`` and ``end_slopes``, and two sums, float64, ``[]``.
 
-    They are the gradients times the slopes of the scale in steps of 1/252, and the gradients outside of the grid.
+    They are the gradients times the slopes of the scale in steps of 1/58, and the gradients outside of the grid.
     """
     g = widened(grad)
-    zero = torch.zeros((), dtype=g.dtype, device=g.device)
-    low = (zero + (qmin if zero_point is None else qmin - zero_point)) * STEPS
-    high = (zero + (qmax if zero_point is None else qmax - zero_point)) * STEPS
     below, above = codes == _BELOW, codes == _ABOVE
-    slopes = g * torch.where(below, low, torch.where(above, high, codes.to(g.dtype)))
-    outside = torch.where(below | above, g, zero)
+    inside = (codes > _CUT_LOW) & (codes < _CUT_HIGH)
+    end = torch.where(codes < 0, torch.where(below, ends[0], ends[1]), torch.where(above, ends[3], ends[2]))
+    slopes = g * torch.where(inside, codes.to(g.dtype), end.to(g.dtype))
+    outside = torch.where(below | above, g, torch.zeros((), dtype=g.dtype, device=g.device))
     return pass_inside(grad, inside), slopes.sum(dtype=torch.float64), outside.sum(dtype=torch.float64)

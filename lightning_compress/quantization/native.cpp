@@ -116,7 +116,7 @@ void write_extremes(const std::vector<Extremes>& parts, float* out) {
 }
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t pieces(int64_t n) { return (n + kChunk - 1) / kChunk; }
+inline int64_t pieces(int64_t n, int64_t size = kChunk) { return (n + size - 1) / size; }
 
 // Calls body(job) for every job, on as many threads as the number of values is worth.
 template <class Body>
@@ -283,51 +283,49 @@ void absmax_rows(const T* w, int64_t outer, int64_t channels, int64_t inner, flo
   });
 }
 
-// What backward needs of an activation whose scale is learned: where the gradient passes, and in one byte a value the
-// slope of the scale, as eager.learn defines it. The bytes of four rows of a block share a vector of words.
-constexpr int64_t kFour = 4 * kLanes;
+// What backward needs of an activation whose scale is learned: a code of six bits a value, as eager.learn defines it.
+// Five codes share a word: those of five rows, a vector of words.
+constexpr int64_t kFive = 5 * kLanes;
+constexpr int64_t kFives = 400 * kFive;  // values of a chunk
+constexpr int32_t kBelow = -32, kCutLow = -31, kCutHigh = 30, kAbove = 31;
+constexpr float kSteps = 58.0f;
 
 template <class T, bool CLIP>
-inline Words learn_lanes(const T* x, T* y, const Grid& g, Words& words, uint32_t bit) {
+inline Words learn_lanes(const T* x, T* y, const Grid& g) {
   const Floats raw = load(x), low = g.qmin - g.zero, high = g.qmax - g.zero;
   const Floats u = (CLIP ? clamp(raw, g.clip_low, g.clip_high) : raw) / g.scale;
   const Floats rounded = round_even(u);
-  const Ints over = u > low;
-  Ints in = over & (u < high);
+  const Ints over = u > low, in = over & (u < high);
   // Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits.
-  const Ints steps = reinterpret_cast<Ints>((rounded - u) * 252.0f + 12582912.0f);
-  const Ints code = choose(in, steps, over ^ spread(int32_t{128}));  // 127 above, -128 below and for NaN
-  if (CLIP) in &= (raw > g.clip_low) & (raw < g.clip_high);
-  words |= reinterpret_cast<Words>(in) & bit;
+  const Ints steps = reinterpret_cast<Ints>((rounded - u) * kSteps + 12582912.0f);
+  Ints code = choose(in, steps, over ^ spread(kBelow));  // kAbove is ~kBelow; NaN counts as below
+  if (CLIP) {
+    code = choose(in & (raw <= g.clip_low), spread(kCutLow), code);
+    code = choose(in & (raw >= g.clip_high), spread(kCutHigh), code);
+  }
   store(y, (clamp(rounded + g.zero, g.qmin, g.qmax) - g.zero) * g.scale);
-  return reinterpret_cast<Words>(code) & 0xffu;
+  return reinterpret_cast<Words>(code) & 0x3fu;
 }
 
 template <class T, bool CLIP>
-inline void learn_four(const T* x, T* y, uint32_t* codes, const Grid& g, Words& words, int64_t row) {
-  Words four{};
-#pragma GCC unroll 4
-  for (int64_t r = 0; r < 4; ++r)
-    four |= learn_lanes<T, CLIP>(x + r * kLanes, y + r * kLanes, g, words, 1u << (row + r)) << (8 * r);
-  std::memcpy(codes, &four, sizeof four);
+inline void learn_five(const T* x, T* y, uint32_t* codes, const Grid& g) {
+  Words five{};
+#pragma GCC unroll 5
+  for (int64_t r = 0; r < 5; ++r) five |= learn_lanes<T, CLIP>(x + r * kLanes, y + r * kLanes, g) << (6 * r);
+  std::memcpy(codes, &five, sizeof five);
 }
 
 template <class T, bool CLIP>
-void learn(const T* x, T* y, uint32_t* mask, uint32_t* codes, int64_t n, const Grid& grid, int threads) {
-  in_parallel(pieces(n), n, threads, [&](int64_t piece) {
+void learn(const T* x, T* y, uint32_t* codes, int64_t n, const Grid& grid, int threads) {
+  in_parallel(pieces(n, kFives), n, threads, [&](int64_t piece) {
     const Grid g = grid;
-    const int64_t end = least(n, (piece + 1) * kChunk);
-    for (int64_t block = piece * kChunk; block < end; block += kBlock) {
-      Words words{};
-      int64_t at = block, row = 0;
-      for (; at + kFour <= least(end, block + kBlock); at += kFour, row += 4)
-        learn_four<T, CLIP>(x + at, y + at, codes + at / 4, g, words, row);
-      if (const int64_t left = least(end, block + kBlock) - at; left > 0) {
-        Padded<T, kFour> tail(x + at, left);
-        learn_four<T, CLIP>(tail.values, tail.values, codes + at / 4, g, words, row);
-        std::memcpy(y + at, tail.values, left * sizeof(T));
-      }
-      std::memcpy(mask + block / 32, &words, sizeof words);
+    const int64_t end = least(n, (piece + 1) * kFives);
+    int64_t at = piece * kFives;
+    for (; at + kFive <= end; at += kFive) learn_five<T, CLIP>(x + at, y + at, codes + at / 5, g);
+    if (at < end) {
+      Padded<T, kFive> tail(x + at, end - at);
+      learn_five<T, CLIP>(tail.values, tail.values, codes + at / 5, g);
+      std::memcpy(y + at, tail.values, (end - at) * sizeof(T));
     }
   });
 }
@@ -352,43 +350,40 @@ inline void add(Sums& sums, Floats v) {
   sums.second += wide(halves[1]);
 }
 
+struct Slopes { Floats below, cut_low, cut_high, above; };
+
 template <class T, bool ZERO>
-inline void learned_four(const T* grad, T* out, Words four, Words words, int64_t row, Floats low, Floats high,
-                         Sums& to_scale, Sums& to_zero) {
-#pragma GCC unroll 4
-  for (int64_t r = 0; r < 4; ++r) {
+inline void learned_five(const T* grad, T* out, Words five, const Slopes& ends, Sums& to_scale, Sums& to_zero) {
+#pragma GCC unroll 5
+  for (int64_t r = 0; r < 5; ++r) {
     const Floats g = load(grad + r * kLanes);
-    const Ints in = reinterpret_cast<Ints>((words & (1u << (row + r))) != 0u);
-    const Ints code = reinterpret_cast<Ints>(four << (24 - 8 * r)) >> 24;
-    const Ints below = code == -128, above = code == 127;
+    const Ints code = reinterpret_cast<Ints>(five << (26 - 6 * r)) >> 26;
+    const Ints below = code == kBelow, above = code == kAbove;
+    const Ints in = (code > kCutLow) & (code < kCutHigh);
+    const Floats end = choose(code < 0, choose(below, ends.below, ends.cut_low), choose(above, ends.above, ends.cut_high));
     store(out + r * kLanes, choose(in, g, Floats{}));
-    add(to_scale, g * choose(below, low, choose(above, high, __builtin_convertvector(code, Floats))));
+    add(to_scale, g * choose(in, __builtin_convertvector(code, Floats), end));
     if (ZERO) add(to_zero, choose(below | above, g, Floats{}));
   }
 }
 
 // The gradient of x, and two sums: gradients times the slopes in steps, and the gradients outside of the grid.
 template <class T, bool ZERO>
-void learned_pass(const T* grad, const uint32_t* mask, const uint32_t* codes, T* out, int64_t n, float low, float high,
-                  double* totals, int threads) {
-  std::vector<double> parts(2 * pieces(n));
-  in_parallel(pieces(n), n, threads, [&](int64_t piece) {
+void learned_pass(const T* grad, const uint32_t* codes, T* out, int64_t n, const float* slopes, double* totals,
+                  int threads) {
+  std::vector<double> parts(2 * pieces(n, kFives));
+  in_parallel(pieces(n, kFives), n, threads, [&](int64_t piece) {
     Sums scale, zero;
-    const Floats lowest = spread(low * 252.0f), highest = spread(high * 252.0f);
-    const int64_t end = least(n, (piece + 1) * kChunk);
-    for (int64_t block = piece * kChunk; block < end; block += kBlock) {
-      const Words words = load_raw<Words>(mask + block / 32);
-      int64_t at = block, row = 0;
-      for (; at + kFour <= least(end, block + kBlock); at += kFour, row += 4)
-        learned_four<T, ZERO>(grad + at, out + at, load_raw<Words>(codes + at / 4), words, row, lowest, highest, scale,
-                              zero);
-      if (const int64_t left = least(end, block + kBlock) - at; left > 0) {
-        Padded<T, kFour> tail(grad + at, left);
-        for (int64_t i = left; i < kFour; ++i) tail.values[i] = T{};
-        learned_four<T, ZERO>(tail.values, tail.values, load_raw<Words>(codes + at / 4), words, row, lowest, highest,
-                              scale, zero);
-        std::memcpy(out + at, tail.values, left * sizeof(T));
-      }
+    const Slopes ends{spread(slopes[0]), spread(slopes[1]), spread(slopes[2]), spread(slopes[3])};
+    const int64_t end = least(n, (piece + 1) * kFives);
+    int64_t at = piece * kFives;
+    for (; at + kFive <= end; at += kFive)
+      learned_five<T, ZERO>(grad + at, out + at, load_raw<Words>(codes + at / 5), ends, scale, zero);
+    if (at < end) {
+      Padded<T, kFive> tail(grad + at, end - at);
+      for (int64_t i = end - at; i < kFive; ++i) tail.values[i] = T{};
+      learned_five<T, ZERO>(tail.values, tail.values, load_raw<Words>(codes + at / 5), ends, scale, zero);
+      std::memcpy(out + at, tail.values, (end - at) * sizeof(T));
     }
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       parts[2 * piece] += scale.at(lane);
@@ -396,7 +391,7 @@ void learned_pass(const T* grad, const uint32_t* mask, const uint32_t* codes, T*
     }
   });
   totals[0] = totals[1] = 0.0;
-  for (int64_t part = 0; part < 2 * pieces(n); ++part) totals[part % 2] += parts[part];
+  for (size_t part = 0; part < parts.size(); ++part) totals[part % 2] += parts[part];
 }
 
 // LSQ: the gradient of x, and per channel the sums that are the gradients of its scale and zero point.
@@ -461,7 +456,8 @@ void update_range(float* range, const float* observed, float momentum, int64_t* 
   *zero = symmetric ? 0.0f : rounded > levels ? levels : rounded;
 }
 
-int64_t mask_words(int64_t n) { return (n + kBlock - 1) / kBlock * kLanes; }
+int64_t mask_words(int64_t n) { return pieces(n, kBlock) * kLanes; }
+int64_t code_words(int64_t n) { return pieces(n, kFive) * kLanes; }
 
 #define DEFINE_FOR(T, NAME)                                                                                           \
   void quantize_##NAME(const T* x, T* y, uint32_t* mask, int64_t n, const float* scale, const float* zero,            \
@@ -484,17 +480,16 @@ int64_t mask_words(int64_t n) { return (n + kBlock - 1) / kBlock * kLanes; }
                                double* to_zero, int threads) {                                                        \
     learned_gradient(grad, x, out, outer, channels, inner, scale, zero, qmin, qmax, to_scale, to_zero, threads);      \
   }                                                                                                                   \
-  void learn_##NAME(const T* x, T* y, uint32_t* mask, uint32_t* codes, int64_t n, const float* scale,                 \
-                    const float* zero, float qmin, float qmax, int clips, float clip_low, float clip_high,            \
-                    int threads) {                                                                                    \
+  void learn_##NAME(const T* x, T* y, uint32_t* codes, int64_t n, const float* scale, const float* zero, float qmin,  \
+                    float qmax, int clips, float clip_low, float clip_high, int threads) {                            \
     const Grid g{spread(*scale), spread(*zero), spread(qmin), spread(qmax), spread(clip_low), spread(clip_high)};     \
-    if (clips) learn<T, true>(x, y, mask, codes, n, g, threads);                                                      \
-    else learn<T, false>(x, y, mask, codes, n, g, threads);                                                           \
+    if (clips) learn<T, true>(x, y, codes, n, g, threads);                                                            \
+    else learn<T, false>(x, y, codes, n, g, threads);                                                                 \
   }                                                                                                                   \
-  void learned_pass_##NAME(const T* grad, const uint32_t* mask, const uint32_t* codes, T* out, int64_t n, float low,   \
-                           float high, int zero, double* totals, int threads) {                                       \
-    if (zero) learned_pass<T, true>(grad, mask, codes, out, n, low, high, totals, threads);                           \
-    else learned_pass<T, false>(grad, mask, codes, out, n, low, high, totals, threads);                               \
+  void learned_pass_##NAME(const T* grad, const uint32_t* codes, T* out, int64_t n, const float* slopes, int zero,    \
+                           double* totals, int threads) {                                                             \
+    if (zero) learned_pass<T, true>(grad, codes, out, n, slopes, totals, threads);                                    \
+    else learned_pass<T, false>(grad, codes, out, n, slopes, totals, threads);                                        \
   }
 
 DEFINE_FOR(float, float32)

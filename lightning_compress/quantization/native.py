@@ -185,43 +185,39 @@ def learn(
     clip: tuple[float, float] | None,
     scratch: torch.Tensor | None,
     memory: StepMemory | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``eager.learn``, with mask and codes in an order of the kernels' own."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``eager.learn``, with five codes in an int32, in an order of the kernels' own."""
     if scratch is not None and _fits(scratch, x):
         x, y = x.detach(), scratch.detach()
     else:
         x, y = _dense(x)
-    words = torch.empty(lib.mask_words(x.numel()), dtype=torch.int32)
-    count = 8 * words.numel()
+    count = lib.code_words(x.numel())
     codes = torch.empty(count, dtype=torch.int32) if memory is None else memory.take(count)
     low, high = clip or (0.0, 0.0)
     scale, zero = _plain(scale), _zero_of(zero_point)
     getattr(lib, f"learn_{_NAMES[x.dtype]}")(
-        x.data_ptr(), y.data_ptr(), words.data_ptr(), codes.data_ptr(), x.numel(), scale.data_ptr(), zero.data_ptr(),
+        x.data_ptr(), y.data_ptr(), codes.data_ptr(), x.numel(), scale.data_ptr(), zero.data_ptr(),
         qmin, qmax, clip is not None, low, high, torch.get_num_threads(),
     )  # fmt: skip
-    return y, words, codes
+    return y, codes
 
 
 def learned_pass(
-    grad: torch.Tensor,
-    words: torch.Tensor,
-    codes: torch.Tensor,
-    zero_point: torch.Tensor | None,
-    qmin: int,
-    qmax: int,
-    stride: tuple[int, ...],
+    grad: torch.Tensor, codes: torch.Tensor, ends: torch.Tensor, affine: bool, stride: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``eager.learned_pass`` for the mask and codes of ``learn``; ``stride`` is that of the quantized tensor."""
+    """``eager.learned_pass`` for the codes of ``learn``; ``stride`` is that of the quantized tensor.
+
+    The gradients outside of the grid are only summed where the grid is ``affine``.
+    """
     lib = _needed()
     if grad.stride() != stride:
         grad = torch.empty_strided(grad.shape, stride, dtype=grad.dtype).copy_(grad)
     out = torch.empty_strided(grad.shape, stride, dtype=grad.dtype)
-    zero = float(_zero_of(zero_point))
+    ends = _plain(ends)
     sums = torch.empty(2, dtype=torch.float64)
     getattr(lib, f"learned_pass_{_NAMES[grad.dtype]}")(
-        grad.data_ptr(), words.data_ptr(), codes.data_ptr(), out.data_ptr(), grad.numel(), qmin - zero, qmax - zero,
-        zero_point is not None, sums.data_ptr(), torch.get_num_threads(),
+        grad.data_ptr(), codes.data_ptr(), out.data_ptr(), grad.numel(), ends.data_ptr(), affine, sums.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return out, sums[0], sums[1]
 

@@ -1,4 +1,4 @@
-"""Learned ranges of activations, which keep nine bits a value for backward."""
+"""Learned ranges of activations, which keep six bits a value for backward."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_gradient_of_the_step_is_the_papers_to_half_a_kept_step(mode: bool, 
     theirs = [x.double().requires_grad_(), s.double().requires_grad_()]
     paper(*theirs, qn, qp, 0.02).backward(grad.double())
     torch.testing.assert_close(ours[0].grad, theirs[0].grad.float())
-    bound = 0.02 * float(grad.abs().sum()) / 504
+    bound = 0.02 * float(grad.abs().sum()) / 116
     assert abs(float(ours[1].grad) - float(theirs[1].grad)) <= bound
     # Roundings cancel: what is left is a small part of the bound.
     assert abs(float(ours[1].grad) - float(theirs[1].grad)) <= bound / 20
@@ -41,12 +41,12 @@ def test_the_gradient_of_the_step_is_the_papers_to_half_a_kept_step(mode: bool, 
 def test_values_and_the_gradient_of_x_are_those_of_the_activation_function_and_the_exact_quantizer(
     mode: bool, zero_point: float | None, clip: tuple[float, float] | None
 ) -> None:
-    x, grad = torch.randn(5_001) * 4, torch.randn(5_001)
+    x, grad = torch.randn(5_001) * 4, torch.randn(5_001) + 1
     low, high = (0, 31) if zero_point is not None else (-15, 15)
     results = []
     for fused in (True, False):
         ours = x.clone().requires_grad_()
-        s = torch.tensor(0.3, requires_grad=True)
+        s = torch.tensor(0.29, requires_grad=True)  # 6 lies between two steps
         z = None if zero_point is None else torch.tensor(zero_point, requires_grad=True)
         if fused:
             y = learned_activation(ours, s, z, low, high, 0.1, clip=clip)
@@ -58,11 +58,12 @@ def test_values_and_the_gradient_of_x_are_those_of_the_activation_function_and_t
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
     for a, b in zip(results[0][2:], results[1][2:], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-2, atol=0.02)
+        # A twentieth of the bound: roundings cancel, a wrong slope at an end would not.
+        torch.testing.assert_close(a, b, rtol=0, atol=0.1 * float(grad.abs().sum()) / 116 / 20)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("count", [1, 31, 33, 257, 16_385, 50_001])
+@pytest.mark.parametrize("count", [1, 39, 41, 257, 16_001, 16_385, 50_001])
 @pytest.mark.parametrize("clip", [None, (0.0, 6.0)])
 def test_compiled_and_eager_learn_to_the_bit_alike(
     dtype: torch.dtype, count: int, clip: tuple[float, float] | None
@@ -97,7 +98,7 @@ def test_channels_last_and_transposed_tensors_keep_places_and_gradients(mode: bo
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-def test_nine_bits_a_value_are_kept(mode: bool) -> None:
+def test_six_bits_a_value_are_kept(mode: bool) -> None:
     kept = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -107,5 +108,5 @@ def test_nine_bits_a_value_are_kept(mode: bool) -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         x = torch.randn(65_536, requires_grad=True)
         learned_activation(x, torch.tensor(0.2, requires_grad=True), None, -3, 3, 1.0)
-    # Plain PyTorch keeps a byte for a bit.
-    assert sum(kept) <= x.numel() * (9 / 8 if mode else 2) + 64
+    # Five values share four bytes; plain PyTorch keeps a byte for each.
+    assert sum(kept) <= x.numel() * (4 / 5 if mode else 1) + 64
