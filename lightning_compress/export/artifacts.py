@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.accounting import zipped
-from lightning_compress.export.beside import evaluate_beside
+from lightning_compress.export.beside import evaluate_beside, evaluate_through
 from lightning_compress.export.compressed_tensors import save_compressed_tensors
 from lightning_compress.export.dense import as_dense
 from lightning_compress.export.directory import ExportDirectory, sha256
@@ -27,6 +27,7 @@ from lightning_compress.export.latency import Ratio, Timing, measure
 from lightning_compress.export.onnx import to_onnx
 from lightning_compress.export.openvino import OpenVinoModel, to_openvino
 from lightning_compress.export.packed import PackedFile, save_packed
+from lightning_compress.export.remembered import Remembered
 from lightning_compress.export.runtime import OnnxModel, has_vnni
 from lightning_compress.export.smaller import without_channels
 from lightning_compress.export.torch_export import to_torch_export
@@ -213,20 +214,21 @@ class Export:
 
     def _verify(self, found: Findings, data: EvaluationData, deployed: str) -> None:
         name = self.entry.name
-        reference = self._copy()
-        found.results["fake_quantized"].metrics = evaluate(duplicate(self.module), data)
+        model = self._copy()
+        reference = Remembered(model)
+        found.results["fake_quantized"].metrics = evaluate_through(reference, self.module, data, entry=name)
         if self.dense is not None:
             dense = cast(L.LightningModule, as_dense(duplicate(self.module), self.dense[0]))
             found.results["dense"].metrics = evaluate(dense, data)
         for item in self.formats:
-            form, _ = self._form(item, reference)
+            form, _ = self._form(item, model)
             metrics, found.comparisons[item] = evaluate_beside(form, reference, self.module, data, entry=name)
             if item == deployed:
                 found.results["deployed"].metrics = metrics
                 path, agreement = self.directory / FILES[item], found.comparisons[item].agreement
                 if agreement != 1.0 and can_trace(path):
                     call = self.sample
-                    errors = site_errors(path, reference, call.args, call.kwargs, threads=self.threads)
+                    errors = site_errors(path, model, call.args, call.kwargs, threads=self.threads)
                     found.divergence = first_divergence(errors)
 
     def _measure(self, found: Findings, deployed: str) -> None:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
+from torch import nn
 
 from lightning_compress.errors import CompressionError, closest
-from lightning_compress.export.beside import evaluate_beside
+from lightning_compress.export.beside import evaluate_beside, evaluate_through
 from lightning_compress.export.dense import as_dense
 from lightning_compress.export.directory import sha256
 from lightning_compress.export.divergence import SiteError, can_trace, first_divergence, site_errors
 from lightning_compress.export.entry import called_through
 from lightning_compress.export.evaluate import duplicate, evaluate
 from lightning_compress.export.formats import DENSE_ONNX, FILES
+from lightning_compress.export.remembered import Remembered
 from lightning_compress.export.verify import deployed_form
 from lightning_compress.outcome import read_report
 from lightning_compress.report import text
@@ -121,12 +123,15 @@ def verify_run(
         export = cfg.get("export") or {}
         split = split or export.get("split") or "val"
         run = read_run(folder, files[0], cfg, split)
-        shared = {"fake_quantized": evaluate(duplicate(run.module), run.data)}
+        model = called_through(duplicate(run.module), run.entry.name)
+        reference = Remembered(model)
+        shared = {"fake_quantized": evaluate_through(reference, run.module, run.data, entry=run.entry.name)}
         if run.dense is not None:
             dense = cast(L.LightningModule, as_dense(duplicate(run.module), run.dense))
             shared = {"dense": evaluate(dense, run.data), **shared}
+        trained = _Trained(run, model, reference, shared)
         asked = _with_defaults(demands or Demands(), export)
-        return [_verdict(file, run, shared, asked, threads) for file in files]
+        return [_verdict(file, trained, asked, threads) for file in files]
 
 
 def _files(path: Path) -> list[Path]:
@@ -152,20 +157,29 @@ def _with_defaults(given: Demands, export: Any) -> Demands:
     )
 
 
-def _verdict(
-    path: Path, run: TrainedRun, shared: dict[str, dict[str, float]], demands: Demands, threads: int
-) -> FileVerdict:
-    found = FileVerdict(path, "none", metrics=dict(shared), notes=[*run.notes, *_other_file(path)])
-    entry = run.entry
-    reference = called_through(duplicate(run.module), entry.name)
+@dataclass(frozen=True)
+class _Trained:
+    """What all files of a run are held against."""
+
+    run: TrainedRun
+    model: nn.Module
+    reference: Remembered
+    metrics: dict[str, dict[str, float]]
+
+
+def _verdict(path: Path, trained: _Trained, demands: Demands, threads: int) -> FileVerdict:
+    run, model, entry = trained.run, trained.model, trained.run.entry
+    found = FileVerdict(path, "none", metrics=dict(trained.metrics), notes=[*run.notes, *_other_file(path)])
     try:
-        form, found.runtime = deployed_form(path, reference, threads=threads)
-        found.metrics["deployed"], compared = evaluate_beside(form, reference, run.module, run.data, entry=entry.name)
+        form, found.runtime = deployed_form(path, model, threads=threads)
+        found.metrics["deployed"], compared = evaluate_beside(
+            form, trained.reference, run.module, run.data, entry=entry.name
+        )
         found.samples, found.agreement = compared.samples, compared.agreement
         found.max_abs_difference, found.mean_abs_difference = compared.max_abs, compared.mean_abs
         found.traced = can_trace(path)
         if found.traced and compared.max_abs:
-            found.divergence = first_divergence(site_errors(path, reference, entry.args, entry.kwargs, threads=threads))
+            found.divergence = first_divergence(site_errors(path, model, entry.args, entry.kwargs, threads=threads))
     except CompressionError as error:
         found.failures.append(str(error))
         return found
