@@ -87,7 +87,8 @@ TASKS = {
         ["data=cifar10", "model=resnet20", "data.augment=crop_flip", "model.channels_last=true"],
         1,
         {f"{p} % sparse": pruned(p) for p in (70, 80, 90, 95)}
-        | BITS
+        # The network is trained already: it is quantized from the first step on.
+        | {f"{bits} bits": quantized(bits, "quantization.start=0") for bits in (8, 4, 3, 2)}
         | {
             "90 % sparse, uniform": pruned(90, "pruning.distribution=uniform"),
             "90 % sparse, ERK": pruned(90, "pruning.distribution=erk"),
