@@ -90,6 +90,12 @@ TASKS = {
         # The network is trained already: it is quantized from the first step on.
         | {f"{bits} bits": quantized(bits, "quantization.start=0") for bits in (8, 4, 3, 2)}
         | {
+            "half the multiply-adds": [
+                "pruning=channel",
+                "pruning.final_sparsity=0.3",
+                "pruning.distribution=uniform",
+                "pruning.channel_multiple=8",
+            ],
             "90 % sparse, uniform": pruned(90, "pruning.distribution=uniform"),
             "90 % sparse, ERK": pruned(90, "pruning.distribution=erk"),
             "90 % sparse, one-shot": pruned(90, "pruning.schedule=constant"),
