@@ -179,15 +179,15 @@ def run(task: str, root: str, seeds: int, work: Path, wanted: str, jobs: int) ->
 
 
 def summary(seeds: list[dict[str, dict[str, float]]]) -> list[dict[str, str | float]]:
-    """Mean and standard deviation over the seeds, a row each."""
+    """Mean and, of several seeds, standard deviation, a row each."""
     rows: list[dict[str, str | float]] = []
     for name in seeds[0]:
         row: dict[str, str | float] = {"compression": name}
         for key in seeds[0][name]:
             values = [seed[name][key] for seed in seeds]
             row[key] = round(statistics.mean(values), 3)
-            row[f"{key}_std"] = round(statistics.stdev(values), 3) if len(values) > 1 else 0.0
-        row.pop("times_smaller_std")
+            if len(values) > 1 and key != "times_smaller":
+                row[f"{key}_std"] = round(statistics.stdev(values), 3)
         rows.append(row)
     return rows
 
@@ -232,8 +232,9 @@ def main() -> None:
     task = TASKS[arguments.task]
     rows = summary(run(arguments.task, arguments.root, arguments.seeds, work, arguments.rows, arguments.jobs))
     for row in rows:
-        print(f"{row['compression']:26} {row['accuracy']:6.2f} ± {row['accuracy_std']:.2f} %  "
-              f"drop {row['drop']:5.2f} ± {row['drop_std']:.2f}  {row['times_smaller']:.1f} × smaller")  # fmt: skip
+        spread = f" ± {row['accuracy_std']:.2f}" if "accuracy_std" in row else ""
+        print(f"{row['compression']:26} {row['accuracy']:6.2f}{spread} %  drop {row['drop']:5.2f}  "
+              f"{row['times_smaller']:.1f} × smaller")  # fmt: skip
     if arguments.write:
         columns = {
             "compression": "compression",

@@ -158,7 +158,8 @@ def of_recipe(name: str, found: Mapping[str, Any], chinese: bool = False) -> str
         )
     return "\n".join(
         [
-            f"{len(seeds)} seeds, last epoch; the dense control trained as long from the same start. {surroundings}.",
+            f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, last epoch; the dense control trained as long from the "
+            f"same start. {surroundings}.",
             "",
             *lines,
             "",
@@ -179,9 +180,9 @@ def grid(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+    """Mean ± standard deviation; one value stands alone."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
 def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
