@@ -98,6 +98,20 @@ HEADLINES = [
         _ACCURACY,
     ),
     Headline(
+        "Fashion-MNIST, LeNet-5: 90 % sparse",
+        "Fashion-MNIST，LeNet-5：90 % 稀疏",
+        "accuracy_fashion_mnist_lenet5",
+        {"compression": "90 % sparse"},
+        _ACCURACY,
+    ),
+    Headline(
+        "Fashion-MNIST, LeNet-5: 4 bits",
+        "Fashion-MNIST，LeNet-5：4 位",
+        "accuracy_fashion_mnist_lenet5",
+        {"compression": "4 bits"},
+        _ACCURACY,
+    ),
+    Headline(
         "CIFAR-10, ResNet-20, four epochs in all: 8 bits",
         "CIFAR-10，ResNet-20，共四个 epoch：8 位",
         "accuracy_cifar10_resnet20",
