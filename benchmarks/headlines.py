@@ -56,8 +56,15 @@ HEADLINES = [
         "{ratio:.2f}; memory {memory_ratio:.2f}",
     ),
     Headline(
-        "The same, transformer encoder",
-        "同上，Transformer 编码器",
+        "The same, ranges learned",
+        "同上，范围可学习",
+        "quantization_step",
+        {"network": "resnet20", "ranges": "learned"},
+        "{ratio:.2f}; memory {memory_ratio:.2f}",
+    ),
+    Headline(
+        "The same, transformer encoder, ranges observed",
+        "同上，Transformer 编码器，持续观测范围",
         "quantization_step",
         {"network": "encoder", "ranges": "observed"},
         "{ratio:.2f}; memory {memory_ratio:.2f}",
