@@ -37,7 +37,7 @@ class Remembered:
             return copy.deepcopy(self._outputs[key])
         # The forward may work in place on its inputs.
         outputs = self._model(*copy.deepcopy(args), **copy.deepcopy(kwargs))
-        size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
+        size = sum(leaf.nbytes for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
         if key is not None and size <= self._left:
             self._left -= size
             self._outputs[key] = copy.deepcopy(outputs)
