@@ -28,6 +28,7 @@ from lightning_compress import quantization
 from lightning_compress.models.resnet import ResNet
 from lightning_compress.models.transformer import TransformerEncoder
 from lightning_compress.quantization import native
+from lightning_compress.quantization.range_optimizer import RangeOptimizer
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet20": (lambda: ResNet(3, 10, depth=20), 128),
@@ -56,18 +57,20 @@ class Training:
                 example_inputs=self.x[:2],
             )
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+        self.ranges = RangeOptimizer(lr=1e-3)
+        found = quantization.find(self.model)
+        if found is not None:
+            self.ranges.track(found.parameters())
         self.step()
-        if variant == "frozen":
-            found = quantization.find(self.model)
-            if found is None:
-                raise RuntimeError("the model lost its quantization")
-            found.frozen = True
+        if found is not None:
+            found.frozen = variant == "frozen"
 
     def step(self) -> None:
-        """One optimizer step."""
+        """One optimizer step, of learned ranges too."""
         self.optimizer.zero_grad()
         F.cross_entropy(self.model(self.x), self.y).backward()
         self.optimizer.step()
+        self.ranges.step()
 
 
 def time_of(training: Training, steps: int) -> float:

@@ -17,6 +17,7 @@ from lightning_compress.quantization.ends import recorded_ends, registered_ends
 from lightning_compress.quantization.layers import (
     ActivationHook,
     ActivationQuantizer,
+    ClipForward,
     Switch,
     WeightHook,
     WeightQuantizer,
@@ -57,7 +58,7 @@ class Quantization:
         self._switch = Switch(model)
         self._switch.momentum = settings.momentum
         self._switch.observe_every = settings.observe_every
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle | ClipForward] = []
         self._overrides: dict[str, Mapping[str, Any]] = {}
         self._ends: set[str] = set()
         self._loose: dict[str, Mapping[str, Any]] = {}
@@ -306,6 +307,8 @@ class Quantization:
                 self._handles.append(module.register_forward_pre_hook(hook.enter, with_kwargs=True))
             else:
                 self._handles.append(module.register_forward_hook(hook.leave))
+                if ClipForward.serves(module):
+                    self._handles.append(ClipForward(module, hook))
 
     def parameters(self) -> list[nn.Parameter]:
         """Learned scales and offsets, for an optimizer of their own; empty unless ``range="learned"``."""

@@ -69,34 +69,35 @@ def pass_inside(grad: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
 
 
 def learned_gradient(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
-    qmin: int,
-    qmax: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """LSQ's gradients of ``x``, and elementwise those of scale and zero point.
+    grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, qmin: int, qmax: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """LSQ's gradients of ``x``, and elementwise those of the scale.
 
-    Source: Esser et al., Learned Step Size Quantization, ICLR 2020, equations 3 and 5; for the zero point
-    Bhalgat et al., LSQ+, 2020, equation 7, with the offset written as ``-zero_point * scale``.
+    Source: Esser et al., Learned Step Size Quantization, ICLR 2020, equations 3 and 5.
     """
-    low = qmin if zero_point is None else qmin - zero_point
-    high = qmax if zero_point is None else qmax - zero_point
     u, g = widened(x) / scale, widened(grad)
     zero = torch.zeros((), dtype=g.dtype, device=g.device)
-    inside = (u > low) & (u < high)
+    inside = (u > qmin) & (u < qmax)
     to_x = torch.where(inside, g, zero).to(x.dtype)
-    end = torch.where(u <= low, zero + low, zero + high)
-    to_scale = g * torch.where(inside | u.isnan(), u.round() - u, end)
-    to_zero_point = torch.where(inside, zero, g * -scale)
-    return to_x, to_scale, to_zero_point
+    end = torch.where(u <= qmin, zero + qmin, zero + qmax)
+    return to_x, g * torch.where(inside | u.isnan(), u.round() - u, end)
 
+
+# A learned scale at or below zero counts as this; its gradient can bring it back.
+SMALLEST_SCALE = 2.0**-40
 
 # What backward needs of a value, in six bits: inside the grid the slope of the scale, round(u) - u in [-0.5, 0.5], in
 # steps of 1/58; else which end it lies behind, of the grid or, inside of that, of the clip range.
 STEPS = 58.0
 _BELOW, _CUT_LOW, _CUT_HIGH, _ABOVE = -32, -31, 30, 31
+
+
+def learned_grid(
+    scale: torch.Tensor, offset: torch.Tensor | None, qmin: int, qmax: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The scale, kept positive, and the integer zero point that a learned offset stands for: float32, ``[]``."""
+    scale = scale.clamp_min(SMALLEST_SCALE)
+    return scale, None if offset is None else (qmin - offset / scale).round_().clamp_(qmin, qmax)
 
 
 def learn(
@@ -129,7 +130,39 @@ def learn(
     return (values * scale).to(x.dtype), codes.to(torch.int8)
 
 
-def end_slopes(
+def learned_pass(
+    grad: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    qmin: int,
+    qmax: int,
+    clip: tuple[float, float] | None,
+    factor: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The gradients of ``x``, scale and offset from the codes of ``learn``; the last two times ``factor``.
+
+    That of the offset is the sum of the gradients outside of the grid (LSQ+, equation 7); as the zero point is made of
+    both, the scale's takes ``offset / scale`` of it.
+    """
+    g = widened(grad)
+    below, above = codes == _BELOW, codes == _ABOVE
+    inside = (codes > _CUT_LOW) & (codes < _CUT_HIGH)
+    ends = _end_slopes(scale, zero_point, qmin, qmax, clip)
+    end = torch.where(codes < 0, torch.where(below, ends[0], ends[1]), torch.where(above, ends[3], ends[2]))
+    # Summed in float64, so that the order of summation does not show.
+    slopes = (g * torch.where(inside, codes.to(g.dtype), end.to(g.dtype))).sum(dtype=torch.float64)
+    to_scale, to_offset = slopes * (factor / STEPS), None
+    if offset is not None:
+        outside = torch.where(below | above, g, torch.zeros((), dtype=g.dtype, device=g.device))
+        by_offset = outside.sum(dtype=torch.float64) * factor
+        to_scale = to_scale - by_offset * (offset.double() / scale.double())
+        to_offset = by_offset.to(offset.dtype)
+    return pass_inside(grad, inside), to_scale.to(scale.dtype), to_offset
+
+
+def _end_slopes(
     scale: torch.Tensor, zero_point: torch.Tensor | None, qmin: int, qmax: int, clip: tuple[float, float] | None
 ) -> torch.Tensor:
     """Slopes of the scale behind the ends, in steps of 1/58: below, cut low, cut high, above; float32, ``[4]``.
@@ -137,21 +170,5 @@ def end_slopes(
     That of an infinite end of ``clip`` is NaN: no value has its code.
     """
     zero = torch.zeros_like(scale) if zero_point is None else zero_point
-    cut = [end / scale for end in clip or (0.0, 0.0)]
+    cut = [torch.full_like(scale, end) / scale for end in clip or (0.0, 0.0)]
     return torch.stack([qmin - zero, *(u.round() - u for u in cut), qmax - zero]) * STEPS
-
-
-def learned_pass(
-    grad: torch.Tensor, codes: torch.Tensor, ends: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradient of ``x`` from the codes of ``learn`` and ``end_slopes``, and two sums, float64, ``[]``.
-
-    They are the gradients times the slopes of the scale in steps of 1/58, and the gradients outside of the grid.
-    """
-    g = widened(grad)
-    below, above = codes == _BELOW, codes == _ABOVE
-    inside = (codes > _CUT_LOW) & (codes < _CUT_HIGH)
-    end = torch.where(codes < 0, torch.where(below, ends[0], ends[1]), torch.where(above, ends[3], ends[2]))
-    slopes = g * torch.where(inside, codes.to(g.dtype), end.to(g.dtype))
-    outside = torch.where(below | above, g, torch.zeros((), dtype=g.dtype, device=g.device))
-    return pass_inside(grad, inside), slopes.sum(dtype=torch.float64), outside.sum(dtype=torch.float64)

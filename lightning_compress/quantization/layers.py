@@ -310,10 +310,7 @@ _UNSAVED = frozenset(
         nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     }
 )  # fmt: skip
-_CLIPS: dict[type[nn.Module], tuple[kernels.Clip, str]] = {
-    nn.ReLU: ((0.0, math.inf), "ReluBackward0"),
-    nn.ReLU6: ((0.0, 6.0), "HardtanhBackward0"),
-}
+_CLIPS: dict[type[nn.Module], kernels.Clip] = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}
 
 
 class ActivationHook:
@@ -340,29 +337,55 @@ class ActivationHook:
         """After the module's forward: quantize its result."""
         if not self.switch.enabled:
             return None
-        clip = fused_clip(module, args, output)
-        own = self.paths == [()] and self._is_first(module)
-        if clip is not None:
-            return self.quantizer(args[0], clip, output if own else None)
-        if own and type(module) in _UNSAVED and isinstance(output, torch.Tensor):
+        if type(module) in _CLIPS and args and output is args[0]:
+            return self.quantizer(output, _CLIPS[type(module)])
+        if type(module) in _UNSAVED and isinstance(output, torch.Tensor) and self._alone(module):
             return self.quantizer(output, None, output)
         return replaced_at(output, self.paths, self.quantizer)
 
-    def _is_first(self, module: nn.Module) -> bool:
-        """Whether no other hook has seen the module's result, and may have kept it."""
+    def leaves_to_quantizer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a ReLU need not do its work, since the quantizer does it as well, as a clip."""
+        if not self.switch.enabled or not torch.is_grad_enabled() or kwargs or len(args) != 1:
+            return False
+        return isinstance(args[0], torch.Tensor) and args[0].requires_grad and self._alone(module)
+
+    def _alone(self, module: nn.Module) -> bool:
+        """Whether the whole result is quantized, and no other hook sees it before, and may keep it."""
         first = next(iter(module._forward_hooks.values()), None)
-        return first == self.leave and not _global_forward_hooks and not torch.compiler.is_compiling()
+        return (
+            self.paths == [()]
+            and first == self.leave
+            and not _global_forward_hooks
+            and not torch.compiler.is_compiling()
+        )
 
 
-def fused_clip(module: nn.Module, args: Any, output: Any) -> kernels.Clip | None:
-    """The clip that makes a quantizer do the work of the ReLU before it, or ``None``.
+class ClipForward:
+    """Stands in for the forward of a ReLU whose result is quantized: one pass and one mask then serve both.
 
-    One mask then serves both in backward: the ReLU's own result is not kept and its backward pass does not run.
+    Args:
+        module: ReLU or ReLU6.
+        hook: The one that quantizes its result.
     """
-    known = _CLIPS.get(type(module))
-    if known is None or module.inplace or torch.compiler.is_compiling():
-        return None
-    clip, node = known
-    # Another hook may have replaced the result.
-    direct = isinstance(output, torch.Tensor) and output.grad_fn is not None and output.grad_fn.name() == node
-    return clip if direct and len(args) == 1 else None
+
+    def __init__(self, module: nn.Module, hook: ActivationHook) -> None:
+        self.module = module
+        self.hook = hook
+        # Found before the class's own, like a shadowed weight.
+        module.__dict__["forward"] = self.forward
+
+    @staticmethod
+    def serves(module: nn.Module) -> bool:
+        """Whether a quantizer can do the module's work."""
+        return type(module) in _CLIPS and not module.inplace and "forward" not in module.__dict__
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What came, where the quantizer clips it."""
+        if self.hook.leaves_to_quantizer(self.module, args, kwargs):
+            return args[0]
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def remove(self) -> None:
+        """Give the module its own forward back, unless somebody set another one since."""
+        if self.module.__dict__.get("forward") == self.forward:
+            del self.module.__dict__["forward"]

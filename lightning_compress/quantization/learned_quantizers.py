@@ -62,7 +62,7 @@ class LearnedWeightQuantizer(WeightQuantizer):
         qmax = self.spec.qmax
         factor = gradient_scale(self.weight.numel() // self.log_scale.numel(), qmax)
         log_scale = self.log_scale if self.switch.learning else self.log_scale.detach()
-        return learned_fake_quantize(self.weight, log_scale.exp(), None, -qmax, qmax, factor, axis=self.axis or 0)
+        return learned_fake_quantize(self.weight, log_scale.exp(), -qmax, qmax, factor, axis=self.axis or 0)
 
     def change(self, spec: WeightSpec) -> None:
         """Go on with other bits, from the range of least squared error at them."""
@@ -120,12 +120,10 @@ class LearnedActivationQuantizer(ActivationQuantizer):
             grid = (self.scale, self.zero_point, self.qmin, self.qmax)
             return kernels.fake_quantize(x, *grid, clip=clip, scratch=scratch)
         factor = gradient_scale(x[0].numel() if x.ndim else 1, self.qmax)
-        scale, zero_point = self.log_scale.exp(), None
-        if not self.symmetric:
-            zero_point = learned_zero_point(self.shift * self.width, scale, self.qmin, self.qmax)
+        scale, offset = self.log_scale.exp(), None if self.symmetric else self.shift * self.width
         memory = None if torch.compiler.is_compiling() else self._memory
         return learned_activation(
-            x, scale, zero_point, self.qmin, self.qmax, factor, clip=clip, scratch=scratch, memory=memory
+            x, scale, offset, self.qmin, self.qmax, factor, clip=clip, scratch=scratch, memory=memory
         )
 
     def change(self, spec: ActivationSpec) -> None:

@@ -283,6 +283,25 @@ void absmax_rows(const T* w, int64_t outer, int64_t channels, int64_t inner, flo
   });
 }
 
+// Keeps a scale positive, finite and a normal number; 0 and NaN become 1 (observers.py: _usable).
+inline float usable(float scale) {
+  constexpr float kSmallest = 0x1p-100f, kLargest = std::numeric_limits<float>::max();
+  return scale > 0.0f ? (scale < kSmallest ? kSmallest : scale > kLargest ? kLargest : scale) : 1.0f;
+}
+
+// Symmetric scales of a weight's channels; one of zeros takes the largest of the others.
+template <class T>
+void weight_scale(const T* w, int64_t outer, int64_t channels, int64_t inner, float qmax, float* out, int threads) {
+  absmax_rows(w, outer, channels, inner, out, threads);
+  float largest = 0.0f;
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    out[channel] /= qmax;
+    if (largest == largest && !(out[channel] <= largest)) largest = out[channel];  // NaN is the largest
+  }
+  for (int64_t channel = 0; channel < channels; ++channel)
+    out[channel] = usable(out[channel] > 0.0f ? out[channel] : largest);
+}
+
 // What backward needs of an activation whose scale is learned: a code of six bits a value, as eager.learn defines it.
 // Five codes share a word: those of five rows, a vector of words.
 constexpr int64_t kFive = 5 * kLanes;
@@ -350,7 +369,27 @@ inline void add(Sums& sums, Floats v) {
   sums.second += wide(halves[1]);
 }
 
+// The grid of a learned activation, as eager.learned_grid gives it, and the gradients of what it was made from.
+struct LearnedGrid { float scale, zero; };
+
+inline LearnedGrid learned_grid(float scale, const float* offset, float qmin, float qmax) {
+  constexpr float kSmallest = 0x1p-40f;
+  LearnedGrid grid{scale < kSmallest ? kSmallest : scale, 0.0f};
+  if (offset) {
+    const float rounded = std::nearbyint(qmin - *offset / grid.scale);
+    grid.zero = rounded < qmin ? qmin : rounded > qmax ? qmax : rounded;
+  }
+  return grid;
+}
+
+// Slopes of the scale in steps, behind the ends.
 struct Slopes { Floats below, cut_low, cut_high, above; };
+
+inline Slopes end_slopes(const LearnedGrid& grid, float qmin, float qmax, float clip_low, float clip_high) {
+  const float low = clip_low / grid.scale, high = clip_high / grid.scale;
+  return {spread((qmin - grid.zero) * kSteps), spread((std::nearbyint(low) - low) * kSteps),
+          spread((std::nearbyint(high) - high) * kSteps), spread((qmax - grid.zero) * kSteps)};
+}
 
 template <class T, bool ZERO>
 inline void learned_five(const T* grad, T* out, Words five, const Slopes& ends, Sums& to_scale, Sums& to_zero) {
@@ -360,7 +399,8 @@ inline void learned_five(const T* grad, T* out, Words five, const Slopes& ends, 
     const Ints code = reinterpret_cast<Ints>(five << (26 - 6 * r)) >> 26;
     const Ints below = code == kBelow, above = code == kAbove;
     const Ints in = (code > kCutLow) & (code < kCutHigh);
-    const Floats end = choose(code < 0, choose(below, ends.below, ends.cut_low), choose(above, ends.above, ends.cut_high));
+    const Floats end = choose(code < 0, choose(below, ends.below, ends.cut_low),
+                              choose(above, ends.above, ends.cut_high));
     store(out + r * kLanes, choose(in, g, Floats{}));
     add(to_scale, g * choose(in, __builtin_convertvector(code, Floats), end));
     if (ZERO) add(to_zero, choose(below | above, g, Floats{}));
@@ -369,12 +409,12 @@ inline void learned_five(const T* grad, T* out, Words five, const Slopes& ends, 
 
 // The gradient of x, and two sums: gradients times the slopes in steps, and the gradients outside of the grid.
 template <class T, bool ZERO>
-void learned_pass(const T* grad, const uint32_t* codes, T* out, int64_t n, const float* slopes, double* totals,
+void learned_pass(const T* grad, const uint32_t* codes, T* out, int64_t n, const Slopes& slopes, double* totals,
                   int threads) {
   std::vector<double> parts(2 * pieces(n, kFives));
   in_parallel(pieces(n, kFives), n, threads, [&](int64_t piece) {
     Sums scale, zero;
-    const Slopes ends{spread(slopes[0]), spread(slopes[1]), spread(slopes[2]), spread(slopes[3])};
+    const Slopes ends = slopes;
     const int64_t end = least(n, (piece + 1) * kFives);
     int64_t at = piece * kFives;
     for (; at + kFive <= end; at += kFive)
@@ -394,26 +434,22 @@ void learned_pass(const T* grad, const uint32_t* codes, T* out, int64_t n, const
   for (size_t part = 0; part < parts.size(); ++part) totals[part % 2] += parts[part];
 }
 
-// LSQ: the gradient of x, and per channel the sums that are the gradients of its scale and zero point.
+// LSQ of a symmetric grid: the gradient of x, and per channel the sum that is the gradient of its scale, times factor.
 template <class T>
 void learned_gradient(const T* grad, const T* x, T* out, int64_t outer, int64_t channels, int64_t inner,
-                      const float* scale, const float* zero, float qmin, float qmax, double* to_scale, double* to_zero,
-                      int threads) {
+                      const float* scale, float qmin, float qmax, double factor, float* to_scale, int threads) {
   const int64_t per_row = pieces(inner), jobs = outer * channels * per_row;
-  std::vector<double> by_scale(jobs), by_zero(jobs);
+  std::vector<double> parts(jobs), totals(channels);
   in_parallel(jobs, outer * channels * inner, threads, [&](int64_t job) {
     const int64_t row = job / per_row, end = (row + 1) * inner;
     const int64_t start = row * inner + job % per_row * kChunk, stop = least(end, start + kChunk);
-    const float z = zero ? zero[row % channels] : 0.0f;
-    const Floats s = spread(scale[row % channels]), low = spread(qmin - z), high = spread(qmax - z);
-    Sums scale_sum, zero_sum;
+    const Floats s = spread(scale[row % channels]), low = spread(qmin), high = spread(qmax);
+    Sums sums;
     const auto lanes = [&](const T* from, const T* slopes, T* to) {
       const Floats u = load(from) / s, g = load(slopes);
       const Ints in = (u > low) & (u < high);
       store(to, choose(in, g, Floats{}));
-      const Floats slope = choose(in | (u != u), round_even(u) - u, choose(u <= low, low, high));
-      add(scale_sum, g * slope);
-      if (zero) add(zero_sum, choose(in, Floats{}, g * -s));
+      add(sums, g * choose(in | (u != u), round_even(u) - u, choose(u <= low, low, high)));
     };
     int64_t i = start;
     for (; i + kLanes <= stop; i += kLanes) lanes(x + i, grad + i, out + i);
@@ -423,16 +459,11 @@ void learned_gradient(const T* grad, const T* x, T* out, int64_t outer, int64_t 
       lanes(values.values, slopes.values, values.values);
       std::memcpy(out + i, values.values, (stop - i) * sizeof(T));
     }
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      by_scale[job] += scale_sum.at(lane);
-      by_zero[job] += zero_sum.at(lane);
-    }
+    for (int64_t lane = 0; lane < kLanes; ++lane) parts[job] += sums.at(lane);
   });
-  for (int64_t channel = 0; channel < channels; ++channel) to_scale[channel] = to_zero[channel] = 0.0;
-  for (int64_t job = 0; job < jobs; ++job) {
-    to_scale[job / per_row % channels] += by_scale[job];
-    to_zero[job / per_row % channels] += by_zero[job];
-  }
+  for (int64_t job = 0; job < jobs; ++job) totals[job / per_row % channels] += parts[job];
+  for (int64_t channel = 0; channel < channels; ++channel)
+    to_scale[channel] = static_cast<float>(totals[channel] * factor);
 }
 
 }  // namespace
@@ -442,7 +473,6 @@ extern "C" {
 // The moving average of a range, and the scale and zero point that follow from it (observers.py: update_).
 void update_range(float* range, const float* observed, float momentum, int64_t* nonfinite, float* scale, float* zero,
                   float levels, int symmetric) {
-  constexpr float kSmallest = 0x1p-100f, kLargest = std::numeric_limits<float>::max();
   if (observed[0] - observed[0] == 0.0f && observed[1] - observed[1] == 0.0f) {
     for (int i = 0; i < 2; ++i)
       range[i] = range[i] != range[i] ? observed[i] : range[i] + (observed[i] - range[i]) * momentum;
@@ -451,7 +481,7 @@ void update_range(float* range, const float* observed, float momentum, int64_t* 
   }
   const float low = range[0] < 0.0f ? range[0] : 0.0f, high = range[1] > 0.0f ? range[1] : 0.0f;
   const float step = symmetric ? (-low > high ? -low : high) / levels : high / levels - low / levels;
-  *scale = step > 0.0f ? (step < kSmallest ? kSmallest : step > kLargest ? kLargest : step) : 1.0f;
+  *scale = usable(step);
   const float rounded = std::nearbyint(-low / *scale);
   *zero = symmetric ? 0.0f : rounded > levels ? levels : rounded;
 }
@@ -472,24 +502,38 @@ int64_t code_words(int64_t n) { return pieces(n, kFive) * kLanes; }
                             const float* scale, float qmin, float qmax, int threads) {                                \
     quantize_rows(w, y, inside, outer, channels, inner, scale, qmin, qmax, threads);                                  \
   }                                                                                                                   \
-  void absmax_rows_##NAME(const T* w, int64_t outer, int64_t channels, int64_t inner, float* out, int threads) {      \
-    absmax_rows(w, outer, channels, inner, out, threads);                                                             \
+  void weight_scale_##NAME(const T* w, int64_t outer, int64_t channels, int64_t inner, float qmax, float* out,        \
+                           int threads) {                                                                             \
+    weight_scale(w, outer, channels, inner, qmax, out, threads);                                                      \
   }                                                                                                                   \
-  void learned_gradient_##NAME(const T* grad, const T* x, T* out, int64_t outer, int64_t channels, int64_t inner,     \
-                               const float* scale, const float* zero, float qmin, float qmax, double* to_scale,       \
-                               double* to_zero, int threads) {                                                        \
-    learned_gradient(grad, x, out, outer, channels, inner, scale, zero, qmin, qmax, to_scale, to_zero, threads);      \
-  }                                                                                                                   \
-  void learn_##NAME(const T* x, T* y, uint32_t* codes, int64_t n, const float* scale, const float* zero, float qmin,  \
-                    float qmax, int clips, float clip_low, float clip_high, int threads) {                            \
-    const Grid g{spread(*scale), spread(*zero), spread(qmin), spread(qmax), spread(clip_low), spread(clip_high)};     \
-    if (clips) learn<T, true>(x, y, codes, n, g, threads);                                                            \
-    else learn<T, false>(x, y, codes, n, g, threads);                                                                 \
-  }                                                                                                                   \
-  void learned_pass_##NAME(const T* grad, const uint32_t* codes, T* out, int64_t n, const float* slopes, int zero,    \
-                           double* totals, int threads) {                                                             \
-    if (zero) learned_pass<T, true>(grad, codes, out, n, slopes, totals, threads);                                    \
-    else learned_pass<T, false>(grad, codes, out, n, slopes, totals, threads);                                        \
+  void learned_gradient_##NAME(const T* grad, const T* x, T* out, int64_t outer, int64_t channels, int64_t inner,      \
+                               const float* scale, float qmin, float qmax, double factor, float* to_scale,             \
+                               int threads) {                                                                          \
+    learned_gradient(grad, x, out, outer, channels, inner, scale, qmin, qmax, factor, to_scale, threads);              \
+  }                                                                                                                    \
+  void learn_##NAME(const T* x, T* y, uint32_t* codes, int64_t n, const float* scale, const float* offset,             \
+                    float qmin, float qmax, int clips, float clip_low, float clip_high, LearnedGrid* kept,             \
+                    int threads) {                                                                                     \
+    *kept = learned_grid(*scale, offset, qmin, qmax);                                                                  \
+    const Grid g{spread(kept->scale), spread(kept->zero), spread(qmin), spread(qmax), spread(clip_low),                \
+                 spread(clip_high)};                                                                                   \
+    if (clips) learn<T, true>(x, y, codes, n, g, threads);                                                             \
+    else learn<T, false>(x, y, codes, n, g, threads);                                                                  \
+  }                                                                                                                    \
+  void learned_pass_##NAME(const T* grad, const uint32_t* codes, T* out, int64_t n, const LearnedGrid* grid,           \
+                           const float* offset, float qmin, float qmax, float clip_low, float clip_high,               \
+                           double factor, float* to_scale, float* to_offset, int threads) {                            \
+    const Slopes ends = end_slopes(*grid, qmin, qmax, clip_low, clip_high);                                            \
+    double sums[2];                                                                                                    \
+    if (offset) learned_pass<T, true>(grad, codes, out, n, ends, sums, threads);                                       \
+    else learned_pass<T, false>(grad, codes, out, n, ends, sums, threads);                                             \
+    double by_scale = sums[0] * (factor / kSteps);                                                                     \
+    if (offset) {                                                                                                      \
+      const double by_offset = sums[1] * factor;                                                                       \
+      by_scale -= by_offset * (static_cast<double>(*offset) / grid->scale);                                            \
+      *to_offset = static_cast<float>(by_offset);                                                                      \
+    }                                                                                                                  \
+    *to_scale = static_cast<float>(by_scale);                                                                          \
   }
 
 DEFINE_FOR(float, float32)

@@ -78,7 +78,7 @@ def quantize(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """``eager.quantize``, with a mask of one bit a value in the memory order of the result."""
     if scratch is not None and _fits(scratch, x):
-        x, y = x.detach(), scratch.detach()
+        y = scratch.detach()
     else:
         x, y = _dense(x)
     words = torch.empty(lib.mask_words(x.numel()), dtype=torch.int32) if mask else None
@@ -135,27 +135,21 @@ def takes_rows(x: torch.Tensor, scale: torch.Tensor, axis: int | None, group_siz
     return axis == 0 and x.numel() == scale.numel() * group_size
 
 
-def absmax_rows(lib: ctypes.CDLL, w: torch.Tensor, axis: int, channels: int) -> torch.Tensor:
-    """Largest magnitude per channel: float32, ``[channels]``."""
+def weight_scale(lib: ctypes.CDLL, w: torch.Tensor, axis: int | None, qmax: int) -> torch.Tensor:
+    """``observers.weight_scale`` by minmax, without groups."""
     w = w.contiguous()
-    out = torch.empty(channels, dtype=torch.float32)
-    getattr(lib, f"absmax_rows_{_NAMES[w.dtype]}")(
-        w.data_ptr(), *_folded(w, axis, out), out.data_ptr(), torch.get_num_threads()
+    out = torch.empty(() if axis is None else w.shape[axis], dtype=torch.float32)
+    getattr(lib, f"weight_scale_{_NAMES[w.dtype]}")(
+        w.data_ptr(), *_folded(w, axis or 0, out), qmax, out.data_ptr(), torch.get_num_threads()
     )
     return out
 
 
 def learned_gradient(
-    lib: ctypes.CDLL,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
-    axis: int,
-    qmin: int,
-    qmax: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``eager.learned_gradient``: of ``x``, and the sums for each scale and zero point (float64)."""
+    lib: ctypes.CDLL, grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, axis: int, qmin: int, qmax: int,
+    factor: float,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """``eager.learned_gradient``: of ``x``, and the sums for each scale times ``factor`` (float32)."""
     if scale.ndim == 0:
         x, out = _dense(x)
     else:
@@ -164,62 +158,72 @@ def learned_gradient(
     if grad.stride() != x.stride() or grad.dtype != x.dtype:
         grad = torch.empty_like(x).copy_(grad)
     scale = _plain(scale)
-    zero = None if zero_point is None else _plain(zero_point)
-    to_scale = torch.empty(scale.shape, dtype=torch.float64)
-    to_zero = torch.empty(scale.shape, dtype=torch.float64)
+    to_scale = torch.empty_like(scale)
     getattr(lib, f"learned_gradient_{_NAMES[x.dtype]}")(
-        grad.data_ptr(), x.data_ptr(), out.data_ptr(), *_folded(x, axis, scale), scale.data_ptr(),
-        None if zero is None else zero.data_ptr(), qmin, qmax, to_scale.data_ptr(), to_zero.data_ptr(),
-        torch.get_num_threads(),
+        grad.data_ptr(), x.data_ptr(), out.data_ptr(), *_folded(x, axis, scale), scale.data_ptr(), qmin, qmax, factor,
+        to_scale.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return out, to_scale, to_zero
+    return out, to_scale
 
 
 def learn(
     lib: ctypes.CDLL,
     x: torch.Tensor,
     scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
+    offset: torch.Tensor | None,
     qmin: int,
     qmax: int,
     clip: tuple[float, float] | None,
     scratch: torch.Tensor | None,
     memory: StepMemory | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``eager.learn``, with five codes in an int32, in an order of the kernels' own."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``eager.learn`` with the grid of ``eager.learned_grid``.
+
+    Returns:
+        The values on the grid; five codes in an int32, in an order of the kernels' own; scale and zero point, float32,
+        ``[2]``.
+    """
     if scratch is not None and _fits(scratch, x):
-        x, y = x.detach(), scratch.detach()
+        y = scratch.detach()
     else:
         x, y = _dense(x)
     count = lib.code_words(x.numel())
     codes = torch.empty(count, dtype=torch.int32) if memory is None else memory.take(count)
+    grid = torch.empty(2, dtype=torch.float32)
     low, high = clip or (0.0, 0.0)
-    scale, zero = _plain(scale), _zero_of(zero_point)
+    scale = _plain(scale)
     getattr(lib, f"learn_{_NAMES[x.dtype]}")(
-        x.data_ptr(), y.data_ptr(), codes.data_ptr(), x.numel(), scale.data_ptr(), zero.data_ptr(),
-        qmin, qmax, clip is not None, low, high, torch.get_num_threads(),
+        x.data_ptr(), y.data_ptr(), codes.data_ptr(), x.numel(), scale.data_ptr(), _address(offset),
+        qmin, qmax, clip is not None, low, high, grid.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return y, codes
+    return y, codes, grid
 
 
 def learned_pass(
-    grad: torch.Tensor, codes: torch.Tensor, ends: torch.Tensor, affine: bool, stride: tuple[int, ...]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``eager.learned_pass`` for the codes of ``learn``; ``stride`` is that of the quantized tensor.
-
-    The gradients outside of the grid are only summed where the grid is ``affine``.
-    """
+    grad: torch.Tensor,
+    codes: torch.Tensor,
+    grid: torch.Tensor,
+    offset: torch.Tensor | None,
+    qmin: int,
+    qmax: int,
+    clip: tuple[float, float] | None,
+    factor: float,
+    *,
+    stride: tuple[int, ...],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """``eager.learned_pass`` for the codes and the grid of ``learn``; ``stride`` is that of the quantized tensor."""
     lib = _needed()
     if grad.stride() != stride:
         grad = torch.empty_strided(grad.shape, stride, dtype=grad.dtype).copy_(grad)
     out = torch.empty_strided(grad.shape, stride, dtype=grad.dtype)
-    ends = _plain(ends)
-    sums = torch.empty(2, dtype=torch.float64)
+    to_scale = torch.empty((), dtype=torch.float32)
+    to_offset = None if offset is None else torch.empty((), dtype=torch.float32)
+    low, high = clip or (0.0, 0.0)
     getattr(lib, f"learned_pass_{_NAMES[grad.dtype]}")(
-        grad.data_ptr(), codes.data_ptr(), out.data_ptr(), grad.numel(), ends.data_ptr(), affine, sums.data_ptr(),
-        torch.get_num_threads(),
+        grad.data_ptr(), codes.data_ptr(), out.data_ptr(), grad.numel(), grid.data_ptr(), _address(offset),
+        qmin, qmax, low, high, factor, to_scale.data_ptr(), _address(to_offset), torch.get_num_threads(),
     )  # fmt: skip
-    return out, sums[0], sums[1]
+    return out, to_scale, to_offset
 
 
 def update_range(
@@ -252,14 +256,14 @@ def _dense(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if y.stride() != x.stride():
         x = x.contiguous()
         y = torch.empty_like(x)
-    return x.detach(), y.detach()
+    return x, y
 
 
 def _plain(parameter: torch.Tensor) -> torch.Tensor:
-    parameter = parameter.detach()
+    """A parameter as the kernels read it: float32, without gaps, in the main memory."""
     if parameter.dtype is torch.float32 and parameter.is_contiguous() and parameter.device.type == "cpu":
         return parameter
-    return parameter.to("cpu", torch.float32).contiguous()
+    return parameter.detach().to("cpu", torch.float32).contiguous()
 
 
 def _folded(x: torch.Tensor, axis: int, per_channel: torch.Tensor) -> tuple[int, int, int]:
@@ -272,8 +276,9 @@ def _folded(x: torch.Tensor, axis: int, per_channel: torch.Tensor) -> tuple[int,
     return outer, per_channel.numel(), x.numel() // (outer * per_channel.numel())
 
 
-def _zero_of(zero_point: torch.Tensor | None) -> torch.Tensor:
-    return torch.zeros((), dtype=torch.float32) if zero_point is None else _plain(zero_point)
+def _address(number: torch.Tensor | None) -> int | None:
+    """Where a float32 lies in memory."""
+    return None if number is None else number.data_ptr()
 
 
 def _needed() -> ctypes.CDLL:

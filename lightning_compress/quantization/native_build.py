@@ -64,17 +64,17 @@ def _processor() -> str:
 
 def declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     """The library, with the types of its functions' arguments."""
-    p, n, f, i = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+    p, n, f, d, i = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_double, ctypes.c_int
     for size in (lib.mask_words, lib.code_words):
         size.argtypes, size.restype = [n], n
     signatures = {
         "quantize_{}": [p, p, p, n, p, p, f, f, i, f, f, p, i],
         "minmax_{}": [p, n, p, i],
         "quantize_rows_{}": [p, p, p, n, n, n, p, f, f, i],
-        "absmax_rows_{}": [p, n, n, n, p, i],
-        "learn_{}": [p, p, p, n, p, p, f, f, i, f, f, i],
-        "learned_pass_{}": [p, p, p, n, p, i, p, i],
-        "learned_gradient_{}": [p, p, p, n, n, n, p, p, f, f, p, p, i],
+        "weight_scale_{}": [p, n, n, n, f, p, i],
+        "learn_{}": [p, p, p, n, p, p, f, f, i, f, f, p, i],
+        "learned_pass_{}": [p, p, p, n, p, p, f, f, f, f, d, p, p, i],
+        "learned_gradient_{}": [p, p, p, n, n, n, p, f, f, d, p, i],
         "pass_inside_4": [p, p, p, n, i],
         "pass_inside_2": [p, p, p, n, i],
         "update_range": [p, p, f, p, p, p, f, i],

@@ -257,11 +257,12 @@ def weight_scale(
         >>> weight_scale(torch.tensor([[0.5, -1.0], [0.0, 0.0]]), 0, 1)
         tensor([1., 1.])
     """
-    if method == "minmax":
-        scale = _absmax(w.detach(), axis, group_size) / qmax
-        return _positive(scale, single=axis is None)
+    if method == "minmax" and group_size is None and (lib := native.library(w)) is not None and w.numel():
+        return native.weight_scale(lib, w, axis, qmax)
     rows = _rows(w.detach(), axis, group_size).float()
-    if method == "percentile":
+    if method == "minmax":
+        scale = rows.abs().amax(-1) / qmax
+    elif method == "percentile":
         scale = torch.quantile(rows.abs(), 0.9999, dim=-1) / qmax
     elif method == "mse":
         scale = _mse_scale(rows, qmax)
@@ -276,16 +277,6 @@ def _positive(scale: torch.Tensor, *, single: bool) -> torch.Tensor:
     """Give channels of zeros the largest scale of the others, or 1."""
     scale = _usable(torch.where(scale > 0, scale, scale.amax()))
     return scale.reshape(()) if single else scale
-
-
-def _absmax(w: torch.Tensor, axis: int | None, group_size: int | None) -> torch.Tensor:
-    """Largest magnitude of every row of ``_rows``: float32, ``[1]``, ``[C]`` or ``[C, groups]``."""
-    if (lib := native.library(w)) is not None and w.numel():
-        if axis is None:
-            return native.absmax_rows(lib, w, 0, 1)
-        if group_size is None:
-            return native.absmax_rows(lib, w, axis, w.shape[axis])
-    return _rows(w, axis, group_size).float().abs().amax(-1)
 
 
 def _mse_scale(rows: torch.Tensor, qmax: int) -> torch.Tensor:

@@ -40,7 +40,8 @@ class RangeOptimizer:
             return
         self._parameters += new
         if self._adam is None:
-            self._adam = torch.optim.Adam(new, lr=self.lr)
+            # One kernel a tensor: so many small ones take longer to call for than to compute.
+            self._adam = torch.optim.Adam(new, lr=self.lr, fused=True)
         else:
             self._adam.add_param_group({"params": new})
         if self._saved is not None and len(self._saved["state"]) <= len(self._parameters):
@@ -60,12 +61,7 @@ class RangeOptimizer:
         """
         if self._adam is None:
             return
-        trained = [parameter for parameter in self._parameters if parameter.grad is not None]
-        if average is not None and trained:
-            flat = average(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]))
-            for parameter, gradient in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-                parameter.grad = gradient.reshape(parameter.shape)
-        self._leave_out_nonfinite(trained)
+        self._gather(average)
         for group in self._adam.param_groups:
             group["lr"] = self.lr * factor
         self._adam.step()
@@ -77,15 +73,25 @@ class RangeOptimizer:
         return int(self._nonfinite)
 
     @torch.no_grad()
-    def _leave_out_nonfinite(self, trained: list[nn.Parameter]) -> None:
-        finite = []
-        for parameter in trained:
+    def _gather(self, average: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
+        """Average the gradients, zero what is not finite, and count it; all those of a device at once."""
+        devices: dict[torch.device, list[nn.Parameter]] = {}
+        for parameter in self._parameters:
             if parameter.grad is not None:
-                finite.append(parameter.grad.isfinite().all())
-                parameter.grad = torch.where(finite[-1], parameter.grad, 0.0)
-        if finite:
-            device = finite[0].device
-            self._nonfinite = self._nonfinite.to(device) + ~torch.stack([flag.to(device) for flag in finite]).all()
+                devices.setdefault(parameter.device, []).append(parameter)
+        spoiled = []
+        for parameters in devices.values():
+            flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+            if average is not None:
+                flat = average(flat)
+            finite = flat.isfinite()
+            spoiled.append(~finite.all())
+            gradients = torch.where(finite, flat, 0.0).split([p.numel() for p in parameters])
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.reshape(parameter.shape)
+        if spoiled:
+            device = spoiled[0].device
+            self._nonfinite = self._nonfinite.to(device) + torch.stack([flag.to(device) for flag in spoiled]).any()
 
     def state_dict(self) -> dict[str, Any]:
         """Adam's state: tensors and primitives."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from test_kernels import MODES
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_compress import quantization
 from lightning_compress.quantization import native
@@ -132,3 +136,54 @@ def test_a_range_counts_from_the_batch_after_it() -> None:
     model(torch.tensor([[0.0, 0.0, 0.0, 2.0]]))
     assert quantizer.range.tolist() == pytest.approx([0.0, 1.1])
     assert quantizer.scale.item() == pytest.approx(1.1 / 255)
+
+
+class Clamps(TorchDispatchMode):
+    """Counts the ReLUs that run as an operation of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.relu.default
+        return func(*args, **(kwargs or {}))
+
+
+def relus_of(model: nn.Module, x: torch.Tensor) -> int:
+    with Clamps() as clamps:
+        model(x)
+    return clamps.count
+
+
+def test_a_relu_before_a_quantizer_does_not_run_while_gradients_are_wanted() -> None:
+    model, x = Net(nn.ReLU).train(), torch.randn(4, 3, 8, 8)
+    assert relus_of(model, x) == 2
+    quantization.prepare(model, example_inputs=x)
+    for network in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert relus_of(network, x) == 0
+        with torch.no_grad():
+            assert relus_of(network, x) == 2
+    found = quantization.find(model)
+    assert found is not None
+    found.enabled = False
+    assert relus_of(model, x) == 2
+    found.enabled = True
+    quantization.strip(model)
+    assert relus_of(model, x) == 2
+    assert "forward" not in model.act1.__dict__
+
+
+def test_a_relu_called_by_keyword_or_with_a_forward_of_the_users_own_stays_as_it_is() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(6, 4)
+    quantization.prepare(model, example_inputs=x)
+    model.train()(x)
+    hidden = model[0](x)
+    assert torch.equal(model[1](input=hidden), model[1](hidden))
+    own = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    own[1].forward = lambda x: x.relu() + 1  # type: ignore[method-assign]
+    quantization.prepare(own, example_inputs=x)
+    own.train()(x)
+    assert float(own[1](own[0](x)).min()) >= 1 - 1e-2
+    quantization.strip(own)
+    assert own[1](torch.tensor(-1.0)) == 1

@@ -10,8 +10,8 @@ import torch
 from test_kernels import MODES, assert_same_bits
 from test_learned import paper
 
-from lightning_compress.quantization import native
-from lightning_compress.quantization.learned import learned_activation, learned_fake_quantize
+from lightning_compress.quantization import kernels, native
+from lightning_compress.quantization.learned import learned_activation
 
 
 @pytest.fixture(params=MODES, ids=lambda mode: "compiled" if mode else "eager")
@@ -36,30 +36,58 @@ def test_the_gradient_of_the_step_is_the_papers_to_half_a_kept_step(mode: bool, 
     assert abs(float(ours[1].grad) - float(theirs[1].grad)) <= bound / 20
 
 
-@pytest.mark.parametrize("zero_point", [None, 5.0])
+def test_the_offset_learns_as_in_lsq_plus(mode: bool) -> None:
+    # An offset on the grid: there our rounded zero point and the paper's free offset are the same function.
+    x, grad = torch.randn(5000) * 2, torch.randn(5000)
+    s, beta = torch.tensor(0.25), torch.tensor(-0.75)
+    ours = [t.clone().requires_grad_() for t in (x, s, beta)]
+    g = 0.05
+    learned_activation(*ours, 0, 15, g).backward(grad)
+    theirs = [t.double().requires_grad_() for t in (x, s, beta)]
+    paper(theirs[0], theirs[1], 0, 15, g, theirs[2]).backward(grad.double())
+    torch.testing.assert_close(ours[0].grad, theirs[0].grad.float())
+    torch.testing.assert_close(ours[2].grad, theirs[2].grad.float(), rtol=1e-4, atol=1e-5)
+    bound = g * float(grad.abs().sum()) / 116
+    assert abs(float(ours[1].grad) - float(theirs[1].grad)) <= bound / 20
+
+
+@pytest.mark.parametrize("offset", [None, -1.45])
 @pytest.mark.parametrize("clip", [None, (0.0, math.inf), (0.0, 6.0)])
-def test_values_and_the_gradient_of_x_are_those_of_the_activation_function_and_the_exact_quantizer(
-    mode: bool, zero_point: float | None, clip: tuple[float, float] | None
+def test_values_and_gradients_are_those_of_the_activation_function_and_the_papers_quantizer(
+    mode: bool, offset: float | None, clip: tuple[float, float] | None
 ) -> None:
     x, grad = torch.randn(5_001) * 4, torch.randn(5_001) + 1
-    low, high = (0, 31) if zero_point is not None else (-15, 15)
-    results = []
-    for fused in (True, False):
-        ours = x.clone().requires_grad_()
-        s = torch.tensor(0.29, requires_grad=True)  # 6 lies between two steps
-        z = None if zero_point is None else torch.tensor(zero_point, requires_grad=True)
-        if fused:
-            y = learned_activation(ours, s, z, low, high, 0.1, clip=clip)
-        else:
-            before = ours if clip is None else torch.nn.functional.hardtanh(ours, *clip)
-            y = learned_fake_quantize(before, s, z, low, high, 0.1)
-        y.backward(grad)
-        results.append([y.detach(), ours.grad, s.grad, *([] if z is None else [z.grad])])
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-    for a, b in zip(results[0][2:], results[1][2:], strict=True):
+    low, high = (-15, 15) if offset is None else (0, 31)
+    leaves = [x.clone().requires_grad_(), torch.tensor(0.29, requires_grad=True)]  # 6 lies between two steps
+    leaves += [] if offset is None else [torch.tensor(offset, requires_grad=True)]
+    y = learned_activation(*leaves, *([None] if offset is None else []), low, high, 0.1, clip=clip)
+    y.backward(grad)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    before = exact[0] if clip is None else torch.nn.functional.hardtanh(exact[0], *clip)
+    # -1.45 is the offset of zero point 5 exactly, so rounding it changes nothing.
+    paper(before, exact[1], -low, high, 0.1, *exact[2:]).backward(grad.double())
+    zero_point = torch.tensor(0.0 if offset is None else 5.0)
+    plain = x if clip is None else x.clamp(*clip)
+    assert torch.equal(y, kernels.fake_quantize(plain, leaves[1].detach(), zero_point, low, high))
+    torch.testing.assert_close(leaves[0].grad, exact[0].grad.float())
+    for a, b in zip(leaves[1:], exact[1:], strict=True):
         # A twentieth of the bound: roundings cancel, a wrong slope at an end would not.
-        torch.testing.assert_close(a, b, rtol=0, atol=0.1 * float(grad.abs().sum()) / 116 / 20)
+        torch.testing.assert_close(a.grad, b.grad.float(), rtol=0, atol=0.1 * float(grad.abs().sum()) / 116 / 20)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(-0.3, -0.2), (0.5, 1e30), (0.5, -1e30), (1e-30, -2.0)])
+def test_extreme_scales_and_offsets_are_alike_in_both_modes(scale: float, offset: float) -> None:
+    x, grad = torch.randn(3_000), torch.randn(3_000)
+    results = []
+    for mode in MODES:
+        native.use_compiled(mode)
+        leaves = [x.clone().requires_grad_(), *(torch.tensor(v, requires_grad=True) for v in (scale, offset))]
+        y = learned_activation(*leaves, 0, 15, 0.01)
+        y.backward(grad)
+        results.append([y.detach(), *(leaf.grad for leaf in leaves)])
+    native.use_compiled("auto")
+    for a, b in zip(results[0], results[-1], strict=True):
+        assert_same_bits(a, b)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -75,7 +103,7 @@ def test_compiled_and_eager_learn_to_the_bit_alike(
     results = []
     for mode in MODES:
         native.use_compiled(mode)
-        leaves = [x.clone().requires_grad_(), *(torch.tensor(v, requires_grad=True) for v in (0.05, 30.0))]
+        leaves = [x.clone().requires_grad_(), *(torch.tensor(v, requires_grad=True) for v in (0.05, -1.52))]
         y = learned_activation(*leaves, 0, 63, 0.01, clip=clip)
         y.backward(grad)
         results.append([y.detach(), *(leaf.grad for leaf in leaves)])
