@@ -182,7 +182,8 @@ def summary(seeds: list[dict[str, dict[str, float]]]) -> list[dict[str, str | fl
     """Mean and, of several seeds, standard deviation, a row each."""
     rows: list[dict[str, str | float]] = []
     for name in seeds[0]:
-        row: dict[str, str | float] = {"compression": name}
+        row: dict[str, str | float] = {"compression": name, "seeds": len(seeds)}
+        row["dense"] = round(statistics.mean(seed["dense"]["accuracy"] for seed in seeds), 3)
         for key in seeds[0][name]:
             values = [seed[name][key] for seed in seeds]
             row[key] = round(statistics.mean(values), 3)
@@ -192,25 +193,21 @@ def summary(seeds: list[dict[str, dict[str, float]]]) -> list[dict[str, str | fl
     return rows
 
 
-def with_earlier(
-    rows: list[dict[str, str | float]], task: str, seeds: int
-) -> tuple[list[dict[str, str | float]], list[str]]:
+def with_earlier(rows: list[dict[str, str | float]], task: str) -> tuple[list[dict[str, str | float]], list[str]]:
     """These rows and the ones that were kept before and are not run now, in the order of the task.
 
     Returns:
         The rows, and notes on where the older ones come from.
 
     Raises:
-        SystemExit: Those were measured beside another dense control.
+        SystemExit: One of those of as many seeds was measured beside another dense control.
     """
     path = results.FOLDER / f"accuracy_{task}.json"
     earlier = json.loads(path.read_text()) if path.exists() else {"rows": [], "notes": [""]}
     found = {row["compression"]: row for row in rows}
     kept = {row["compression"]: row for row in earlier["rows"] if row["compression"] not in found}
-    if kept and (earlier["rows"][0] != rows[0] or earlier["seeds"] != list(range(seeds))):
-        raise SystemExit(
-            f"{path} holds rows beside another dense control or of other seeds: run all rows, or remove it."
-        )
+    if any(row["seeds"] == rows[0]["seeds"] and row["dense"] != rows[0]["dense"] for row in kept.values()):
+        raise SystemExit(f"{path} holds rows beside another dense control: run all rows, or remove it.")
     notes = earlier["notes"][1:]
     if new := [name for name in kept if not any(name in note for note in notes)]:
         notes.append(f"{'; '.join(new)}: {earlier['date']}, `{earlier['command']}`.")
@@ -236,20 +233,22 @@ def main() -> None:
         print(f"{row['compression']:26} {row['accuracy']:6.2f}{spread} %  drop {row['drop']:5.2f}  "
               f"{row['times_smaller']:.1f} × smaller")  # fmt: skip
     if arguments.write:
+        rows, notes = with_earlier(rows, arguments.task)
+        several = {"seeds": "seeds"} if len({row["seeds"] for row in rows}) > 1 else {}
         columns = {
             "compression": "compression",
+            **several,
             "accuracy": ("test accuracy, %", ".2f"),
             "drop": ("dense − this, points", ".2f"),
             "times_smaller": ("packed file, × smaller", ".1f"),
         }
         start = f", after {task.pretraining} of dense training that all rows share" if task.pretraining else ""
         last = f"Last of {task.epochs} epochs" if task.epochs > 1 else "After one epoch"
-        rows, notes = with_earlier(rows, arguments.task, arguments.seeds)
         results.write(
             f"accuracy_{arguments.task}",
             rows,
             columns=columns,
-            seeds=range(arguments.seeds),
+            seeds=range(max(int(row["seeds"]) for row in rows)),
             threads=1,
             notes=[
                 f"{last}{start}, of the written ONNX file in ONNX Runtime; the dense control trained as long.",
