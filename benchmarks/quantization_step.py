@@ -4,13 +4,15 @@
     python benchmarks/quantization_step.py --networks resnet20 --rounds 60 --json
 
 Float and quantized steps alternate in short blocks, and the ratio is the median over the blocks' ratios, so that a
-machine that slows down slows both. Memory is what training adds to a fresh process at its peak, median of three.
+machine that slows down slows both. Memory is what training adds to a fresh process at its peak; the C library gives
+back at once what is freed there, so that it is that of what is alive and not of gaps, which come and go by chance.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -122,10 +124,10 @@ def added_memory(network: str, variant: str) -> float:
 
 
 def memory_of(network: str, variant: str, threads: int) -> float:
-    """Median of three fresh processes."""
+    """``added_memory`` of a fresh process."""
     command = [sys.executable, __file__, "--memory-of", network, variant, "--threads", str(threads)]
-    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(3)]
-    return statistics.median(float(run.stdout) for run in runs)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
 def write(found: dict[str, dict[str, dict[str, float]]], options: argparse.Namespace) -> None:
