@@ -36,7 +36,8 @@ class StepMemory:
             buffer = self._free.pop()
         if buffer is None or buffer.size < count:
             buffer = np.empty(count, dtype=np.int32)
-        return torch.from_numpy(np.asarray(_Loan(buffer, self._free)))[:count]
+        tensor = torch.from_numpy(np.asarray(_Loan(buffer, self._free)))
+        return tensor if buffer.size == count else tensor[:count]
 
     def __reduce__(self) -> tuple[type[StepMemory], tuple[()]]:
         # Copies and pickles start without memory.
