@@ -123,7 +123,7 @@ def write(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
         rows,
         columns={
             "network": "ResNet-20",
-            "accuracy": ("test accuracy, %", ".2f"),
+            **({} if asked.latency_only else {"accuracy": ("test accuracy, %", ".2f")}),
             "macs": "multiply-adds",
             "parameters": "parameters",
             "bytes": "ONNX file, bytes",

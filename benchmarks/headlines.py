@@ -147,6 +147,13 @@ HEADLINES = [
         "{of_bound:.3f}",
     ),
     Headline(
+        "Latency in ONNX Runtime, ResNet-20 pruned to half its multiply-adds ÷ dense, batch 32",
+        "ONNX Runtime 中的延迟，ResNet-20 乘加减半 ÷ 稠密，批大小 32",
+        "channel_pruning_cifar10",
+        {"network": "pruned"},
+        "{ratio_32:.2f}",
+    ),
+    Headline(
         "Latency of the int8 ONNX file ÷ ONNX Runtime's own static quantization, ResNet-18, batch 32",
         "int8 ONNX 文件的延迟 ÷ ONNX Runtime 自带静态量化，ResNet-18，批大小 32",
         "onnx_latency",
