@@ -343,9 +343,9 @@ class ActivationHook:
             return self.quantizer(output, None, output)
         return replaced_at(output, self.paths, self.quantizer)
 
-    def leaves_to_quantizer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a ReLU need not do its work, since the quantizer does it as well, as a clip."""
-        if not self.switch.enabled or not torch.is_grad_enabled() or kwargs or len(args) != 1:
+    def clips(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
+        """Whether a ReLU need not do its work in this call, since the quantizer does it as well."""
+        if not self.switch.enabled or not torch.is_grad_enabled() or len(args) != 1:
             return False
         return isinstance(args[0], torch.Tensor) and args[0].requires_grad and self._alone(module)
 
@@ -371,6 +371,8 @@ class ClipForward:
     def __init__(self, module: nn.Module, hook: ActivationHook) -> None:
         self.module = module
         self.hook = hook
+        self._called_with: torch.Tensor | None = None
+        self._handle = module.register_forward_pre_hook(self.enter)
         # Found before the class's own, like a shadowed weight.
         module.__dict__["forward"] = self.forward
 
@@ -379,13 +381,20 @@ class ClipForward:
         """Whether a quantizer can do the module's work."""
         return type(module) in _CLIPS and not module.inplace and "forward" not in module.__dict__
 
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the forward of a call: behind one that is run by itself, no hook would quantize."""
+        if self.hook.clips(module, args):
+            self._called_with = args[0]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What came, where the quantizer clips it."""
-        if self.hook.leaves_to_quantizer(self.module, args, kwargs):
-            return args[0]
+        x, self._called_with = self._called_with, None
+        if x is not None and not kwargs and len(args) == 1 and args[0] is x:
+            return x
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def remove(self) -> None:
         """Give the module its own forward back, unless somebody set another one since."""
+        self._handle.remove()
         if self.module.__dict__.get("forward") == self.forward:
             del self.module.__dict__["forward"]

@@ -174,12 +174,14 @@ def test_a_relu_before_a_quantizer_does_not_run_while_gradients_are_wanted() -> 
     assert "forward" not in model.act1.__dict__
 
 
-def test_a_relu_called_by_keyword_or_with_a_forward_of_the_users_own_stays_as_it_is() -> None:
+def test_a_relu_stays_as_it_is_by_keyword_by_its_forward_alone_and_with_one_of_the_users_own() -> None:
     model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(6, 4)
     quantization.prepare(model, example_inputs=x)
     model.train()(x)
     hidden = model[0](x)
     assert torch.equal(model[1](input=hidden), model[1](hidden))
+    # Not behind a call, so no quantizer clips it.
+    assert torch.equal(model[1].forward(hidden), hidden.relu())
     own = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     own[1].forward = lambda x: x.relu() + 1  # type: ignore[method-assign]
     quantization.prepare(own, example_inputs=x)
