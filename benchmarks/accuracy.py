@@ -208,7 +208,11 @@ def with_earlier(rows: list[dict[str, str | float]], task: str) -> tuple[list[di
     kept = {row["compression"]: row for row in earlier["rows"] if row["compression"] not in found}
     if any(row["seeds"] == rows[0]["seeds"] and row["dense"] != rows[0]["dense"] for row in kept.values()):
         raise SystemExit(f"{path} holds rows beside another dense control: run all rows, or remove it.")
-    notes = earlier["notes"][1:]
+    notes = []
+    for note in earlier["notes"][1:]:
+        names, source = note.split(": ", 1)
+        if still := [name for name in names.split("; ") if name in kept]:
+            notes.append(f"{'; '.join(still)}: {source}")
     if new := [name for name in kept if not any(name in note for note in notes)]:
         notes.append(f"{'; '.join(new)}: {earlier['date']}, `{earlier['command']}`.")
     return [(found | kept)[name] for name in ["dense", *TASKS[task].rows] if name in found | kept], notes

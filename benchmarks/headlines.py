@@ -45,7 +45,6 @@ class Headline:
 
 
 _ACCURACY = "{accuracy:.2f} ± {accuracy_std:.2f} % ({drop:.2f} below dense), {times_smaller:.1f} × smaller"
-_ONE_SEED = "{accuracy:.2f} % ({drop:.2f} below dense), {times_smaller:.1f} × smaller"
 
 HEADLINES = [
     Headline(
@@ -123,7 +122,7 @@ HEADLINES = [
         "CIFAR-10，ResNet-20，共四个 epoch：8 位",
         "accuracy_cifar10_resnet20",
         {"compression": "8 bits"},
-        _ONE_SEED,
+        _ACCURACY,
     ),
     Headline(
         "Digits, CNN in a file of 12 kB: sparsity and bits of each layer by `advise`",
