@@ -83,21 +83,10 @@ def learned_gradient(
     return to_x, g * torch.where(inside | u.isnan(), u.round() - u, end)
 
 
-# A learned scale at or below zero counts as this; its gradient can bring it back.
-SMALLEST_SCALE = 2.0**-40
-
 # What backward needs of a value, in six bits: inside the grid the slope of the scale, round(u) - u in [-0.5, 0.5], in
 # steps of 1/58; else which end it lies behind, of the grid or, inside of that, of the clip range.
 STEPS = 58.0
 _BELOW, _CUT_LOW, _CUT_HIGH, _ABOVE = -32, -31, 30, 31
-
-
-def learned_grid(
-    scale: torch.Tensor, offset: torch.Tensor | None, qmin: int, qmax: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The scale, kept positive, and the integer zero point that a learned offset stands for: float32, ``[]``."""
-    scale = scale.clamp_min(SMALLEST_SCALE)
-    return scale, None if offset is None else (qmin - offset / scale).round_().clamp_(qmin, qmax)
 
 
 def learn(

@@ -326,6 +326,8 @@ class ActivationHook:
         self.quantizer = quantizer
         self.paths = list(paths)
         self.switch = switch
+        # What a ReLU left to do, between its forward and ``leave``.
+        self.clip: kernels.Clip | None = None
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the module's forward: quantize an argument."""
@@ -337,8 +339,9 @@ class ActivationHook:
         """After the module's forward: quantize its result."""
         if not self.switch.enabled:
             return None
-        if type(module) in _CLIPS and args and output is args[0]:
-            return self.quantizer(output, _CLIPS[type(module)])
+        clip, self.clip = self.clip, None
+        if clip is not None:
+            return self.quantizer(output, clip)
         if type(module) in _UNSAVED and isinstance(output, torch.Tensor) and self._alone(module):
             return self.quantizer(output, None, output)
         return replaced_at(output, self.paths, self.quantizer)
@@ -390,6 +393,7 @@ class ClipForward:
         """What came, where the quantizer clips it."""
         x, self._called_with = self._called_with, None
         if x is not None and not kwargs and len(args) == 1 and args[0] is x:
+            self.hook.clip = _CLIPS[type(self.module)]
             return x
         return type(self.module).forward(self.module, *args, **kwargs)
 

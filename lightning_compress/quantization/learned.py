@@ -10,6 +10,9 @@ import torch
 from lightning_compress.quantization import eager, kernels, native
 from lightning_compress.quantization.step_memory import StepMemory
 
+# A scale at or below zero counts as this; its gradient can bring it back.
+_SMALLEST_SCALE = 2.0**-40
+
 
 def learned_fake_quantize(
     x: torch.Tensor, scale: torch.Tensor, qmin: int, qmax: int, grad_scale: float, *, axis: int = 0
@@ -104,9 +107,7 @@ def learned_zero_point(offset: torch.Tensor, scale: torch.Tensor, qmin: int, qma
         >>> learned_zero_point(torch.tensor(-1.1), torch.tensor(0.5), 0, 15)
         tensor(2.)
     """
-    zero_point = eager.learned_grid(scale.detach(), offset.detach(), qmin, qmax)[1]
-    assert zero_point is not None
-    return zero_point
+    return (qmin - offset / scale.clamp_min(_SMALLEST_SCALE)).round_().clamp_(qmin, qmax)
 
 
 def gradient_scale(values: int, qmax: int) -> float:
@@ -142,7 +143,7 @@ def initial_scale(x: torch.Tensor, qmax: int, axis: int | None = None) -> torch.
     if axis is not None:
         magnitude = magnitude.movedim(axis, 0).flatten(1)
     scale = magnitude.mean(-1 if axis is not None else None) * (2 / math.sqrt(qmax))
-    return torch.where(scale > 0, scale.clamp_min(eager.SMALLEST_SCALE), 1.0)
+    return torch.where(scale > 0, scale.clamp_min(_SMALLEST_SCALE), 1.0)
 
 
 class _LearnedFakeQuantize(torch.autograd.Function):
@@ -150,7 +151,7 @@ class _LearnedFakeQuantize(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, scale: torch.Tensor, qmin: int, qmax: int, grad_scale: float, axis: int
     ) -> torch.Tensor:
-        scale = scale.clamp_min(eager.SMALLEST_SCALE)
+        scale = scale.clamp_min(_SMALLEST_SCALE)
         ctx.save_for_backward(x, scale)
         ctx.settings = qmin, qmax, grad_scale, axis
         return kernels.quantize_weight(x, scale, axis, qmin, qmax, None, mask=False)[0]
@@ -187,7 +188,8 @@ class _LearnedActivation(torch.autograd.Function):
             y, codes, grid = native.learn(lib, x, scale, offset, qmin, qmax, clip, scratch, memory)
             ctx.save_for_backward(codes, grid, offset)
         else:
-            scale, zero_point = eager.learned_grid(scale, offset, qmin, qmax)
+            zero_point = None if offset is None else learned_zero_point(offset, scale, qmin, qmax)
+            scale = scale.clamp_min(_SMALLEST_SCALE)
             y, codes = eager.learn(x, scale, zero_point, qmin, qmax, clip)
             ctx.save_for_backward(codes, scale, offset, zero_point)
         ctx.settings = qmin, qmax, clip, grad_scale

@@ -369,7 +369,7 @@ inline void add(Sums& sums, Floats v) {
   sums.second += wide(halves[1]);
 }
 
-// The grid of a learned activation, as eager.learned_grid gives it, and the gradients of what it was made from.
+// The grid of a learned activation, as learned.py has it, and the gradients of what it was made from.
 struct LearnedGrid { float scale, zero; };
 
 inline LearnedGrid learned_grid(float scale, const float* offset, float qmin, float qmax) {

@@ -177,7 +177,7 @@ def learn(
     scratch: torch.Tensor | None,
     memory: StepMemory | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``eager.learn`` with the grid of ``eager.learned_grid``.
+    """``eager.learn`` with the zero point of ``learned_zero_point``.
 
     Returns:
         The values on the grid; five codes in an int32, in an order of the kernels' own; scale and zero point, float32,

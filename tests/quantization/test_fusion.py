@@ -189,3 +189,11 @@ def test_a_relu_stays_as_it_is_by_keyword_by_its_forward_alone_and_with_one_of_t
     assert float(own[1](own[0](x)).min()) >= 1 - 1e-2
     quantization.strip(own)
     assert own[1](torch.tensor(-1.0)) == 1
+
+
+def test_a_relu_whose_forward_hands_its_input_on_is_not_clipped() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(6, 4)
+    quantization.prepare(model, example_inputs=x)
+    model[1].forward = lambda x: x  # type: ignore[method-assign]
+    model.train()(x)
+    assert float(model[1](model[0](x)).detach().min()) < 0
