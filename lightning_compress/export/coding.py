@@ -108,10 +108,13 @@ def information(counts: NDArray[Any], model: Frequencies) -> float:
 
 def histogram(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
     """How often each of the 256 bytes comes; in blocks, since counting widens what it counts to 8 bytes."""
-    counts = np.zeros(256, np.int64)
-    for start in range(0, symbols.size, rans.BLOCK):
-        counts += np.bincount(symbols[start : start + rans.BLOCK], minlength=256)
-    return counts
+    even = symbols.size // 2 * 2
+    pairs = np.zeros((256, 256), np.int64)
+    for start in range(0, even, rans.BLOCK):
+        # Two bytes at once, which halves what there is to count.
+        both = np.ascontiguousarray(symbols[start : min(start + rans.BLOCK, even)]).view(np.uint16)
+        pairs += np.bincount(both, minlength=1 << 16).reshape(256, 256)
+    return pairs.sum(0) + pairs.sum(1) + np.bincount(symbols[even:], minlength=256)
 
 
 class Encoder:

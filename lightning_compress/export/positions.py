@@ -145,7 +145,8 @@ class Classes:
         for i, line in enumerate(self.codes):
             part = flat[self.rows.values == i]
             for j, code in enumerate(line):
-                encoder.put_bits(part[:, columns[j]].reshape(-1), code)
+                bits = part if len(line) == 1 else part[:, columns[j]]
+                encoder.put_bits(bits.reshape(-1), code)
 
     def decode(self, decoder: coding.Decoder) -> NDArray[np.bool_]:
         """The inverse of ``encode``."""
@@ -156,13 +157,14 @@ class Classes:
             return decoder.take_bits(rows * columns, self.codes[0][0]).view(np.bool_).reshape(self.shape)
         flat = np.zeros((rows, columns), np.uint8)
         by_column = self._columns()
+        order = np.argsort(np.concatenate(by_column))
         for i, line in enumerate(self.codes):
             selected = np.flatnonzero(self.rows.values == i)
-            part = np.zeros((len(selected), columns), np.uint8)
-            for j, code in enumerate(line):
-                width = len(by_column[j])
-                part[:, by_column[j]] = decoder.take_bits(len(selected) * width, code).reshape(-1, width)
-            flat[selected] = part
+            parts = [
+                decoder.take_bits(len(selected) * len(of_class), code).reshape(-1, len(of_class))
+                for code, of_class in zip(line, by_column, strict=True)
+            ]
+            flat[selected] = parts[0] if len(parts) == 1 else np.take(np.concatenate(parts, 1), order, axis=1)
         return flat.view(np.bool_).reshape(self.shape)
 
     @property

@@ -9,8 +9,9 @@
 namespace {
 
 constexpr int kPrecision = 24;
-constexpr int kBucketBits = 12;
+constexpr int kBucketBits = 11;
 constexpr int kBuckets = 1 << kBucketBits;
+constexpr uint32_t kBucketSize = uint32_t(1) << (kPrecision - kBucketBits);
 constexpr int kMostSymbols = 256;
 constexpr int64_t kTotal = int64_t(1) << kPrecision;
 constexpr uint64_t kWord = uint64_t(1) << 32;
@@ -39,19 +40,28 @@ int64_t rans_decode(const uint32_t* words, int64_t left, uint64_t* state, const 
                     uint8_t* out, int64_t count) {
     uint32_t starts[kMostSymbols + 1];
     if (!fill_starts(frequencies, symbols, starts)) return kNoModel;
-    // The first symbol of each bucket; the one that is meant lies there or a few further. The last start is 2^24, more
-    // than any value of 24 bits, so that no search passes the last symbol.
-    uint8_t first[kBuckets];
+    // The first symbol of each bucket, with its start and frequency in the same eight bytes; the symbol that is meant
+    // lies there or a few further. The last start is 2^24, more than any value of 24 bits, so that no search passes the
+    // last symbol.
+    struct Bucket {
+        uint32_t start : kPrecision, symbol : 8;
+        uint32_t frequency;
+    } buckets[kBuckets];
     for (int bucket = 0, symbol = 0; bucket < kBuckets; ++bucket) {
-        while (starts[symbol + 1] <= uint32_t(bucket) << (kPrecision - kBucketBits)) ++symbol;
-        first[bucket] = uint8_t(symbol);
+        while (starts[symbol + 1] <= uint32_t(bucket) * kBucketSize) ++symbol;
+        buckets[bucket] = {starts[symbol], uint32_t(symbol), starts[symbol + 1] - starts[symbol]};
     }
     uint64_t x = *state;
     for (int64_t k = 0; k < count; ++k) {
         const uint32_t q = uint32_t(x & (kTotal - 1));
-        int symbol = first[q >> (kPrecision - kBucketBits)];
-        while (q >= starts[symbol + 1]) ++symbol;
-        x = (x >> kPrecision) * (starts[symbol + 1] - starts[symbol]) + (q - starts[symbol]);
+        const Bucket bucket = buckets[q / kBucketSize];
+        uint32_t symbol = bucket.symbol, offset = q - bucket.start, frequency = bucket.frequency;
+        while (offset >= frequency) {
+            offset -= frequency;
+            ++symbol;
+            frequency = starts[symbol + 1] - starts[symbol];
+        }
+        x = (x >> kPrecision) * frequency + offset;
         if (x < kWord && left > 0) x = x << 32 | words[--left];
         out[k] = uint8_t(symbol);
     }

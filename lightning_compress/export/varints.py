@@ -49,9 +49,9 @@ class Reader:
         where: File and field, for messages.
     """
 
-    def __init__(self, data: bytes, where: str) -> None:
+    def __init__(self, data: bytes | memoryview, where: str) -> None:
         self.where = where
-        self._data = data
+        self._data = memoryview(data)
         self._at = 0
 
     def number(self, field: str, largest: int = LARGEST) -> int:
@@ -71,13 +71,17 @@ class Reader:
 
     def byte(self, field: str, largest: int = 255) -> int:
         """One byte of at most ``largest``."""
-        value = self.raw(1, field)[0]
+        value = self.view(1, field)[0]
         if value > largest:
             raise self.damaged(field, f"{value}, more than the {largest} that can be")
         return value
 
     def raw(self, count: int, field: str) -> bytes:
         """Bytes as they are."""
+        return bytes(self.view(count, field))
+
+    def view(self, count: int, field: str) -> memoryview:
+        """Bytes as they are, not copied."""
         if count > len(self._data) - self._at:
             raise self.damaged(field, f"{len(self._data) - self._at} bytes where {count} should be")
         found = self._data[self._at : self._at + count]

@@ -31,7 +31,7 @@ def encode_integers(integers: NDArray[np.int8]) -> Coded:
     """Code quantized integers from -127 to 127, of the weight's own shape (one dimension or more)."""
     mask = integers != 0
     where = positions.fit(mask)
-    nonzero = integers[mask]
+    nonzero = np.compress(mask.reshape(-1), integers)
     values = Values.fit(nonzero)
     writer, encoder = Writer(), coding.Encoder()
     where.write(writer)
@@ -84,7 +84,7 @@ def encode_sparse(data: NDArray[np.uint8], shape: tuple[int, ...], width: int) -
     writer.number(len(coded))
     writer.raw(coded)
     first = len(writer.data)
-    writer.raw(planes.encode(numbers[mask.reshape(-1)].view(np.uint8), width, rotate=True))
+    writer.raw(planes.encode(np.compress(mask.reshape(-1), numbers).view(np.uint8), width, rotate=True))
     return Coded(bytes(writer.data), first)
 
 
