@@ -16,6 +16,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,9 @@ from typing import Any
 import results
 
 Rows = dict[str, list[str]]
+Row = dict[str, Any]
+Run = dict[str, Any]
+"""One row of one seed."""
 
 
 def pruned(percent: float, *more: str) -> list[str]:
@@ -156,36 +160,36 @@ def compress(
     packed = next(artifact["bytes"] for artifact in report["artifacts"] if artifact["format"] == "packed")
     accuracy, dense = 100 * values["deployed/test/acc"], 100 * control["values"]["test/acc"]
     print(f"{task}, seed {seed}: {row:24} {accuracy:.2f} % (dense {dense:.2f} %)", flush=True)
-    return {"accuracy": accuracy, "drop": dense - accuracy, "times_smaller": values["dense/bytes"] / packed}
+    found = {"accuracy": accuracy, "drop": dense - accuracy, "times_smaller": values["dense/bytes"] / packed}
+    return {key: round(value, 3) for key, value in found.items()}
 
 
-def run(task: str, root: str, seeds: int, work: Path, wanted: str, jobs: int) -> list[dict[str, dict[str, float]]]:
-    """The wanted rows of every seed, after the dense controls; so many runs at a time."""
+def run(task: str, root: str, seeds: Sequence[int], work: Path, wanted: str, jobs: int) -> list[Run]:
+    """The dense controls, then the wanted rows, of every seed; so many runs at a time."""
     rows = [row for row in TASKS[task].rows if re.search(wanted, row)]
     with ThreadPoolExecutor(jobs) as pool:
-        dense = list(pool.map(lambda seed: controls(task, root, work, seed), range(seeds)))
+        dense = list(pool.map(lambda seed: controls(task, root, work, seed), seeds))
         found = {
-            (row, seed): pool.submit(compress, task, row, work, seed, *dense[seed])
+            (row, seed): pool.submit(compress, task, row, work, seed, *control)
             for row in rows
-            for seed in range(seeds)
+            for seed, control in zip(seeds, dense, strict=True)
         }
+        accuracies = [100 * control["values"]["test/acc"] for _, control in dense]
         return [
-            {
-                "dense": {"accuracy": 100 * control["values"]["test/acc"], "drop": 0.0, "times_smaller": 1.0},
-                **{row: found[row, seed].result() for row in rows},
-            }
-            for seed, (_, control) in enumerate(dense)
-        ]
+            {"compression": "dense", "seed": seed, "accuracy": round(accuracy, 3), "drop": 0.0, "times_smaller": 1.0}
+            for seed, accuracy in zip(seeds, accuracies, strict=True)
+        ] + [{"compression": row, "seed": seed, **values.result()} for (row, seed), values in found.items()]
 
 
-def summary(seeds: list[dict[str, dict[str, float]]]) -> list[dict[str, str | float]]:
-    """Mean and, of several seeds, standard deviation, a row each."""
-    rows: list[dict[str, str | float]] = []
-    for name in seeds[0]:
-        row: dict[str, str | float] = {"compression": name, "seeds": len(seeds)}
-        row["dense"] = round(statistics.mean(seed["dense"]["accuracy"] for seed in seeds), 3)
-        for key in seeds[0][name]:
-            values = [seed[name][key] for seed in seeds]
+def summary(runs: Sequence[Run]) -> list[Row]:
+    """Mean and, of several seeds, standard deviation, a row for each compression."""
+    rows = []
+    for name in dict.fromkeys(run["compression"] for run in runs):
+        of_row = [run for run in runs if run["compression"] == name]
+        row: Row = {"compression": name, "seeds": len(of_row)}
+        row["dense"] = round(statistics.mean(run["accuracy"] + run["drop"] for run in of_row), 3)
+        for key in ("accuracy", "drop", "times_smaller"):
+            values = [run[key] for run in of_row]
             row[key] = round(statistics.mean(values), 3)
             if len(values) > 1 and key != "times_smaller":
                 row[f"{key}_std"] = round(statistics.stdev(values), 3)
@@ -193,29 +197,43 @@ def summary(seeds: list[dict[str, dict[str, float]]]) -> list[dict[str, str | fl
     return rows
 
 
-def with_earlier(rows: list[dict[str, str | float]], task: str) -> tuple[list[dict[str, str | float]], list[str]]:
-    """These rows and the ones that were kept before and are not run now, in the order of the task.
+def with_earlier(task: str, runs: Sequence[Run]) -> tuple[list[Row], list[Run], list[str]]:
+    """These runs together with other rows and seeds that were kept before.
 
     Returns:
-        The rows, and notes on where the older ones come from.
+        The rows in the order of the task, all runs, and notes on where the earlier ones come from.
 
     Raises:
-        SystemExit: One of those of as many seeds was measured beside another dense control.
+        SystemExit: Rows of as many seeds were measured beside other dense controls.
     """
     path = results.FOLDER / f"accuracy_{task}.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {"rows": [], "notes": [""]}
-    found = {row["compression"]: row for row in rows}
-    kept = {row["compression"]: row for row in earlier["rows"] if row["compression"] not in found}
-    if any(row["seeds"] == rows[0]["seeds"] and row["dense"] != rows[0]["dense"] for row in kept.values()):
-        raise SystemExit(f"{path} holds rows beside another dense control: run all rows, or remove it.")
-    notes = []
-    for note in earlier["notes"][1:]:
-        names, source = note.split(": ", 1)
-        if still := [name for name in names.split("; ") if name in kept]:
-            notes.append(f"{'; '.join(still)}: {source}")
-    if new := [name for name in kept if not any(name in note for note in notes)]:
-        notes.append(f"{'; '.join(new)}: {earlier['date']}, `{earlier['command']}`.")
-    return [(found | kept)[name] for name in ["dense", *TASKS[task].rows] if name in found | kept], notes
+    earlier = json.loads(path.read_text()) if path.exists() else {"rows": [], "runs": []}
+    now = {"date": results.today(), "command": results.command()}
+    found = {(run["compression"], run["seed"]): {**run, **now} for run in runs}
+    everything = list(({(run["compression"], run["seed"]): run for run in earlier["runs"]} | found).values())
+    # Of some rows the mean alone was kept.
+    means = [
+        row for row in earlier["rows"] if "command" in row and row["compression"] not in {name for name, _ in found}
+    ]
+    rows = {row["compression"]: row for row in [*means, *summary(everything)]}
+    for seeds in {row["seeds"] for row in rows.values()}:
+        if len({row["dense"] for row in rows.values() if row["seeds"] == seeds}) > 1:
+            raise SystemExit(f"{path} holds rows beside another dense control: run all rows, or remove it.")
+    order = [name for name in ["dense", *TASKS[task].rows] if name in rows]
+    others = [one for one in [*means, *everything] if one["command"] != now["command"]]
+    return [rows[name] for name in order], everything, origins(others, order)
+
+
+def origins(measured: Sequence[Run | Row], order: Sequence[str]) -> list[str]:
+    """Which rows and seeds came from which command, a note for each."""
+    seeds: dict[str, dict[str, list[str]]] = {}
+    for one in measured:
+        by_row = seeds.setdefault(f"{one['date']}, `{one['command']}`", {})
+        by_row.setdefault(one["compression"], []).append(str(one.get("seed", f"0 to {one.get('seeds', 1) - 1}")))
+    return [
+        "; ".join(f"{name} (seed {', '.join(by_row[name])})" for name in order if name in by_row) + f": {source}."
+        for source, by_row in seeds.items()
+    ]
 
 
 def main() -> None:
@@ -223,7 +241,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--root", default="data", help="data.root of lightning-compress train")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from --first-seed on")
+    parser.add_argument("--first-seed", type=int, default=0, help="to add seeds to those that were kept before")
     parser.add_argument("--rows", default="", help="regular expression: rows to run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of a thread each")
     parser.add_argument("--work", type=Path, help="where runs are kept; outputs/accuracy by default")
@@ -231,13 +250,14 @@ def main() -> None:
     arguments = parser.parse_args()
     work = (arguments.work or results.ROOT / "outputs" / "accuracy").resolve() / arguments.task
     task = TASKS[arguments.task]
-    rows = summary(run(arguments.task, arguments.root, arguments.seeds, work, arguments.rows, arguments.jobs))
-    for row in rows:
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    runs = run(arguments.task, arguments.root, seeds, work, arguments.rows, arguments.jobs)
+    for row in summary(runs):
         spread = f" ± {row['accuracy_std']:.2f}" if "accuracy_std" in row else ""
         print(f"{row['compression']:26} {row['accuracy']:6.2f}{spread} %  drop {row['drop']:5.2f}  "
               f"{row['times_smaller']:.1f} × smaller")  # fmt: skip
     if arguments.write:
-        rows, notes = with_earlier(rows, arguments.task)
+        rows, runs, notes = with_earlier(arguments.task, runs)
         several = {"seeds": "seeds"} if len({row["seeds"] for row in rows}) > 1 else {}
         columns = {
             "compression": "compression",
@@ -252,12 +272,13 @@ def main() -> None:
             f"accuracy_{arguments.task}",
             rows,
             columns=columns,
-            seeds=range(max(int(row["seeds"]) for row in rows)),
+            seeds=range(max(row["seeds"] for row in rows)),
             threads=1,
             notes=[
                 f"{last}{start}, of the written ONNX file in ONNX Runtime; the dense control trained as long.",
                 *notes,
             ],
+            runs=runs,
         )
 
 

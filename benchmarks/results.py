@@ -40,6 +40,7 @@ def write(
     threads: int | None = None,
     versions: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
+    runs: Sequence[Row] = (),
 ) -> Path:
     """Write what a benchmark found, with all that is needed to find it again.
 
@@ -52,6 +53,7 @@ def write(
         threads: CPU threads; PyTorch's at this moment by default.
         versions: Of more packages, such as the peers that were measured.
         notes: Sentences below the table.
+        runs: What rows were made from, such as one seed of each; no table shows them.
 
     Returns:
         The file.
@@ -59,7 +61,7 @@ def write(
     Raises:
         ValueError: There is no row, or one is not flat.
     """
-    for row in rows:
+    for row in (*rows, *runs):
         if nested := [key for key, value in row.items() if not isinstance(value, str | int | float | None)]:
             raise ValueError(f"{name}: a row has to be flat, and {nested[0]} is {type(row[nested[0]]).__name__}.")
     if not rows:
@@ -69,7 +71,7 @@ def write(
     content = {
         "benchmark": name,
         "command": command(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": today(),
         "machine": machine(),
         "versions": {
             **{key: found[key] for key in ("python", "torch", "lightning", "onnxruntime")},
@@ -81,11 +83,17 @@ def write(
         "columns": {key: [value, ""] if isinstance(value, str) else list(value) for key, value in shown.items()},
         "rows": [dict(row) for row in rows],
         "notes": list(notes),
+        **({"runs": [dict(run) for run in runs]} if runs else {}),
     }
     path = FOLDER / f"{name}.json"
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def today() -> str:
+    """The date in UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
 def command() -> str:

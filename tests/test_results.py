@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
-import headlines  # noqa: E402 - neighbours, not installed
+import accuracy  # noqa: E402 - neighbours, not installed
+import headlines  # noqa: E402
 import results  # noqa: E402
 import tables  # noqa: E402
 
@@ -95,11 +96,43 @@ def test_a_result_that_was_not_measured_shows_no_number(folder: Path) -> None:
 def test_the_mean_and_deviation_of_a_recipe_are_those_of_its_seeds() -> None:
     recipe = ROOT / "recipes" / "digits_cnn_sparse80_w8a8" / "expected.json"
     found = json.loads(recipe.read_text())
-    for seed, accuracy in zip(found["seeds"], (90.0, 92.0, 97.0), strict=True):
-        seed["accuracy"]["deployed"] = accuracy
+    for seed, value in zip(found["seeds"], (90.0, 92.0, 97.0), strict=True):
+        seed["accuracy"]["deployed"] = value
     # By hand: mean 93; squares of 3, 1 and 4 over two degrees of freedom: 13; its root 3.61.
     assert "| Deployed (ONNX Runtime 1.32.0, CPU, 1 thread) | 93.00 ± 3.61 |" in tables.of_recipe("digits", found)
     assert "| 部署模型 (ONNX Runtime 1.32.0, CPU, 1 thread) | 93.00 ± 3.61 |" in tables.of_recipe("digits", found, True)
+
+
+def test_seeds_that_are_measured_later_join_the_earlier_ones(folder: Path) -> None:
+    def runs(seed: int, dense: float, **rows: float) -> list[dict[str, Any]]:
+        found = {"dense": dense, **{name.replace("_", " "): value for name, value in rows.items()}}
+        return [
+            {"compression": name, "seed": seed, "accuracy": value, "drop": dense - value, "times_smaller": 2.0}
+            for name, value in found.items()
+        ]
+
+    def kept(now: list[dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        rows, all_runs, notes = accuracy.with_earlier("fashion_mnist_mlp", now)
+        results.write("accuracy_fashion_mnist_mlp", rows, runs=all_runs)
+        return {row["compression"]: row for row in rows}, notes
+
+    rows, notes = kept(runs(0, 90.0, **{"8_bits": 89.0}))
+    assert (rows["8 bits"]["accuracy"], rows["8 bits"]["seeds"], notes) == (89.0, 1, [])
+    later = [*runs(1, 92.0, **{"8_bits": 93.0, "4_bits": 80.0}), *runs(2, 97.0, **{"8_bits": 97.0, "4_bits": 90.0})]
+    rows, _ = kept(later)
+    # By hand: mean 93, squares of 4, 0 and 4 over two degrees of freedom: 16.
+    assert (rows["8 bits"]["accuracy"], rows["8 bits"]["accuracy_std"], rows["8 bits"]["drop"]) == (93.0, 4.0, 0.0)
+    assert (rows["dense"]["accuracy"], rows["dense"]["seeds"]) == (93.0, 3)
+    assert (rows["4 bits"]["accuracy"], rows["4 bits"]["dense"], rows["4 bits"]["seeds"]) == (85.0, 94.5, 2)
+    with pytest.raises(SystemExit, match="beside another dense control"):
+        kept(runs(0, 91.0, **{"2_bits": 60.0}))
+
+
+def test_earlier_runs_are_shown_with_their_command() -> None:
+    other = {"date": "2026-11-01", "command": "python benchmarks/accuracy.py"}
+    measured = [{"compression": "8 bits", "seed": 0, **other}, {"compression": "4 bits", "seeds": 3, **other}]
+    notes = accuracy.origins([*measured, {"compression": "8 bits", "seed": 1, **other}], ["4 bits", "8 bits"])
+    assert notes == ["4 bits (seed 0 to 2); 8 bits (seed 0, 1): 2026-11-01, `python benchmarks/accuracy.py`."]
 
 
 def test_every_published_table_is_what_the_result_files_give() -> None:
