@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_compress.errors import CompressionError
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 """Elements handled at a time: small enough that the temporaries stay in the processor's cache."""
 
 _DIGIT = 1 << 16
@@ -97,11 +97,13 @@ def find_threshold(scores: Sequence[Tensor], count: int, *, absolute: bool, name
     remaining = count
     ties = 0
     for shift in range(bits - 16, -1, -16):
-        histogram = torch.zeros(_DIGIT, dtype=torch.int64)
+        # The first digit of an absolute value begins with a zero for its sign.
+        size = _DIGIT // 2 if absolute and shift == bits - 16 else _DIGIT
+        histogram = torch.zeros(size, dtype=torch.int64)
         for score in scores:
-            partial = torch.zeros(_DIGIT, dtype=torch.int64, device=score.device)
+            partial = torch.zeros(size, dtype=torch.int64, device=score.device)
             for digits in _digits(score, shift, prefix, bits, absolute):
-                partial += torch.bincount(digits, minlength=_DIGIT)
+                _count(digits, partial)
             histogram += partial.cpu()
         if shift == bits - 16:
             _refuse_nan(histogram, scores, names, bits, absolute)
@@ -140,6 +142,14 @@ def _digits(score: Tensor, shift: int, prefix: int, bits: int, absolute: bool) -
         if not first:
             key = key[_shifted(key, shift + 16, bits) == prefix]
         yield _shifted(key, shift, bits) & 0xFFFF
+
+
+def _count(digits: Tensor, histogram: Tensor) -> None:
+    """Add to a histogram, in place; a few digits without making a second histogram."""
+    if digits.numel() < histogram.numel() // 16:
+        histogram.scatter_add_(0, digits.long(), torch.ones_like(digits, dtype=torch.int64))
+    else:
+        histogram += torch.bincount(digits, minlength=histogram.numel())
 
 
 def _key(chunk: Tensor, bits: int, absolute: bool) -> Tensor:
