@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_compress.errors import CompressionError
 
-CHUNK = 1 << 18
+CHUNK = 1 << 20
 """Elements handled at a time: small enough that the temporaries stay in the processor's cache."""
 
 _DIGIT = 1 << 16
@@ -212,11 +212,12 @@ def _write_few_ties(scores: Sequence[Tensor], masks: Sequence[Tensor], threshold
     """Write the masks in one pass, setting ties aside to decide on them at the end."""
     bits = _bits(scores)
     tied: list[tuple[Tensor, Tensor, Tensor]] = []
+    unseen = threshold.ties
     for chunk, kept in _pairs(scores, masks):
         ranked = _ranked(chunk, bits, absolute)
-        index = (ranked == threshold.value).nonzero().squeeze(1)
-        if index.numel():
+        if unseen and (index := (ranked == threshold.value).nonzero().squeeze(1)).numel():
             tied.append((kept, index, kept[index]))
+            unseen -= index.numel()
         torch.gt(ranked, threshold.value, out=kept)
     remaining = threshold.ties_pruned
     # First those that were pruned before, then the others.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning.masks import new_mask
+from lightning_compress.pruning.masks import count_kept, new_mask
 from lightning_compress.pruning.patterns import Pattern
 from lightning_compress.pruning.selection import prune_smallest
 
@@ -90,7 +90,7 @@ class Site:
 
     def pruned(self) -> int:
         """Entries pruned now."""
-        return self.mask.numel() - int(self.mask.count_nonzero())
+        return self.mask.numel() - count_kept(self.mask)
 
     def move(self) -> None:
         """Follow the parameter to its device."""
