@@ -199,12 +199,13 @@ def main() -> None:
             "bytes": "bytes",
             "zeros": ("latency, 90 % zeros ÷ none", ".2f"),
         }
-        notes = ["Agreement: share of inputs with the same top class as the fake-quantized model in PyTorch."]
-        notes.append(
+        notes = [
+            "Agreement: share of inputs with the same top class as the fake-quantized model in PyTorch.",
+            f"{arguments.steps} training steps in float, {arguments.steps // 4} quantized, of 64 images each.",
             "compressed-tensors quantizes inputs of linear layers alone: the trained transformer cuts images off at "
             "the range of its training data before its first convolution, the loaded file does not, and random inputs "
-            "lie outside of that range."
-        )
+            "lie outside of that range.",
+        ]
         notes += [f"Not run: {', '.join(absent)}."] if absent else []
         results.write("runtime_agreement", rows, columns=columns, seeds=[0], threads=1, notes=notes)
 
