@@ -54,6 +54,7 @@ def sizes(
     name: str, make: Callable[[], nn.Module], sparsity: float, steps: int, directory: Path
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
+    torch.manual_seed(0)
     net = trained(make(), sparsity, steps)
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     for bits in (8, 4):
