@@ -155,7 +155,7 @@ def speed_of_zeros(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", type=Path, help="folder with the published files of Fashion-MNIST")
-    parser.add_argument("--steps", type=int, default=1600, help="training steps in float; a quarter of it quantized")
+    parser.add_argument("--steps", type=int, default=400, help="training steps in float; a quarter of it quantized")
     parser.add_argument("--compile", action="store_true", help="AOTInductor, too, which takes a minute a network")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/runtime_agreement.json")
     arguments = parser.parse_args()
