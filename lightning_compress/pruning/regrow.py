@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_compress.pruning.masks import count_kept
 from lightning_compress.pruning.selection import prune_smallest
 from lightning_compress.schedule import SparsitySchedule
 
@@ -41,7 +42,7 @@ def move_connections(weight: Tensor, mask: Tensor, growth: Tensor, fraction: flo
     Returns:
         How many connections are in another place than before.
     """
-    kept = int(mask.count_nonzero())
+    kept = count_kept(mask)
     dropped = int(fraction * kept)
     if not dropped:
         return 0

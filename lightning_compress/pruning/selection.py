@@ -97,13 +97,11 @@ def find_threshold(scores: Sequence[Tensor], count: int, *, absolute: bool, name
     remaining = count
     ties = 0
     for shift in range(bits - 16, -1, -16):
-        # The first digit of an absolute value begins with a zero for its sign.
-        size = _DIGIT // 2 if absolute and shift == bits - 16 else _DIGIT
-        histogram = torch.zeros(size, dtype=torch.int64)
+        histogram = torch.zeros(_DIGIT, dtype=torch.int64)
         for score in scores:
-            partial = torch.zeros(size, dtype=torch.int64, device=score.device)
+            partial = torch.zeros(_DIGIT, dtype=torch.int64, device=score.device)
             for digits in _digits(score, shift, prefix, bits, absolute):
-                _count(digits, partial)
+                partial += torch.bincount(digits, minlength=_DIGIT)
             histogram += partial.cpu()
         if shift == bits - 16:
             _refuse_nan(histogram, scores, names, bits, absolute)
@@ -142,14 +140,6 @@ def _digits(score: Tensor, shift: int, prefix: int, bits: int, absolute: bool) -
         if not first:
             key = key[_shifted(key, shift + 16, bits) == prefix]
         yield _shifted(key, shift, bits) & 0xFFFF
-
-
-def _count(digits: Tensor, histogram: Tensor) -> None:
-    """Add to a histogram, in place; a few digits without making a second histogram."""
-    if digits.numel() < histogram.numel() // 16:
-        histogram.scatter_add_(0, digits.long(), torch.ones_like(digits, dtype=torch.int64))
-    else:
-        histogram += torch.bincount(digits, minlength=histogram.numel())
 
 
 def _key(chunk: Tensor, bits: int, absolute: bool) -> Tensor:
@@ -212,12 +202,11 @@ def _write_few_ties(scores: Sequence[Tensor], masks: Sequence[Tensor], threshold
     """Write the masks in one pass, setting ties aside to decide on them at the end."""
     bits = _bits(scores)
     tied: list[tuple[Tensor, Tensor, Tensor]] = []
-    unseen = threshold.ties
     for chunk, kept in _pairs(scores, masks):
         ranked = _ranked(chunk, bits, absolute)
-        if unseen and (index := (ranked == threshold.value).nonzero().squeeze(1)).numel():
+        index = (ranked == threshold.value).nonzero().squeeze(1)
+        if index.numel():
             tied.append((kept, index, kept[index]))
-            unseen -= index.numel()
         torch.gt(ranked, threshold.value, out=kept)
     remaining = threshold.ties_pruned
     # First those that were pruned before, then the others.
