@@ -3,8 +3,8 @@
     python benchmarks/tables.py             # or: make tables
     python benchmarks/tables.py --check     # exits with 1 where a table is not what the files give
 
-``NAME`` is a file of ``benchmarks/results/``, a recipe, whose numbers are in its ``expected.json``, or ``headlines``,
-one number of each.
+``NAME`` is a file of ``benchmarks/results/``, a recipe, whose numbers are in its ``expected.json``, ``headlines``, one
+number of each file, or ``recipes``, one line of each recipe.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ CHINESE = {
     "Deployed": "部署模型",
     "Packed file of the same weights": "相同权重的 packed 文件",
     "as deployed": "与部署模型相同",
+    "recipe": "配方",
+    "seeds": "种子数",
+    "dense, %": "稠密（%）",
+    "deployed, %": "部署（%）",
+    "dense − deployed, points": "稠密减部署（百分点）",
+    "ONNX, × smaller": "ONNX 压缩倍数",
+    "packed, × smaller": "packed 压缩倍数",
+    "date": "日期",
     "CPU": "CPU",
     "1 thread": "单线程",
 }
@@ -69,6 +77,8 @@ def table(name: str, chinese: bool = False) -> str:
     """One table with where it comes from, or a word that it was not measured yet."""
     if name == "headlines":
         return of_headlines(chinese) + "\n"
+    if name == "recipes":
+        return of_recipes(chinese) + "\n"
     measured = ROOT / "benchmarks" / "results" / f"{name}.json"
     recipe = ROOT / "recipes" / name / "expected.json"
     if measured.is_file():
@@ -112,6 +122,43 @@ def of_headlines(chinese: bool = False) -> str:
     return "\n".join(grid([_say(text, chinese) for text in ("what", "measured", "how")], rows, [False] * 3))
 
 
+def of_recipes(chinese: bool = False) -> str:
+    """One line of each recipe that was run: its seeds as mean ± standard deviation, files by their means."""
+    rows, surroundings = [], []
+    for path in sorted(ROOT.glob("recipes/*/expected.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        seeds = found["seeds"]
+
+        def smaller(file: str, seeds: Sequence[Mapping[str, Any]] = seeds) -> str:
+            sizes = {name: statistics.mean(seed["bytes"][name] for seed in seeds) for name in ("dense", file)}
+            return f"{sizes['dense'] / sizes[file]:.1f}"
+
+        rows.append(
+            [
+                f"`{path.parent.name}`",
+                str(len(seeds)),
+                *(spread([seed["accuracy"][model] for seed in seeds]) for model in ("dense", "deployed")),
+                spread([seed["accuracy"]["dense"] - seed["accuracy"]["deployed"] for seed in seeds]),
+                smaller(found["models"]["deployed"]["file"]),
+                smaller("packed"),
+                found["created"][:10],
+            ]
+        )
+        surroundings.append(_surroundings(found["environment"]))
+    headings = [
+        "recipe",
+        "seeds",
+        "dense, %",
+        "deployed, %",
+        "dense − deployed, points",
+        "ONNX, × smaller",
+        "packed, × smaller",
+        "date",
+    ]
+    lines = grid([_say(heading, chinese) for heading in headings], rows, [False, *[True] * 6, False])
+    return "\n".join([*lines, "", f"{'; '.join(dict.fromkeys(surroundings))}; `python recipes/check.py recipes/NAME`."])
+
+
 def of_recipe(name: str, found: Mapping[str, Any], chinese: bool = False) -> str:
     """A recipe's ``expected.json`` as Markdown: its seeds as mean ± standard deviation."""
     seeds, environment = found["seeds"], found["environment"]
@@ -141,10 +188,7 @@ def of_recipe(name: str, found: Mapping[str, Any], chinese: bool = False) -> str
     lines = grid([_say(heading, chinese) for heading in headings], rows, [False, *[True] * (len(headings) - 1)])
     drop = spread([seed["accuracy"]["dense"] - seed["accuracy"]["deployed"] for seed in seeds])
     agreement = min(seed["agreement"] for seed in seeds)
-    surroundings = (
-        f"{environment['cpu']}, {_threads(environment['threads'])}, PyTorch {environment['torch']}, ONNX Runtime "
-        f"{environment['onnxruntime']}, {found['created'][:10]}; `python recipes/check.py recipes/{name}`"
-    )
+    surroundings = f"{_surroundings(environment)}, {found['created'][:10]}; `python recipes/check.py recipes/{name}`"
     if chinese:
         return "\n".join(
             [
@@ -195,6 +239,14 @@ def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
         return f"{value:,d}"
     text = format(value, form) if not isinstance(value, str) else value
     return text if deviation is None else f"{text} ± {format(deviation, form)}"
+
+
+def _surroundings(environment: Mapping[str, Any]) -> str:
+    """Where a recipe was run."""
+    return (
+        f"{environment['cpu']}, {_threads(environment['threads'])}, PyTorch {environment['torch']}, ONNX Runtime "
+        f"{environment['onnxruntime']}"
+    )
 
 
 def _threads(count: int) -> str:

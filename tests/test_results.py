@@ -103,6 +103,19 @@ def test_the_mean_and_deviation_of_a_recipe_are_those_of_its_seeds() -> None:
     assert "| 部署模型 (ONNX Runtime 1.32.0, CPU, 1 thread) | 93.00 ± 3.61 |" in tables.of_recipe("digits", found, True)
 
 
+def test_recipes_that_were_run_stand_in_one_table(folder: Path) -> None:
+    expected = json.loads((ROOT / "recipes" / "digits_cnn_sparse80_w8a8" / "expected.json").read_text())
+    for seed, dense, deployed in zip(expected["seeds"], (93.0, 95.0, 97.0), (93.0, 94.0, 95.0), strict=True):
+        seed["accuracy"] = {"dense": dense, "deployed": deployed}
+        seed["bytes"] = {"dense": 900, "onnx": 300, "packed": 100}
+    (folder / "recipes" / "three").mkdir(parents=True)
+    (folder / "recipes" / "three" / "expected.json").write_text(json.dumps(expected))
+    # By hand: drops 0, 1 and 2.
+    line = "| `three` | 3 | 95.00 ± 2.00 | 94.00 ± 1.00 | 1.00 ± 1.00 | 3.0 | 9.0 | 2026-11-24 |"
+    assert line in tables.table("recipes").splitlines()
+    assert line in tables.table("recipes", chinese=True).splitlines()
+
+
 def test_seeds_that_are_measured_later_join_the_earlier_ones(folder: Path) -> None:
     def runs(seed: int, dense: float, **rows: float) -> list[dict[str, Any]]:
         found = {"dense": dense, **{name.replace("_", " "): value for name, value in rows.items()}}

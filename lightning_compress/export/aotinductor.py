@@ -1,7 +1,8 @@
 """``.pt2`` packages of AOTInductor: the model compiled to a library for this kind of processor. Needs a C++ compiler.
 
 Where integers are exact, weights are frozen into the library, and Inductor fuses the patterns of PT2E into oneDNN's
-8-bit kernels. Otherwise the same graph is computed in float. A package is machine code: load only what you trust.
+8-bit kernels: train with ``backend="inductor"``. Otherwise the same graph is computed in float. A package is machine
+code: load only what you trust.
 """
 
 from __future__ import annotations

@@ -43,9 +43,24 @@ def to_pt2e(program: torch.export.ExportedProgram, *, signed: bool = False) -> N
                 _replace(program, node, _call(graph, theirs.dequantize_per_tensor.default, integers, *grid))
             elif node.target is ours.dequantize.default:
                 _replace(program, node, _dequantized(program, node, theirs))
+    if not signed:
+        _dequantize_before_layers(program)
     graph.eliminate_dead_code()
     _drop_unused(program)
     program.graph_module.recompile()
+
+
+def _dequantize_before_layers(program: torch.export.ExportedProgram) -> None:
+    """Let views pass integers on: Inductor finds an 8-bit layer only right behind a dequantization."""
+    graph, aten = program.graph_module.graph, torch.ops.aten
+    views = (aten.view.default, aten.reshape.default, aten.flatten.using_ints)
+    for node in list(graph.nodes):
+        if node.target not in views or node.args[0].target is not register().dequantize_per_tensor.default:
+            continue
+        with graph.inserting_before(node):
+            integers, *grid = node.args[0].args
+            moved = _call(graph, node.target, integers, *node.args[1:])
+            _replace(program, node, _call(graph, node.args[0].target, moved, *grid))
 
 
 def _dequantized(program: torch.export.ExportedProgram, node: fx.Node, theirs: Any) -> fx.Node:

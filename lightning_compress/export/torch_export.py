@@ -9,8 +9,8 @@ package, and Inductor's x86 backend finds the patterns that it fuses into int8 k
     with torch.no_grad():
         fast = torch.compile(model)
 
-On processors without VNNI those kernels, like others for unsigned activations and signed weights, saturate: run the
-module itself there, without freezing.
+Train with ``backend="inductor"``, so that it fuses residual adds as well. On processors without VNNI those kernels,
+like others for unsigned activations and signed weights, saturate: run the module itself there, without freezing.
 """
 
 from __future__ import annotations

@@ -47,6 +47,8 @@ class Rules:
         joins: Operations on several tensors that run in integers when all inputs and the output are quantized.
         pools: Likewise, with one input.
         fused: Activations that the runtime folds into the operation before them.
+        sums_in_convolutions: Whether a convolution adds the other summand of a residual add before it rounds: its own
+            result is then no tensor that could be quantized.
     """
 
     inputs: frozenset[str]
@@ -54,6 +56,7 @@ class Rules:
     joins: frozenset[str] = frozenset()
     pools: frozenset[str] = frozenset()
     fused: frozenset[str] = frozenset()
+    sums_in_convolutions: bool = False
 
 
 _COMPUTE = CONVOLUTIONS | LINEAR | PRODUCTS | {"multi_head_attention_forward"} | RECURRENT
@@ -75,8 +78,15 @@ RULES: dict[Backend | None, Rules] = {
         pools=POOLS,
         fused=CLIPPING | {"silu", "gelu", "hardswish", "sigmoid"},
     ),
-    # TensorRT fuses a residual add into the convolution whose other input is quantized.
-    "tensorrt": Rules(inputs=_COMPUTE, joins=ADDS | CONCATS, pools=POOLS, fused=CLIPPING),
+    # As the x86 quantizer of PT2E has it, whose patterns Inductor fuses.
+    "inductor": Rules(
+        inputs=WEIGHTED,
+        joins=ADDS | CONCATS,
+        pools=POOLS,
+        fused=CLIPPING | {"silu", "hardswish"},
+        sums_in_convolutions=True,
+    ),
+    "tensorrt": Rules(inputs=_COMPUTE, joins=ADDS | CONCATS, pools=POOLS, fused=CLIPPING, sums_in_convolutions=True),
     # XNNPACK's integer operators read and write integers without exception.
     "executorch": Rules(
         inputs=_COMPUTE,

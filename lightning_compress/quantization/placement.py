@@ -9,7 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from lightning_compress.quantization.backends import RECURRENT, RULES, TRANSPARENT, WEIGHTED, Rules
+from lightning_compress.quantization.backends import (
+    ADDS,
+    CONVOLUTIONS,
+    RECURRENT,
+    RULES,
+    TRANSPARENT,
+    WEIGHTED,
+    Rules,
+)
 from lightning_compress.quantization.candidates import weights
 from lightning_compress.quantization.recording import Boundary, Op, Tape, Value
 from lightning_compress.quantization.spec import Backend
@@ -175,8 +183,10 @@ class _Placer:
                 if op.name in self.rules.outputs and self.bits is not None:
                     self._want(self._tail(op.outputs[0]))
             elif self.bits is not None and (op in joined or self._is_pool(op) or self._is_product(op)):
+                rest = self._sum_of_convolution(op) if op in joined else None
                 for value in self._data(op):
-                    self._want(value, op)
+                    if value is not rest:
+                        self._want(value, op)
                 if op in joined or self._is_pool(op):
                     self._want(self._tail(op.outputs[0]))
         return self._placement()
@@ -252,6 +262,20 @@ class _Placer:
             if feeds or made_by_convolution:
                 joined.add(op)
         return joined
+
+    def _sum_of_convolution(self, op: Op) -> Value | None:
+        """The summand that a convolution makes for this add alone, where the runtime adds before it rounds."""
+        summands = self._data(op)
+        if not self.rules.sums_in_convolutions or op.name not in ADDS or len(summands) != 2:
+            return None
+        for value in reversed(summands):
+            producer = value.producer
+            if producer is not None and producer.name == "batch_norm":
+                producer = producer.inputs[0].producer
+            by_convolution = producer is not None and producer.name in CONVOLUTIONS and self._weight(producer)
+            if by_convolution and _only_user(value) is op:
+                return value
+        return None
 
     def _users(self, value: Value) -> list[Op]:
         """Operations that read a value, also behind transparent ones."""

@@ -11,7 +11,7 @@ from lightning_compress.errors import CompressionError, closest
 
 ActivationScheme = Literal["affine", "symmetric"]
 RangeMethod = Literal["minmax", "percentile", "mse", "learned"]
-Backend = Literal["onnxruntime", "openvino", "tensorrt", "executorch"]
+Backend = Literal["onnxruntime", "openvino", "inductor", "tensorrt", "executorch"]
 
 _OVERRIDABLE = ("weight_bits", "activation_bits", "weight_granularity")
 

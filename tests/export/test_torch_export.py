@@ -44,6 +44,16 @@ def test_the_file_computes_what_the_fake_quantized_model_computes(
     assert (actual.argmax(1) == expected.argmax(1)).float().mean() >= 0.995
 
 
+def test_a_layer_behind_a_view_reads_dequantized_integers(tmp_path: Path) -> None:
+    model = trained(ResidualNet(), (8, 3, 8, 8), backend="inductor")
+    to_torch_export(model, torch.randn(8, 3, 8, 8), tmp_path / "model.pt2")
+    nodes = list(load_torch_export(tmp_path / "model.pt2").graph.nodes)
+    layers = [node for node in nodes if node.target in (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)]
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    assert len(layers) == sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
+    assert [node.args[0].target for node in layers] == [dequantize] * len(layers)
+
+
 @pytest.mark.parametrize("granularity", ["tensor", "group:5", "channel"])
 def test_every_granularity_of_weights_keeps_its_integers(granularity: str, tmp_path: Path) -> None:
     model = trained(Mlp(), (8, 12), weight_granularity=granularity)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,34 @@ def test_a_package_computes_what_the_model_computes_in_another_process(
         "assert model(x[:3]).shape[0] == 3\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "fused"),
+    [
+        pytest.param(
+            ResidualNet,
+            (8, 3, 8, 8),
+            {"qconv_pointwise_tensor": 4, "qconv2d_pointwise_binary_tensor": 2, "qlinear_pointwise_tensor": 1},
+            id="residual",
+        ),
+        pytest.param(Mlp, (8, 12), {"qlinear_pointwise_tensor": 3}, id="perceptron"),
+    ],
+)
+def test_every_layer_and_residual_sum_runs_in_integers(
+    network: type[nn.Module], shape: tuple[int, ...], fused: dict[str, int], tmp_path: Path
+) -> None:
+    # Seven bits, so that 8-bit kernels do not saturate where there is no VNNI.
+    model = trained(network(), shape, backend="inductor", reduce_range=True)
+    to_aot_inductor(model, torch.randn(*shape), tmp_path / "model.pt2", integers=True)
+    with zipfile.ZipFile(tmp_path / "model.pt2") as archive:
+        code = "".join(archive.read(name).decode() for name in archive.namelist() if name.endswith(".cpp"))
+    found = Counter(re.findall(r"aoti_torch_cpu_+(\w*(?:conv|linear|addmm|mm_out)\w*)\(", code))
+    assert found == fused
+    x = torch.randn(512, *shape[1:])
+    with torch.no_grad():
+        actual, expected = load_aot_inductor(tmp_path / "model.pt2")(x), model(x)
+    assert (actual.argmax(1) == expected.argmax(1)).float().mean() >= 0.99
 
 
 def test_what_is_no_package_is_refused(tmp_path: Path) -> None:

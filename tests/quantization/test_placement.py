@@ -35,6 +35,35 @@ def test_every_residual_add_has_quantizers_on_both_inputs_and_its_output() -> No
     assert {"block2.shortcut.1:output", "block2.bn2:output", "block2:output"} <= set(sites)
 
 
+@pytest.mark.parametrize("backend", ["inductor", "tensorrt"])
+def test_a_convolution_that_takes_in_the_residual_sum_is_not_rounded_before_it(backend: str) -> None:
+    sites = set(names(placement_of(ResidualNet(), *IMAGE, backend=backend)))
+    # The input of block1 is what its last convolution adds.
+    assert {"stem.2:output", "block1:output", "block2:output"} <= sites
+    assert "block1.bn2:output" not in sites
+    # Two convolutions meet in block2: one takes in the other's rounded result.
+    assert len({"block2.bn2:output", "block2.shortcut.1:output"} & sites) == 1
+
+
+@pytest.mark.parametrize("backend", ["inductor", "tensorrt"])
+def test_a_result_that_others_read_too_is_rounded_before_the_sum(backend: str) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.last = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x)
+            y = self.second(y) + y
+            return self.last(y + y)
+
+    sites = names(placement_of(Twice(), *IMAGE, backend=backend))
+    assert "first:output" in sites
+    assert "second:output" not in sites
+    assert "last:input[0]" in sites
+
+
 def test_pooling_is_quantized_on_both_sides() -> None:
     placement = placement_of(ResidualNet(), *IMAGE)
     assert "pool:output" in names(placement)
