@@ -98,6 +98,10 @@ def save_compressed_tensors(model: nn.Module, path: str | Path) -> CompressedTen
             name = f"{names[id(use.owner)]}.{use.attribute}" if id(use.owner) in names else ""
             if name in checkpoint.tensors:
                 checkpoint.tensors[name] = quantizer.fake_quantize().detach().float().cpu().contiguous()
+    for bias in quantization.biases:
+        name = f"{names.get(id(bias.owner), '')}.{bias.attribute}"
+        if name in checkpoint.tensors:
+            checkpoint.tensors[name] = bias.rounded().detach().float().cpu().contiguous()
     for name, (quantizer, inputs) in sorted(layers.items()):
         _store(checkpoint, name, quantizer, inputs)
     ignored = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers]

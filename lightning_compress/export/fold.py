@@ -13,15 +13,13 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from lightning_compress.errors import CompressionError
 from lightning_compress.example_inputs import call_arguments
 from lightning_compress.export.ops import dequantize, quantize_dequantize
+from lightning_compress.quantization import biases
 from lightning_compress.quantization.candidates import Use
 from lightning_compress.quantization.layers import ActivationQuantizer, collect_flat_weights
 from lightning_compress.quantization.placement import place
 from lightning_compress.quantization.prepare import Quantization, find, strip
 from lightning_compress.quantization.recording import recording
 from lightning_compress.quantization.structure import Key, replaced_arguments, replaced_at
-
-_INT32_ROOM = 2**30
-_SMALLEST_SCALE = 2.0**-60
 
 
 @dataclass(eq=False)
@@ -34,7 +32,7 @@ class IntegerWeight:
         axis: Dimension of the output channels.
         uses: Where it is read.
         group_size: Inputs that share a scale, or ``None``.
-        largest: Largest magnitude that the integers may take.
+        filling: Power of two that the integers can be multiplied by, exactly, and stay int8.
     """
 
     integers: torch.Tensor
@@ -42,7 +40,7 @@ class IntegerWeight:
     axis: int
     uses: tuple[Use, ...]
     group_size: int | None = None
-    largest: int = 127
+    filling: int = 1
 
     def rescale(self, factor: torch.Tensor) -> None:
         """Multiply output channel c by ``factor[c]`` exactly: the scale takes the size, the integers the sign."""
@@ -103,7 +101,7 @@ def _integers(quantization: Quantization) -> dict[str, IntegerWeight]:
             q.channel_axis,
             q.uses,
             q.spec.group_size,
-            63 if q.spec.narrow else 127,
+            biases.filling(q.spec.qmax, q.spec.narrow),
         )
         for name, q in quantization.layers.items()
     }
@@ -136,19 +134,10 @@ def _folds(model: nn.Module, example_inputs: Any) -> dict[str, str]:
 
 
 def _fold(layer: nn.Module, norm: nn.Module, weight: IntegerWeight | None) -> None:
-    statistics: dict[str, torch.Tensor | None] = {**norm._buffers, **norm._parameters}
-    mean, variance = statistics["running_mean"], statistics["running_var"]
     parameter = layer._parameters["weight"]
-    if mean is None or variance is None or parameter is None:
-        raise CompressionError(f"{type(norm).__name__} without running statistics cannot be folded.")
-    factor = torch.rsqrt(variance.double() + float(norm.eps))  # type: ignore[arg-type]
-    if (gamma := statistics["weight"]) is not None:
-        factor = factor * gamma.detach().double()
-    shift = -mean.double() * factor
-    if (beta := statistics["bias"]) is not None:
-        shift = shift + beta.detach().double()
-    if (bias := layer._parameters.get("bias")) is not None:
-        shift = shift + bias.detach().double() * factor
+    if parameter is None:
+        raise CompressionError(f"{type(layer).__name__} has no weight that a batch norm could be folded into.")
+    factor, shift = biases.folded(norm, layer._parameters.get("bias"))
     if weight is not None:
         weight.rescale(factor.float())
     else:
@@ -196,16 +185,18 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
             f"{name}: weight_granularity 'group:{weight.group_size}' exports for Linear layers alone, got a weight of "
             f"shape {tuple(weight.integers.shape)}. Give this layer 'channel' in overrides."
         )
-    biases: dict[Use, torch.Tensor] = {
+    added: dict[Use, torch.Tensor] = {
         use: bias.detach()
         for use in weight.uses
-        if use.bias is not None and (bias := use.owner._parameters.get(use.bias)) is not None
+        if use.bias is not None
+        and (bias := use.owner._parameters.get(use.bias)) is not None
+        and biases.fits(bias, weight.scale)
     }
     if input_scale is None or weight.scale.ndim > 1:
-        biases = {}
-    if biases:
-        _fill_bytes(weight)
-    for value in biases.values():
+        added = {}
+    if added:
+        weight.integers, weight.scale = weight.integers * weight.filling, weight.scale / weight.filling
+    for value in added.values():
         _make_room(weight, value, input_scale or 1.0)
     zero_point = torch.zeros_like(weight.scale, dtype=torch.int8)
     axis, block = (1, weight.group_size) if weight.group_size else (weight.axis, 0)
@@ -217,10 +208,10 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
         owner.register_buffer(f"{attribute}_scale", weight.scale)
         owner.register_buffer(f"{attribute}_zero_point", zero_point)
         shadow.reads[attribute] = (axis, block)
-        if use.bias is not None and use in biases:
+        if use.bias is not None and use in added:
             # float32, as ONNX Runtime's kernels compute it.
             scale = weight.scale * torch.tensor(input_scale, dtype=torch.float32)
-            integers = torch.round(biases[use].float().double() / scale.double()).to(torch.int32)
+            integers = biases.integers_of(added[use], scale).to(torch.int32)
             owner.register_parameter(use.bias, None)
             owner.register_buffer(f"{use.bias}_integers", integers)
             owner.register_buffer(f"{use.bias}_scale", scale)
@@ -229,23 +220,9 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
         use.host.register_forward_hook(shadow.leave, always_call=True)
 
 
-def _fill_bytes(weight: IntegerWeight) -> None:
-    """Shift narrow integers to the top of int8, exactly: a finer scale makes a finer step for the int32 bias."""
-    shift = 2 ** int(torch.log2(weight.largest / weight.integers.abs().amax().clamp(min=1)))
-    weight.integers = weight.integers * shift
-    weight.scale = weight.scale / shift
-
-
 def _make_room(weight: IntegerWeight, bias: torch.Tensor, input_scale: float) -> None:
-    """Widen the scale of channels whose bias would overflow int32, as ONNX Runtime's own quantizer does.
-
-    It happens where a channel's weights are all but zero beside its bias; their integers are rounded anew.
-    """
-    # The floor keeps scales of channels that batch norm switched off (gamma = 0) above zero.
-    needed = (bias.abs().double() / (input_scale * _INT32_ROOM)).clamp(min=_SMALLEST_SCALE)
-    if weight.scale.ndim == 0:
-        needed = needed.max()
-    scale = torch.maximum(weight.scale.double(), needed).float()
+    """Widen the scale of channels whose bias would overflow int32; their integers are rounded anew."""
+    scale = biases.with_room(weight.scale, bias, input_scale)
     widened = scale > weight.scale
     if bool(widened.any()):
         shape = [1] * weight.integers.ndim

@@ -12,6 +12,7 @@ from torch import nn
 from lightning_compress.changes import differences
 from lightning_compress.errors import CompressionError
 from lightning_compress.example_inputs import call_arguments, evaluating
+from lightning_compress.quantization.biases import BiasHook, fits
 from lightning_compress.quantization.candidates import FunctionalUse, Use, Weight, functional_uses, loose, weights
 from lightning_compress.quantization.ends import recorded_ends, registered_ends
 from lightning_compress.quantization.layers import (
@@ -43,6 +44,7 @@ class Quantization:
         settings: What was asked for.
         layers: Weight's full name → its quantizer.
         activations: Site name → its quantizer; empty until the model was recorded.
+        biases: What rounds the biases of integer layers in evaluation; empty until the model was recorded.
         placement: Where the activation quantizers sit; ``None`` until the model was recorded.
         weight_bits: Bits of weights now, of layers that ask for no others.
         activation_bits: Likewise of activations.
@@ -53,6 +55,7 @@ class Quantization:
         self.settings = settings
         self.layers: dict[str, WeightQuantizer] = {}
         self.activations: dict[str, ActivationQuantizer] = {}
+        self.biases: list[BiasHook] = []
         self.placement: Placement | None = None
         self._model = model
         self._switch = Switch(model)
@@ -292,6 +295,25 @@ class Quantization:
             quantizer = kind(site.name, self.settings.activation_spec(site.width(self.activation_bits)), self._switch)
             self.activations[site.name] = quantizer
             self._hook(site, quantizer, modules)
+        for name, site_name in placement.layer_input.items():
+            self._round_biases(self.layers.get(name), self.activations[site_name], modules)
+
+    def _round_biases(
+        self, weight: WeightQuantizer | None, activation: ActivationQuantizer, modules: dict[str, nn.Module]
+    ) -> None:
+        """Let biases of integer layers be in evaluation what they are in a file."""
+        if weight is None or weight.spec.group_size is not None or self.placement is None:
+            return
+        norm = self.placement.folds.get(weight.name.rpartition(".")[0])
+        for use in weight.uses:
+            bias = use.owner._parameters.get(use.bias) if use.bias is not None else None
+            if norm is None and (bias is None or not fits(bias, weight.scale())):
+                continue
+            hook = BiasHook(weight, activation, use, modules[norm] if norm is not None else None, self._switch)
+            self.biases.append(hook)
+            hook.host.__dict__[ATTRIBUTE] = self
+            self._handles.append(hook.host.register_forward_pre_hook(hook.enter))
+            self._handles.append(hook.host.register_forward_hook(hook.leave, always_call=True))
 
     def _hook(self, site: Site, quantizer: ActivationQuantizer, modules: dict[str, nn.Module]) -> None:
         for (name, side), paths in site.places.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_compress.quantization.backends import (
     ADDS,
@@ -311,6 +312,9 @@ class _Placer:
             return
         norm_op = _only_user(op.outputs[0])
         if norm_op is None or norm_op.name != "batch_norm" or not norm_op.modules:
+            return
+        # Output channels of a transposed convolution in groups are no dimension of its weight.
+        if isinstance(self.modules[layer], _ConvTransposeNd) and self.modules[layer].groups != 1:
             return
         norm = norm_op.modules[-1]
         module = self.modules[norm]

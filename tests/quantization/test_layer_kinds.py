@@ -69,6 +69,15 @@ def on_input_grid(x: torch.Tensor, seen: torch.Tensor, levels: int) -> torch.Ten
     return torch.from_numpy((np.clip(np.rint(values / scale) + zero, 0, levels) - zero) * scale)
 
 
+def on_sum_grid(bias: torch.Tensor, weight: torch.Tensor, axis: int, seen: torch.Tensor) -> torch.Tensor:
+    """A bias in steps of the input's scale times the weight's, whose integers of 4 bits fill int8: 7 * 16 = 112."""
+    others = tuple(dim for dim in range(weight.ndim) if dim != axis)
+    weight_scale = np.abs(weight.numpy()).max(axis=others) / np.float32(7) / np.float32(16)
+    low, high = np.float32(min(0.0, seen.min())), np.float32(max(0.0, seen.max()))
+    scale = (weight_scale * (high / np.float32(63) - low / np.float32(63))).astype(np.float64)
+    return torch.from_numpy(np.rint(bias.numpy().astype(np.float64) / scale) * scale).float()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_computes_with_hand_quantized_weights_and_inputs(kind: str) -> None:
     torch.manual_seed(0)
@@ -78,9 +87,15 @@ def test_a_layer_computes_with_hand_quantized_weights_and_inputs(kind: str) -> N
     seen, x = (torch.randint(0, 7, shape) if tokens else torch.randn(shape) * 2 for _ in range(2))
     plain = copy.deepcopy(layer)
     weights = {name: weight for name, weight in plain.named_parameters() if "weight" in name}
+    axis = 1 if "transposed" in kind else 0
     with torch.no_grad():
+        for name, bias in plain.named_parameters():
+            # Recurrent layers and attention have none of that name; transposed groups share a scale among channels.
+            if name in ("bias", "shift") and kind != "grouped transposed":
+                (weight,) = weights.values()
+                bias.copy_(on_sum_grid(bias, weight, axis, seen))
         for weight in weights.values():
-            weight.copy_(on_weight_grid(weight, 1 if "transposed" in kind else 0, 7))
+            weight.copy_(on_weight_grid(weight, axis, 7))
     prepare(layer, weight_bits=4, activation_bits=6, backend=None, example_inputs=seen)
     assert set(find(layer).layers) == set(weights)
     layer.train()(seen)

@@ -1,0 +1,160 @@
+"""Biases as a deployed file holds them: int32, in steps of the input's scale times the weight's.
+
+In evaluation a fake-quantized model rounds them as the file does, batch norm folded in, so that both say the same: a
+rounded bias moves every value of its channel by up to half a step of the sum, and some of them to the next integer
+behind it. Training leaves biases alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.quantization.candidates import Use
+from lightning_compress.quantization.layers import ActivationQuantizer, Switch, WeightQuantizer
+
+_INT32_ROOM = 2**30
+_SMALLEST_SCALE = 2.0**-60
+
+
+def folded(norm: nn.Module, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a batch norm in evaluation multiplies a layer's product by, and adds to it.
+
+    Jacob and others 2018, section 3.2.
+
+    Args:
+        norm: The batch norm behind the layer.
+        bias: The layer's own.
+
+    Returns:
+        Factor and shift: float64, ``[C]``.
+
+    Raises:
+        CompressionError: The norm has no running statistics.
+    """
+    statistics: dict[str, torch.Tensor | None] = {**norm._buffers, **norm._parameters}
+    mean, variance = statistics["running_mean"], statistics["running_var"]
+    if mean is None or variance is None:
+        raise CompressionError(f"{type(norm).__name__} without running statistics cannot be folded.")
+    factor = torch.rsqrt(variance.double() + float(norm.eps))  # type: ignore[arg-type]
+    if (gamma := statistics["weight"]) is not None:
+        factor = factor * gamma.detach().double()
+    shift = -mean.double() * factor
+    if (beta := statistics["bias"]) is not None:
+        shift = shift + beta.detach().double()
+    if bias is not None:
+        shift = shift + bias.detach().double() * factor
+    return factor, shift
+
+
+def filling(qmax: int, narrow: bool) -> int:
+    """The power of two by which few-bit weights fill int8: a finer scale makes a finer step for the bias.
+
+    Args:
+        qmax: Largest integer of the weight.
+        narrow: Whether stored integers keep 7 bits.
+
+    Example:
+        >>> filling(127, False), filling(7, False)
+        (1, 16)
+    """
+    return int(2 ** (((63 if narrow else 127) // qmax).bit_length() - 1))
+
+
+def with_room(scale: torch.Tensor, bias: torch.Tensor, input_scale: torch.Tensor | float) -> torch.Tensor:
+    """A weight's scale, wider for channels whose bias would overflow int32, as ONNX Runtime's own quantizer does.
+
+    It happens where a channel's weights are all but zero beside its bias. The floor keeps scales of channels that
+    batch norm switched off (gamma = 0) above zero.
+
+    Args:
+        scale: float32, ``[]`` or ``[C]``.
+        bias: Float, ``[C]``.
+        input_scale: Of the layer's input: float32, ``[]``.
+    """
+    needed = (bias.abs().double() / (input_scale * _INT32_ROOM)).clamp(min=_SMALLEST_SCALE)
+    if scale.ndim == 0:
+        needed = needed.max()
+    return torch.maximum(scale.double(), needed).float()
+
+
+def fits(bias: torch.Tensor, scale: torch.Tensor) -> bool:
+    """Whether a weight's scales are those of the sums; a transposed convolution in groups shares them among groups.
+
+    Args:
+        bias: ``[C]``.
+        scale: ``[]``, or along the weight's output channels.
+    """
+    return scale.ndim == 0 or scale.shape == bias.shape
+
+
+def integers_of(bias: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """A bias in steps of ``scale``: float64 holding integers."""
+    return torch.round(bias.float().double() / scale.double())
+
+
+class BiasHook:
+    """Shadows a bias by its rounded self while the module that adds it runs in evaluation.
+
+    Args:
+        weight: Quantizer of the layer's weight.
+        activation: Quantizer of its input.
+        use: Where the layer reads weight and bias.
+        norm: The batch norm that is folded into the layer, which then adds the bias.
+        switch: What the model's quantizers share.
+    """
+
+    def __init__(
+        self,
+        weight: WeightQuantizer,
+        activation: ActivationQuantizer,
+        use: Use,
+        norm: nn.Module | None,
+        switch: Switch,
+    ) -> None:
+        self.weight, self.activation, self.use, self.norm, self.switch = weight, activation, use, norm, switch
+        self.host = norm or use.host
+        self.owner, self.attribute = (norm, "bias") if norm is not None else (use.owner, str(use.bias))
+        self._shadowed: list[bool] = []
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Before the module's forward."""
+        bias = self.owner._parameters.get(self.attribute)
+        shadows = (
+            not module.training
+            and self.switch.enabled
+            and (self.norm is not None or bias is not None)
+            and self.activation.observed
+            and self.attribute not in self.owner.__dict__
+        )
+        if shadows:
+            self.owner.__dict__[self.attribute] = self.rounded()
+        self._shadowed.append(shadows)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After the module's forward, also when it raised."""
+        # Nothing was noted where a hook before ours raised.
+        if self._shadowed and self._shadowed.pop():
+            self.owner.__dict__.pop(self.attribute, None)
+
+    def rounded(self) -> torch.Tensor:
+        """The bias that the owner adds in evaluation; its gradient passes the rounding by."""
+        bias, change = self.owner._parameters.get(self.attribute), self._change()
+        return change.float() if bias is None else bias + change.to(bias.dtype)
+
+    @torch.no_grad()
+    def _change(self) -> torch.Tensor:
+        """What rounding adds to the bias: float64, ``[C]``."""
+        bias = self.use.owner._parameters.get(self.use.bias) if self.use.bias else None
+        scale = self.weight.scale().detach().float()
+        if self.norm is not None:
+            factor, exact = folded(self.norm, bias)
+            scale = scale * factor.abs().float()
+        else:
+            exact = torch.as_tensor(bias).double()
+        scale = scale / filling(self.weight.spec.qmax, self.weight.spec.narrow)
+        scale = with_room(scale, exact.float(), self.activation.scale) * self.activation.scale
+        return integers_of(exact, scale) * scale.double() - exact
