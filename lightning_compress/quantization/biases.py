@@ -39,15 +39,21 @@ def folded(norm: nn.Module, bias: torch.Tensor | None) -> tuple[torch.Tensor, to
     mean, variance = statistics["running_mean"], statistics["running_var"]
     if mean is None or variance is None:
         raise CompressionError(f"{type(norm).__name__} without running statistics cannot be folded.")
-    factor = torch.rsqrt(variance.double() + float(norm.eps))  # type: ignore[arg-type]
+    factor = torch.rsqrt(_double(variance) + float(norm.eps))  # type: ignore[arg-type]
     if (gamma := statistics["weight"]) is not None:
-        factor = factor * gamma.detach().double()
-    shift = -mean.double() * factor
+        factor = factor * _double(gamma)
+    shift = -_double(mean) * factor
     if (beta := statistics["bias"]) is not None:
-        shift = shift + beta.detach().double()
+        shift = shift + _double(beta)
     if bias is not None:
-        shift = shift + bias.detach().double() * factor
+        shift = shift + _double(bias) * factor
     return factor, shift
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    """float64, on the CPU where the device has none."""
+    x = x.detach()
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def filling(qmax: int, narrow: bool) -> int:
@@ -143,18 +149,20 @@ class BiasHook:
     def rounded(self) -> torch.Tensor:
         """The bias that the owner adds in evaluation; its gradient passes the rounding by."""
         bias, change = self.owner._parameters.get(self.attribute), self._change()
-        return change.float() if bias is None else bias + change.to(bias.dtype)
+        if bias is None:
+            return change.float().to(self.weight.weight.device)
+        return bias + change.to(bias.device, bias.dtype)
 
     @torch.no_grad()
     def _change(self) -> torch.Tensor:
         """What rounding adds to the bias: float64, ``[C]``."""
         bias = self.use.owner._parameters.get(self.use.bias) if self.use.bias else None
-        scale = self.weight.scale().detach().float()
+        scale, input_scale = (_double(x).float() for x in (self.weight.scale(), self.activation.scale))
         if self.norm is not None:
             factor, exact = folded(self.norm, bias)
             scale = scale * factor.abs().float()
         else:
-            exact = torch.as_tensor(bias).double()
+            exact = _double(torch.as_tensor(bias))
         scale = scale / filling(self.weight.spec.qmax, self.weight.spec.narrow)
-        scale = with_room(scale, exact.float(), self.activation.scale) * self.activation.scale
+        scale = with_room(scale, exact.float(), input_scale) * input_scale
         return integers_of(exact, scale) * scale.double() - exact
