@@ -59,7 +59,7 @@ typecheck: $(INSTALLED)
 benchmarks: $(INSTALLED)
 	set -e; for script in import_time callback_cost quantization_step quantization_peers pruning_cost \
 		distillation_step onnx_latency runtime_peers packed_size packed_fuzz resume_soak \
-		"runtime_agreement --root $(DATA)/fashion_mnist" "advised_plan --fashion-mnist $(DATA)/fashion_mnist" \
+		"runtime_agreement --compile --root $(DATA)/fashion_mnist" "advised_plan --fashion-mnist $(DATA)/fashion_mnist" \
 		"accuracy fashion_mnist_mlp --root $(DATA)" "accuracy fashion_mnist_lenet5 --root $(DATA)" \
 		"accuracy cifar10_resnet20 --root $(DATA)" "channel_pruning --data fashion_mnist --epochs 3 --root $(DATA)"; do \
 		set -- $$script; name=$$1; shift; echo "== $$name $$*"; \
