@@ -1,0 +1,84 @@
+"""Every recipe composes, says how it is run, and holds numbers; the checker sees where numbers differ."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from lightning_compress.instantiate import instantiate
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "recipes"))
+
+import check  # noqa: E402 - not installed
+
+RECIPES = sorted(path.parent for path in ROOT.glob("recipes/*/recipe.yaml"))
+
+
+def expected_of(recipe: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((recipe / "expected.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_composes_under_its_own_name_with_a_dense_control(recipe: Path) -> None:
+    with initialize_config_dir(str(recipe), version_base="1.3"):
+        cfg = compose("recipe", ["hydra.searchpath=[pkg://lightning_compress.conf]"])
+    assert cfg.name == recipe.name
+    assert cfg.dense_baseline
+    assert cfg.pruning or cfg.quantization
+    for group in ("pruning", "quantization", "distillation"):
+        if cfg[group]:
+            instantiate(cfg[group], group)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_says_how_it_is_run_and_what_came_of_it(recipe: Path) -> None:
+    page = (recipe / "README.md").read_text(encoding="utf-8")
+    assert f"lightning-compress train --config-dir recipes/{recipe.name} --config-name recipe" in page
+    assert f"make recipes-check RECIPE={recipe.name}" in page
+    assert f"<!-- results:{recipe.name} -->" in page
+    expected = expected_of(recipe)
+    assert [seed["seed"] for seed in expected["seeds"]] == list(range(len(expected["seeds"])))
+    assert expected["environment"]["cpu"]
+    assert expected["created"]
+    assert set(expected["tolerance"]) == set(check.TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "change", "says"),
+    [
+        ("accuracy", "deployed", -1.1, r"accuracy of deployed: expected \d+\.\d+ ± 1.0, got"),
+        ("accuracy", "dense", 1.1, "accuracy of dense"),
+        ("bytes", "packed", 5000, r"bytes of packed: expected \d+ ± 5%, got"),
+        ("agreement", None, -0.01, "agreement: expected at least"),
+    ],
+)
+def test_numbers_that_leave_the_tolerance_are_told(group: str, key: str | None, change: float, says: str) -> None:
+    expected = expected_of(ROOT / "recipes" / "digits_cnn_sparse80_w8a8")
+    found = copy.deepcopy(expected["seeds"])
+    assert check.differences(found, expected) == []
+    for seed in found:
+        where, name = (seed, group) if key is None else (seed[group], key)
+        where[name] += change
+    (line,) = check.differences(found, expected)
+    assert re.match(says, line), line
+
+
+def test_the_checker_runs_the_digits_recipe_and_finds_its_numbers_again(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipes" / "digits_cnn_sparse80_w8a8"
+    shutil.copytree(ROOT / "recipes" / recipe.name, recipe)
+    command = [sys.executable, str(ROOT / "recipes" / "check.py"), str(recipe), "--seeds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("\nAs expected.\n")
+    assert "| Packed file of the same weights | as deployed | " in done.stdout
