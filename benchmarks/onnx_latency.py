@@ -13,6 +13,7 @@ saturate. Calls are interleaved in blocks, and a ratio is the median over blocks
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import logging
@@ -79,6 +80,18 @@ class _Calibration(CalibrationDataReader):
         return next(self._feeds, None)
 
 
+def calibrated(model: nn.Module, batches: list[Tensor], **settings: Any) -> nn.Module:
+    """A quantized copy whose ranges are those of the batches; batch norm keeps its statistics."""
+    model = quantization.prepare(copy.deepcopy(model), example_inputs=batches[0][:2], **settings).train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    return model.eval()
+
+
 def write(network: str, folder: Path) -> dict[str, Path]:
     """The float file, the rival's and ours."""
     torch.manual_seed(0)
@@ -109,16 +122,7 @@ def write(network: str, folder: Path) -> dict[str, Path]:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-    quantization.prepare(model, example_inputs=batches[0][:2])
-    # Ranges alone: batch norm keeps its statistics.
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-    with torch.no_grad():
-        for batch in batches:
-            model(batch)
-    to_onnx(model.eval(), batches[0], paths["ours"])
+    to_onnx(calibrated(model, batches), batches[0], paths["ours"])
     return paths
 
 

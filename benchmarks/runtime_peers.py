@@ -13,7 +13,6 @@ blocks, and a ratio is the median over blocks.
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.util
 import logging
 import shutil
@@ -25,10 +24,9 @@ from typing import Any
 
 import results
 import torch
-from onnx_latency import NETWORKS
+from onnx_latency import NETWORKS, calibrated
 from torch import Tensor, nn
 
-from lightning_compress import quantization
 from lightning_compress.export.aotinductor import load_aot_inductor, to_aot_inductor
 from lightning_compress.export.latency import Ratio, measure
 from lightning_compress.export.openvino import OpenVinoModel, to_openvino
@@ -36,18 +34,6 @@ from lightning_compress.export.runtime import has_vnni
 
 Calls = dict[str, Callable[[Tensor], Any]]
 PEERS = {"OpenVINO": "NNCF", "AOTInductor": "torchao"}
-
-
-def calibrated(model: nn.Module, batches: list[Tensor], **settings: Any) -> nn.Module:
-    """A quantized copy whose ranges are those of the batches; batch norm keeps its statistics."""
-    model = quantization.prepare(copy.deepcopy(model), example_inputs=batches[0][:2], **settings).train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-    with torch.no_grad():
-        for batch in batches:
-            model(batch)
-    return model.eval()
 
 
 def in_openvino(network: str, model: nn.Module, batches: list[Tensor], folder: Path, threads: int) -> Calls:

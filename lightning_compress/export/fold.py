@@ -190,7 +190,7 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
         for use in weight.uses
         if use.bias is not None
         and (bias := use.owner._parameters.get(use.bias)) is not None
-        and biases.fits(bias, weight.scale)
+        and biases.fits(bias, weight.scale.numel() if weight.scale.ndim else None)
     }
     if input_scale is None or weight.scale.ndim > 1:
         added = {}

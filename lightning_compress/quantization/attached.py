@@ -305,9 +305,10 @@ class Quantization:
         if weight is None or weight.spec.group_size is not None or self.placement is None:
             return
         norm = self.placement.folds.get(weight.name.rpartition(".")[0])
+        scales = None if weight.axis is None else weight.weight.shape[weight.axis]
         for use in weight.uses:
             bias = use.owner._parameters.get(use.bias) if use.bias is not None else None
-            if norm is None and (bias is None or not fits(bias, weight.scale())):
+            if norm is None and (bias is None or not fits(bias, scales)):
                 continue
             hook = BiasHook(weight, activation, use, modules[norm] if norm is not None else None, self._switch)
             self.biases.append(hook)

@@ -87,14 +87,14 @@ def with_room(scale: torch.Tensor, bias: torch.Tensor, input_scale: torch.Tensor
     return torch.maximum(scale.double(), needed).float()
 
 
-def fits(bias: torch.Tensor, scale: torch.Tensor) -> bool:
+def fits(bias: torch.Tensor, scales: int | None) -> bool:
     """Whether a weight's scales are those of the sums; a transposed convolution in groups shares them among groups.
 
     Args:
         bias: ``[C]``.
-        scale: ``[]``, or along the weight's output channels.
+        scales: How many the weight has along its output channels; ``None`` where it has a single one.
     """
-    return scale.ndim == 0 or scale.shape == bias.shape
+    return scales is None or scales == bias.numel()
 
 
 def integers_of(bias: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
