@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 CONFIG_MODULE = "lightning_compress.conf"
 CONFIG_NAME = "train"
 
+COMPRESSION = ("pruning", "quantization", "distillation", "export")
+"""Config groups whose node is one callback, or empty."""
+
 
 @dataclass
 class Input:
@@ -79,31 +82,34 @@ def settings(cfg: DictConfig) -> Settings:
     return found
 
 
-def retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Leave out inherited settings that a class named on the command line does not take.
+def drop_unused(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Leave out inherited settings that a choice on the command line has no use for.
 
-    ``model._target_=my.Module`` replaces the class of the chosen ``model`` and leaves the other settings of that
-    model in place. Those that ``my.Module`` does not take are dropped with a notice; a setting that was itself
-    given on the command line stays, so that a misspelt one is still refused.
+    ``model._target_=my.Module`` replaces the class of the chosen ``model``: settings that ``my.Module`` does not take
+    are dropped with a notice. ``pruning=none`` and ``~pruning`` take the class away: what an experiment or a recipe
+    sets for it is dropped too. A setting that was itself given on the command line stays, so that a misspelt or
+    forgotten one is still refused.
 
     Args:
         cfg: The composed config; changed in place.
         overrides: The command line's overrides.
     """
     given = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
-    for key in given:
+    for override, key in zip(overrides, given, strict=True):
         path, _, last = key.rpartition(".")
         node = OmegaConf.select(cfg, path) if last == "_target_" and path else None
-        if not isinstance(node, DictConfig):
-            continue
-        known = parameters(locate(node["_target_"], path))
-        explicit = {name.removeprefix(f"{path}.").split(".")[0] for name in given if name.startswith(f"{path}.")}
-        left_out = [str(name) for name in node if name not in known and name not in explicit]
-        with open_dict(node):
-            for name in left_out:
-                del node[name]
-        if left_out:
-            log.info("%s: %s takes no %s; left out.", path, node["_target_"], ", ".join(left_out))
+        if isinstance(node, DictConfig):
+            known = parameters(locate(node["_target_"], path))
+            explicit = {name.removeprefix(f"{path}.").split(".")[0] for name in given if name.startswith(f"{path}.")}
+            left_out = [str(name) for name in node if name not in known and name not in explicit]
+            with open_dict(node):
+                for name in left_out:
+                    del node[name]
+            if left_out:
+                log.info("%s: %s takes no %s; left out.", path, node["_target_"], ", ".join(left_out))
+        switched_off = key in COMPRESSION and override in (f"{key}=none", f"~{key}")
+        if switched_off and not any(name.startswith(f"{key}.") for name in given):
+            cfg[key] = {}
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> CompressionError:

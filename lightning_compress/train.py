@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
 
 from lightning_compress import loggers
-from lightning_compress.config import Settings, retarget, settings
+from lightning_compress.config import COMPRESSION, Settings, drop_unused, settings
 from lightning_compress.errors import CompressionError, DoesNotHold
 from lightning_compress.instantiate import instantiate
 from lightning_compress.interrupt import InterruptCheckpoint, Interrupted
@@ -38,9 +38,6 @@ log = logging.getLogger(__name__)
 # data in memory does not need. A resumed run has a directory of its own. The last comes from Lightning's use of an
 # older PyTorch interface.
 _QUIET = ("does not have many workers", "The dirpath has changed from", r"`isinstance\(treespec, LeafSpec\)`")
-
-COMPRESSION = ("pruning", "quantization", "distillation", "export")
-"""Config groups whose node is one callback, or empty."""
 
 TAKES_DENSE = {"distillation": "teacher", "export": "dense"}
 """Their settings that are the dense control, where nothing else is given."""
@@ -126,7 +123,7 @@ def rehearse(cfg: DictConfig, output_dir: str | Path, overrides: Sequence[str], 
 @contextlib.contextmanager
 def _job(cfg: DictConfig, output: Path, overrides: Sequence[str]) -> Iterator[_Job]:
     """A job whose settings are checked, in a process that is set up for it."""
-    retarget(cfg, overrides)
+    drop_unused(cfg, overrides)
     wanted = settings(cfg)
     output.mkdir(parents=True, exist_ok=True)
     for library in ("lightning.pytorch", "matplotlib", "onnx_ir", "onnxscript"):

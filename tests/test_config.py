@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import lightning_compress
-from lightning_compress.config import COMPOSITION_ERRORS, explain, retarget, settings
+from lightning_compress.config import COMPOSITION_ERRORS, drop_unused, explain, settings
 from lightning_compress.errors import CompressionError
 from lightning_compress.instantiate import instantiate
 
@@ -126,7 +126,7 @@ def test_settings_of_the_wrong_type_are_refused(overrides: tuple[str, ...], mess
 def test_a_class_named_on_the_command_line_gets_what_it_takes() -> None:
     overrides = ["model._target_=torch.nn.Linear", "+model.in_features=2", "+model.out_features=${input.classes}"]
     cfg = composed(*overrides)
-    retarget(cfg, overrides)
+    drop_unused(cfg, overrides)
     assert set(cfg.model) == {"_target_", "in_features", "out_features"}
     assert instantiate(cfg.model, "model").out_features == 10
 
@@ -134,7 +134,7 @@ def test_a_class_named_on_the_command_line_gets_what_it_takes() -> None:
 def test_a_misspelt_setting_for_a_class_named_on_the_command_line_is_refused() -> None:
     overrides = ["model._target_=torch.nn.Linear", "+model.in_features=2", "+model.out_feature=3"]
     cfg = composed(*overrides)
-    retarget(cfg, overrides)
+    drop_unused(cfg, overrides)
     with pytest.raises(CompressionError, match=r"model\.out_feature: .*Closest: out_features"):
         instantiate(cfg.model, "model")
 
@@ -142,5 +142,23 @@ def test_a_misspelt_setting_for_a_class_named_on_the_command_line_is_refused() -
 def test_without_a_class_on_the_command_line_nothing_is_left_out() -> None:
     cfg = composed("model.lr=0.5")
     before = OmegaConf.to_yaml(cfg)
-    retarget(cfg, ["model.lr=0.5"])
+    drop_unused(cfg, ["model.lr=0.5"])
     assert OmegaConf.to_yaml(cfg) == before
+
+
+@pytest.mark.parametrize("choice", ["pruning=none", "~pruning"])
+def test_what_an_experiment_sets_for_a_method_goes_when_the_command_line_switches_it_off(choice: str) -> None:
+    cfg = composed("experiment=demo", choice)
+    with open_dict(cfg):
+        cfg.pruning = {"final_sparsity": 0.8}  # an experiment's own setting, which outlives the class
+    drop_unused(cfg, ["experiment=demo", choice])
+    assert cfg.pruning == {}
+    assert cfg.quantization._target_
+
+
+def test_a_setting_of_a_method_that_the_command_line_switches_off_is_refused() -> None:
+    overrides = ["pruning=none", "+pruning.final_sparsity=0.9"]
+    cfg = composed(*overrides)
+    drop_unused(cfg, overrides)
+    with pytest.raises(CompressionError, match=r"pruning: expected a node with a _target_"):
+        instantiate(cfg.pruning, "pruning")

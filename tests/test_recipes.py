@@ -13,15 +13,23 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
+from lightning_compress.config import COMPRESSION, drop_unused
 from lightning_compress.instantiate import instantiate
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "recipes"))
+sys.path += [str(ROOT / "recipes"), str(ROOT / "benchmarks")]
 
 import check  # noqa: E402 - not installed
+import recipe_variants  # noqa: E402
 
 RECIPES = sorted(path.parent for path in ROOT.glob("recipes/*/recipe.yaml"))
+
+
+def composed(recipe: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(recipe), version_base="1.3"):
+        return compose("recipe", ["hydra.searchpath=[pkg://lightning_compress.conf]", *overrides])
 
 
 def expected_of(recipe: Path) -> dict[str, Any]:
@@ -31,8 +39,7 @@ def expected_of(recipe: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_composes_under_its_own_name_with_a_dense_control(recipe: Path) -> None:
-    with initialize_config_dir(str(recipe), version_base="1.3"):
-        cfg = compose("recipe", ["hydra.searchpath=[pkg://lightning_compress.conf]"])
+    cfg = composed(recipe)
     assert cfg.name == recipe.name
     assert cfg.dense_baseline
     assert cfg.pruning or cfg.quantization
@@ -52,6 +59,40 @@ def test_a_recipe_says_how_it_is_run_and_what_came_of_it(recipe: Path) -> None:
     assert expected["environment"]["cpu"]
     assert expected["created"]
     assert set(expected["tolerance"]) == set(check.TOLERANCE)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_every_method_of_a_recipe_can_be_switched_off(recipe: Path) -> None:
+    cfg = composed(recipe, *recipe_variants.OFF)
+    drop_unused(cfg, recipe_variants.OFF)
+    assert [cfg[group] for group in COMPRESSION] == [{}] * 4
+
+
+def test_the_variants_of_a_recipe_are_its_methods_alone_together_and_distilled() -> None:
+    joint, quantized = (ROOT / "recipes" / name for name in ("digits_cnn_sparse80_w8a8", "cifar10_resnet20_w4a4"))
+    assert recipe_variants.variants(joint) == {
+        "pruned": ["quantization=none", "distillation=none"],
+        "quantized": ["pruning=none", "distillation=none"],
+        "both": ["distillation=none"],
+        "both, distilled": ["distillation=logits"],
+    }
+    assert recipe_variants.variants(quantized) == {"quantized": ["distillation=none"], "quantized, distilled": []}
+
+
+def test_a_variant_is_the_mean_of_its_seeds_with_their_deviation() -> None:
+    runs = [
+        {"variant": "pruned", "seed": seed, "accuracy": accuracy, "drop": 2.0, "latency_us": latency}
+        for seed, accuracy, latency in ((0, 90.0, 100.0), (1, 92.0, 200.0))
+    ]
+    (row,) = recipe_variants.summary(runs)
+    assert row == {
+        "variant": "pruned",
+        "accuracy": 91.0,
+        "accuracy_std": 1.414,
+        "drop": 2.0,
+        "drop_std": 0.0,
+        "latency_us": 150.0,
+    }
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def experiment(
 
     Args:
         plan: The plan.
-        cfg: The config that was composed, after ``retarget``; the model of another class is taken from it as it is.
+        cfg: The config that was composed, after ``drop_unused``; the model of another class is taken from it as it is.
         known: Names of the config groups.
         overrides: The command line's overrides.
         checkpoint: The trained model, which the training starts from and compares with.

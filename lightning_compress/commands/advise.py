@@ -79,12 +79,12 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
         from lightning_compress.choice.advice import advise
         from lightning_compress.choice.experiment import experiment, refuse_path
-        from lightning_compress.config import retarget
+        from lightning_compress.config import drop_unused
         from lightning_compress.export.atomic import replacing
 
         refuse_path(arguments.output)
         request, command = _request(arguments), None
-        retarget(cfg, overrides)
+        drop_unused(cfg, overrides)
         written = cfg.copy()
         advice = advise(cfg, folder, overrides, request, None if arguments.json else _progress)
         if advice.plan is not None:

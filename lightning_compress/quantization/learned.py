@@ -124,28 +124,6 @@ def gradient_scale(values: int, qmax: int) -> float:
     return 1 / math.sqrt(max(values, 1) * qmax)
 
 
-def initial_scale(x: torch.Tensor, qmax: int, axis: int | None = None) -> torch.Tensor:
-    """LSQ's first step: ``2 * mean(|x|) / sqrt(qmax)``; 1 where all values are 0.
-
-    Args:
-        x: Float tensor.
-        qmax: Largest integer.
-        axis: Dimension with a step for each channel; ``None`` for a single step.
-
-    Returns:
-        float32, ``[]`` or ``[C]``.
-
-    Example:
-        >>> initial_scale(torch.tensor([-1.0, 3.0]), 4)
-        tensor(2.)
-    """
-    magnitude = x.detach().float().abs()
-    if axis is not None:
-        magnitude = magnitude.movedim(axis, 0).flatten(1)
-    scale = magnitude.mean(-1 if axis is not None else None) * (2 / math.sqrt(qmax))
-    return torch.where(scale > 0, scale.clamp_min(_SMALLEST_SCALE), 1.0)
-
-
 class _LearnedFakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(

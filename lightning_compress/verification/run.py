@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_compress.config import COMPOSITION_ERRORS, explain, retarget
+from lightning_compress.config import COMPOSITION_ERRORS, drop_unused, explain
 from lightning_compress.errors import CompressionError, closest
 from lightning_compress.export.dense import read_dense
 from lightning_compress.export.entry import Entry, EntryWatch
@@ -106,7 +106,7 @@ def run_config(folder: Path, overrides: Sequence[str]) -> Iterator[DictConfig]:
     try:
         _apply(config, overrides)
         task = OmegaConf.select(hydra, "hydra.overrides.task")
-        retarget(config, [*(task or []), *overrides])
+        drop_unused(config, [*(task or []), *overrides])
         yield config
     finally:
         HydraConfig.instance().cfg = None

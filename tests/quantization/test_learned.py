@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 from test_kernels import MODES, assert_same_bits
@@ -12,7 +11,6 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.quantization import kernels, native
 from lightning_compress.quantization.learned import (
     gradient_scale,
-    initial_scale,
     learned_fake_quantize,
     learned_zero_point,
 )
@@ -136,18 +134,6 @@ def test_scales_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize(("offset", "expected"), [(0.0, 0), (-1.1, 2), (5.0, 0), (-100.0, 15)])
 def test_the_zero_point_is_an_integer_of_the_range(offset: float, expected: int) -> None:
     assert learned_zero_point(torch.tensor(offset), torch.tensor(0.5), 0, 15).item() == expected
-
-
-@pytest.mark.parametrize("axis", [None, 0, 1])
-def test_the_first_step_is_the_papers(axis: int | None) -> None:
-    x = torch.randn(4, 5, 6)
-    others = tuple(i for i in range(3) if i != axis)
-    expected = 2 * np.abs(x.numpy()).mean(axis=others) / math.sqrt(7)
-    np.testing.assert_allclose(initial_scale(x, 7, axis).numpy(), expected, rtol=1e-5)
-
-
-def test_the_first_step_of_zeros_is_positive() -> None:
-    assert initial_scale(torch.zeros(3, 4), 7, 0).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_the_gradient_scale_is_the_papers() -> None:

@@ -124,6 +124,14 @@ def test_percentile_scales_of_weights_are_numpys() -> None:
     np.testing.assert_allclose(observers.weight_scale(w, 0, 7, "percentile").numpy(), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_learned_scales_of_weights_start_as_the_paper_says(axis: int | None) -> None:
+    w = torch.randn(4, 5, 6)
+    others = tuple(i for i in range(3) if i != axis)
+    expected = 2 * np.abs(w.numpy()).mean(axis=others) / math.sqrt(7)
+    np.testing.assert_allclose(observers.weight_scale(w, axis, 7, "learned").numpy(), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "learned"])
 def test_a_channel_of_zeros_takes_a_scale_from_the_others(mode: bool, method: str) -> None:
     w = torch.randn(4, 50)
