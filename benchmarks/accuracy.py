@@ -49,6 +49,13 @@ DISTILLED: Rows = {
     "2 bits, distilled": quantized(2, "distillation=logits"),
     "95 % sparse, distilled": pruned(95, "distillation=logits"),
 }
+LENET5 = (
+    "{_target_: lightning_compress.models.Classifier.load_from_checkpoint, checkpoint_path: CHECKPOINT, "
+    "num_classes: 10, "
+    "net: {_target_: lightning_compress.models.LeNet5, in_channels: 1, image_size: 28, num_classes: 10}}"
+)
+TAUGHT: Rows = {"95 % sparse, taught by LeNet-5": pruned(95, "distillation=logits", f"distillation.teacher={LENET5}")}
+"""Rows with a better network as the teacher: the dense control of the LeNet-5 task, of the same seed."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,11 @@ TASKS = {
     "fashion_mnist_mlp": Task(
         ["data=fashion_mnist", "model=mlp", "data.batch_size=256", "model.lr=0.002", "model.label_smoothing=0.1"],
         15,
-        {f"{p:g} % sparse": pruned(p) for p in (73.4, 81.5, 87.2, 91.1, 93.7, 95, 98)} | BITS | JOINT | DISTILLED,
+        {f"{p:g} % sparse": pruned(p) for p in (73.4, 81.5, 87.2, 91.1, 93.7, 95, 98)}
+        | BITS
+        | JOINT
+        | DISTILLED
+        | TAUGHT,
     ),
     "fashion_mnist_lenet5": Task(
         [
@@ -150,12 +161,15 @@ def controls(task: str, root: str, work: Path, seed: int) -> tuple[list[str], di
 
 
 def compress(
-    task: str, row: str, work: Path, seed: int, common: list[str], control: dict[str, Any]
+    task: str, row: str, root: str, work: Path, seed: int, common: list[str], control: dict[str, Any]
 ) -> dict[str, float]:
     """One row of one seed: accuracy in percent, drop in points, times smaller as a packed file."""
-    folder = folder_of(work, row, seed)
+    folder, own = folder_of(work, row, seed), TASKS[task].rows[row]
+    if row in TAUGHT:
+        _, teacher = controls("fashion_mnist_lenet5", root, work.parent / "fashion_mnist_lenet5", seed)
+        own = [override.replace("CHECKPOINT", teacher["checkpoint"]) for override in own]
     given = [f"dense_checkpoint={control['checkpoint']}", "export=default"]
-    values = train(folder, [*common, *TASKS[task].rows[row], *given])["values"]
+    values = train(folder, [*common, *own, *given])["values"]
     report = json.loads((folder / "compressed" / "report.json").read_text())
     packed = next(artifact["bytes"] for artifact in report["artifacts"] if artifact["format"] == "packed")
     accuracy, dense = 100 * values["deployed/test/acc"], 100 * control["values"]["test/acc"]
@@ -170,7 +184,7 @@ def run(task: str, root: str, seeds: Sequence[int], work: Path, wanted: str, job
     with ThreadPoolExecutor(jobs) as pool:
         dense = list(pool.map(lambda seed: controls(task, root, work, seed), seeds))
         found = {
-            (row, seed): pool.submit(compress, task, row, work, seed, *control)
+            (row, seed): pool.submit(compress, task, row, root, work, seed, *control)
             for row in rows
             for seed, control in zip(seeds, dense, strict=True)
         }

@@ -86,9 +86,13 @@ def locate(target: Any, key: str) -> Any:
 def parameters(target: Any) -> dict[str, inspect.Parameter]:
     """Parameters by which a target can be called, by name; empty where it does not tell."""
     try:
-        return dict(inspect.signature(target).parameters)
+        found = dict(inspect.signature(target).parameters)
     except (TypeError, ValueError):
         return {}
+    if hasattr(target, "__wrapped__"):
+        # A wrapped class method, such as Lightning's load_from_checkpoint, shows the class that it is bound to.
+        found.pop("cls", None)
+    return found
 
 
 def _check(node: Any, key: str) -> None:

@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -119,3 +121,11 @@ def test_an_error_deep_inside_names_the_whole_key() -> None:
 def test_whole_numbers_serve_where_a_number_is_wanted_and_null_where_it_may() -> None:
     assert instantiate(node("things.Base", share=1), "x").share == 1
     assert instantiate(node("things.Thing", name="x", limit=None), "x").limit is None
+
+
+def test_a_module_is_loaded_from_its_checkpoint(tmp_path: Path) -> None:
+    trained, path = BoringModel(), tmp_path / "trained.ckpt"
+    torch.save({"state_dict": trained.state_dict(), "pytorch-lightning_version": L.__version__}, path)
+    target = f"{BoringModel.__module__}.BoringModel.load_from_checkpoint"
+    loaded = instantiate(node(target, checkpoint_path=str(path)), "distillation.teacher")
+    torch.testing.assert_close(loaded.state_dict(), trained.state_dict(), rtol=0, atol=0)
