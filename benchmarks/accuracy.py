@@ -202,12 +202,7 @@ def summary(runs: Sequence[Run]) -> list[Row]:
         of_row = [run for run in runs if run["compression"] == name]
         row: Row = {"compression": name, "seeds": len(of_row)}
         row["dense"] = round(statistics.mean(run["accuracy"] + run["drop"] for run in of_row), 3)
-        for key in ("accuracy", "drop", "times_smaller"):
-            values = [run[key] for run in of_row]
-            row[key] = round(statistics.mean(values), 3)
-            if len(values) > 1 and key != "times_smaller":
-                row[f"{key}_std"] = round(statistics.stdev(values), 3)
-        rows.append(row)
+        rows.append(row | results.averages(of_row, ("accuracy", "drop", "times_smaller")))
     return rows
 
 

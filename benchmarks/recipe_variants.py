@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,23 @@ from typing import Any
 import results
 from accuracy import folder_of, train
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from lightning_compress.config import COMPRESSION
 
 NAMES = {"pruning": "pruned", "quantization": "quantized"}
-OFF = [f"{group}=none" for group in (*NAMES, "distillation", "export")]
+OFF = [f"{group}=none" for group in COMPRESSION]
+
+
+def composed(recipe: Path, *overrides: str) -> DictConfig:
+    """The config of a recipe."""
+    with initialize_config_dir(str(recipe), version_base="1.3"):
+        return compose("recipe", ["hydra.searchpath=[pkg://lightning_compress.conf]", *overrides])
 
 
 def variants(recipe: Path) -> dict[str, list[str]]:
     """Name → overrides, of what a recipe can be made of."""
-    with initialize_config_dir(str(recipe), version_base="1.3"):
-        cfg = compose("recipe", ["hydra.searchpath=[pkg://lightning_compress.conf]"])
+    cfg = composed(recipe)
     methods = [group for group in NAMES if cfg[group]]
     alone = {NAMES[method]: [f"{other}=none" for other in methods if other != method] for method in methods}
     whole = "both" if len(methods) > 1 else NAMES[methods[0]]
@@ -72,13 +79,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for name in dict.fromkeys(run["variant"] for run in runs):
         of_row = [run for run in runs if run["variant"] == name]
-        means = {key: round(statistics.mean(run[key] for run in of_row), 3) for key in list(of_row[0])[2:]}
-        deviations = {
-            f"{key}_std": round(statistics.stdev(run[key] for run in of_row), 3)
-            for key in ("accuracy", "drop")
-            if len(of_row) > 1
-        }
-        rows.append({"variant": name, **means, **deviations})
+        rows.append({"variant": name, **results.averages(of_row, list(of_row[0])[2:])})
     return rows
 
 

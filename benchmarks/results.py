@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -89,6 +90,17 @@ def write(
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def averages(runs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, float]:
+    """Means over runs that differ by their seed and, of several, standard deviations of accuracy and drop."""
+    found = {}
+    for key in keys:
+        values = [run[key] for run in runs]
+        found[key] = round(statistics.mean(values), 3)
+        if len(values) > 1 and key in ("accuracy", "drop"):
+            found[f"{key}_std"] = round(statistics.stdev(values), 3)
+    return found
 
 
 def today() -> str:

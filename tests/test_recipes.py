@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 
 from lightning_compress.config import COMPRESSION, drop_unused
 from lightning_compress.instantiate import instantiate
@@ -23,13 +21,9 @@ sys.path += [str(ROOT / "recipes"), str(ROOT / "benchmarks")]
 
 import check  # noqa: E402 - not installed
 import recipe_variants  # noqa: E402
+from recipe_variants import composed  # noqa: E402
 
 RECIPES = sorted(path.parent for path in ROOT.glob("recipes/*/recipe.yaml"))
-
-
-def composed(recipe: Path, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(recipe), version_base="1.3"):
-        return compose("recipe", ["hydra.searchpath=[pkg://lightning_compress.conf]", *overrides])
 
 
 def expected_of(recipe: Path) -> dict[str, Any]:
