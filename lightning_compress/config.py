@@ -86,9 +86,9 @@ def drop_unused(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Leave out inherited settings that a choice on the command line has no use for.
 
     ``model._target_=my.Module`` replaces the class of the chosen ``model``: settings that ``my.Module`` does not take
-    are dropped with a notice. ``pruning=none`` and ``~pruning`` take the class away: what an experiment or a recipe
-    sets for it is dropped too. A setting that was itself given on the command line stays, so that a misspelt or
-    forgotten one is still refused.
+    are dropped with a notice. ``pruning=none``, ``~pruning`` and ``~pruning=global`` take the class away: what an
+    experiment or a recipe sets for it is dropped too. A setting that was itself given on the command line stays, so
+    that a misspelt or forgotten one is still refused.
 
     Args:
         cfg: The composed config; changed in place.
@@ -107,7 +107,7 @@ def drop_unused(cfg: DictConfig, overrides: Sequence[str]) -> None:
                     del node[name]
             if left_out:
                 log.info("%s: %s takes no %s; left out.", path, node["_target_"], ", ".join(left_out))
-        switched_off = key in COMPRESSION and override in (f"{key}=none", f"~{key}")
+        switched_off = key in COMPRESSION and (override == f"{key}=none" or override.startswith("~"))
         if switched_off and not any(name.startswith(f"{key}.") for name in given):
             cfg[key] = {}
 

@@ -146,7 +146,7 @@ def test_without_a_class_on_the_command_line_nothing_is_left_out() -> None:
     assert OmegaConf.to_yaml(cfg) == before
 
 
-@pytest.mark.parametrize("choice", ["pruning=none", "~pruning"])
+@pytest.mark.parametrize("choice", ["pruning=none", "~pruning", "~pruning=global"])
 def test_what_an_experiment_sets_for_a_method_goes_when_the_command_line_switches_it_off(choice: str) -> None:
     cfg = composed("experiment=demo", choice)
     with open_dict(cfg):
