@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Headline:
     form: str
 
     def found(self, folder: Path) -> tuple[str, str] | None:
-        """The number as text, several with strokes between, and the script with its date.
+        """The number as text, several with strokes between, and the script with the dates of these rows.
 
         Returns:
             ``None`` where it was not measured yet.
@@ -45,7 +45,16 @@ class Headline:
         if len(rows) < max(map(len, wanted.values())):
             raise KeyError(f"{path}: no row with {dict(self.row)}")
         script = content["command"].partition(" --")[0]
-        return " / ".join(self.form.format_map(row) for row in rows), f"`{script}`, {content['date']}"
+        return " / ".join(self.form.format_map(row) for row in rows), f"`{script}`, {', '.join(_dates(content, rows))}"
+
+
+def _dates(content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The days on which rows were measured, those of their runs where these were kept."""
+    found = set()
+    for row in rows:
+        runs = [run for run in content.get("runs", []) if run.get("compression") == row.get("compression")]
+        found |= {one.get("date", content["date"]) for one in runs or [row]}
+    return sorted(found)
 
 
 _ACCURACY = "{accuracy:.2f} ± {accuracy_std:.2f} % ({drop:.2f} below dense), {times_smaller:.1f} × smaller"

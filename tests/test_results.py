@@ -164,6 +164,23 @@ def test_a_headline_shows_one_row_of_its_result(folder: Path, monkeypatch: pytes
     assert tables.table("headlines", chinese=True).splitlines()[2:] == [f"| 步 | 1.30 of 272,474 | {shown} |"]
 
 
+def test_a_headline_has_the_dates_of_its_own_rows(folder: Path) -> None:
+    rows = [{"compression": name, "accuracy": 90.0} for name in ("8 bits", "4 bits", "2 bits")]
+    rows[2]["date"] = "2026-11-03"  # of its runs the mean alone was kept
+    days = {("8 bits", 0): "2026-11-01", ("8 bits", 1): "2026-11-02", ("4 bits", 0): "2026-11-01"}
+    runs = [{"compression": name, "seed": seed, "date": day} for (name, seed), day in days.items()]
+    results.write("accuracy", rows, runs=runs)
+    for names, dates in {
+        ("8 bits",): "2026-11-01, 2026-11-02",
+        ("4 bits",): "2026-11-01",
+        ("4 bits", "2 bits"): "2026-11-01, 2026-11-03",
+    }.items():
+        line = headlines.Headline("Accuracy", "准确率", "accuracy", {"compression": names}, "{accuracy}")
+        found = line.found(folder / "benchmarks" / "results")
+        assert found is not None
+        assert found[1].endswith(f"`, {dates}")
+
+
 def test_a_headline_of_a_row_that_is_gone_is_an_error(folder: Path) -> None:
     written()
     with pytest.raises(KeyError, match=r"no row with.*resnet56"):
