@@ -9,8 +9,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from patience import HANG_SECONDS
+
+# No test may fail because a machine is slow.
+os.environ["WANDB__SERVICE_WAIT"] = str(HANG_SECONDS)
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

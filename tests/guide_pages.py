@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from patience import HANG_SECONDS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,7 +68,7 @@ def run(program: str, folder: Path, *, without: Sequence[str] = (), arguments: S
     block = "".join(f"sys.modules[{name!r}] = None\n" for name in without)
     (folder / "page.py").write_text(f"import sys\n{block}{program}")
     done = subprocess.run(
-        [sys.executable, "page.py", *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+        [sys.executable, "page.py", *arguments], cwd=folder, capture_output=True, text=True, timeout=HANG_SECONDS
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

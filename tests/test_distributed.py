@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import HANG_SECONDS
 
 RANKS = (0, 1)
 EQUAL = ("masks", "weights", "ranges", "scales")
@@ -32,7 +33,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
             environment = {**common, "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     try:
-        codes = [process.wait(timeout=240) for process in processes]
+        codes = [process.wait(timeout=HANG_SECONDS) for process in processes]
     finally:
         for process in processes:
             process.kill()

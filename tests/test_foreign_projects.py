@@ -11,13 +11,19 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from foreign_projects import ADDED_TO_THE_TEMPLATE, CLI_PROJECT, OWN_HYDRA_APPLICATION, TEMPLATE, write
+from patience import HANG_SECONDS
 from sklearn.datasets import load_digits
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(
-        [sys.executable, *command], cwd=folder, env=surroundings, capture_output=True, text=True, timeout=120
+        [sys.executable, *command],
+        cwd=folder,
+        env=surroundings,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning_modules import PlainModule, loader, quiet_trainer
+from patience import HANG_SECONDS
 
 from lightning_compress import GradualMagnitudePruning, QuantizationAwareTraining
 
@@ -56,7 +57,7 @@ def test_validate_test_and_predict_give_the_same_bits_in_a_fresh_process(tmp_pat
     trainer.save_checkpoint(checkpoint)
     expected = evaluate(trainer, module)
     names = {"tests": str(Path(__file__).parent), "checkpoint": str(checkpoint), "out": str(out)}
-    subprocess.run([sys.executable, "-c", textwrap.dedent(SCRIPT.format(**names))], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(SCRIPT.format(**names))], check=True, timeout=HANG_SECONDS)
     found = torch.load(out, weights_only=True)
     assert torch.equal(found.pop("predict"), expected.pop("predict"))
     assert found == expected

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from patience import HANG_SECONDS
+
 SOAK = Path(__file__).parents[1] / "benchmarks" / "resume_soak.py"
 
 
@@ -16,7 +18,7 @@ def test_a_stopped_process_goes_on_to_the_same_bits() -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANG_SECONDS,
     )
     assert found.returncode == 0, found.stdout + found.stderr
     assert found.stdout.count("after step") == 4

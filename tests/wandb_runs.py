@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patience import HANG_SECONDS
 from wandb.proto import wandb_internal_pb2 as pb
 
 _BLOCK = 32_768
@@ -62,7 +63,7 @@ def _read(file: Path) -> OfflineRun:
 
 def _finished(file: Path) -> list[Any]:
     """All records of a finished run: ``wandb.finish()`` returns a moment before the last one is in the file."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_SECONDS
     while True:
         records = []
         for data in _records(file.read_bytes()):

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning_modules import PlainModule, loader, quiet_trainer
 from networks import ResidualNet
+from patience import HANG_SECONDS
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_compress import CompressionError
@@ -136,7 +137,7 @@ def test_a_checkpoint_loads_in_a_process_without_this_package(tmp_path: Path) ->
         x, expected = torch.load({str(tmp_path / "expected.pt")!r})
         assert torch.equal(module(x), expected)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=HANG_SECONDS)
 
 
 def test_fit_fit_again_validate_and_test() -> None:

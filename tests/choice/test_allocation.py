@@ -34,7 +34,7 @@ def by_hand(costs: list[list[float]], uses: list[Use]) -> float | None:
     return best
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=120, derandomize=True)
 @given(problems())
 def test_the_cost_is_the_least_of_all_combinations_within_the_limits(
     problem: tuple[list[list[float]], list[Use]],

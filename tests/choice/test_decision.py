@@ -32,7 +32,7 @@ def sweeps(draw: st.DrawFn) -> Sweep:
     return Sweep(Path("."), draw(st.permutations(jobs)))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     sweeps(),
     st.sampled_from([None, 0.0, 0.01, 0.05]),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
+from patience import HANG_SECONDS
 
 from lightning_compress.choice.jobs import config_hash, dense_control, dense_hash, run
 from lightning_compress.choice.sweep import read_sweep
@@ -50,7 +51,7 @@ def test_a_killed_sweep_started_again_runs_only_what_is_missing() -> None:
     command = [sys.executable, "-m", "lightning_compress.cli", "train", "-m", *GRID]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     first = Path("sweep/0/job.json")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_SECONDS
     while not (first.exists() and json.loads(first.read_text())["status"] == "finished"):
         assert process.poll() is None, "the sweep ended before it could be killed"
         assert time.monotonic() < deadline

@@ -12,7 +12,7 @@ from lightning_compress.choice.pareto import front
 value = st.sampled_from([0.0, 1.0, 2.0, 3.0, None, math.nan])
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(st.lists(st.tuples(value, value, value), max_size=30), st.tuples(*[st.booleans()] * 3))
 def test_the_front_is_what_no_point_dominates_by_all_pairs_in_numpy(
     points: list[tuple[float | None, ...]], maximize: tuple[bool, ...]

@@ -105,9 +105,14 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one_whole(tmp_path: Path
     left_behind = 0
     for attempt in range(8):
         target.write_bytes(OLD)
+        before = set(os.listdir(tmp_path))
         child = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(target,))
         child.start()
-        time.sleep(0.005 + 0.003 * attempt)
+        # A writer that wrote in place would have no other file; it is killed as well, and found out below.
+        while set(os.listdir(tmp_path)) <= before and target.read_bytes() == OLD:
+            assert child.is_alive(), "the writer ended before it wrote"
+            time.sleep(0.001)
+        time.sleep(0.003 * attempt)
         child.kill()
         child.join()
         assert target.read_bytes() in (OLD, NEW)

@@ -294,7 +294,7 @@ def test_a_pruner_copies_and_pickles_together_with_its_model():
 
 
 @pytest.mark.filterwarnings("ignore:.*every weight of")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4),
     sparsity=st.floats(0, 0.999),

@@ -36,7 +36,7 @@ def test_erk_densities_are_the_published_ones(sparsity):
         assert found[name] == pytest.approx(expected[name], rel=1e-9), name
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     shapes=st.lists(st.lists(st.integers(1, 20), min_size=2, max_size=4), min_size=1, max_size=6),
     sparsity=st.floats(0, 0.99),

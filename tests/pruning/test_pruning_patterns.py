@@ -18,7 +18,7 @@ def prune(layer, pattern, sparsity, **more):
     return pruner.masks["weight"].numpy()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     pattern=st.sampled_from(["2:4", "1:4", "4:8", "1:2", "3:4"]),
     rows=st.integers(1, 6),
@@ -59,7 +59,7 @@ def test_a_gradual_n_of_m_prunes_whole_groups_with_nested_masks_and_exact_counts
         before = mask
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     size=st.sampled_from([(1, 4), (4, 1), (2, 2), (8, 2)]),
     grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),

@@ -45,7 +45,7 @@ def expected_zeros(pattern, model, sparsity, distribution):
 
 
 @pytest.mark.parametrize("distribution", ["global", "uniform"])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(case=cases())
 def test_counts_are_exact_patterns_whole_and_updates_idempotent(distribution, case):
     pattern, model, sparsity = case

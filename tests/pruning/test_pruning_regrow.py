@@ -26,7 +26,7 @@ def rigl(weight, mask, gradient, fraction):
     return m.reshape(mask.shape)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     shape=st.tuples(st.integers(1, 8), st.integers(1, 8)),
     density=st.floats(0.05, 1.0),

@@ -39,7 +39,7 @@ def cases(draw):
     return scores, masks, draw(st.integers(0, total)), draw(st.booleans())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_selection_equals_a_full_sort(case):
     scores, masks, count, absolute = case
