@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from lightning_compress.example_inputs import call_arguments
 from lightning_compress.export.ops import dequantize, quantize_dequantize
 from lightning_compress.quantization import biases
 from lightning_compress.quantization.candidates import Use
-from lightning_compress.quantization.layers import ActivationQuantizer, collect_flat_weights
+from lightning_compress.quantization.layers import ActivationQuantizer
 from lightning_compress.quantization.placement import place
 from lightning_compress.quantization.prepare import Quantization, find, strip
 from lightning_compress.quantization.recording import recording
+from lightning_compress.quantization.shadows import Shadow, Shadows
 from lightning_compress.quantization.structure import Key, replaced_arguments, replaced_at
 
 
@@ -153,29 +155,12 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), attribute, module)
 
 
-class _Shadow:
-    """Puts dequantized constants in front of a module's parameters while another (or itself) runs."""
-
-    def __init__(self, owner: nn.Module) -> None:
-        self.owner = owner
-        self.reads: dict[str, tuple[int, int]] = {}
-        self._shadowed: list[list[str]] = []
-
-    def enter(self, module: nn.Module, args: Any) -> None:
-        # What a module around this one reads as well is there already.
-        self._shadowed.append([attribute for attribute in self.reads if attribute not in self.owner.__dict__])
-        for attribute in self._shadowed[-1]:
-            axis, block = self.reads[attribute]
-            integers, scale, zero_point = (
-                self.owner._buffers.get(f"{attribute}_{part}") for part in ("integers", "scale", "zero_point")
-            )
-            self.owner.__dict__[attribute] = dequantize(integers, scale, zero_point, axis, block)
-        collect_flat_weights(module)
-
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        for attribute in self._shadowed.pop() if self._shadowed else ():
-            self.owner.__dict__.pop(attribute, None)
-        collect_flat_weights(module)
+def _dequantized(owner: nn.Module, attribute: str, axis: int, block: int) -> torch.Tensor:
+    """A parameter that is kept as integer buffers."""
+    integers, scale, zero_point = (
+        owner._buffers.get(f"{attribute}_{part}") for part in ("integers", "scale", "zero_point")
+    )
+    return dequantize(integers, scale, zero_point, axis, block)
 
 
 def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
@@ -202,12 +187,11 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
     axis, block = (1, weight.group_size) if weight.group_size else (weight.axis, 0)
     for use in weight.uses:
         owner, attribute = use.owner, use.attribute
-        shadow = _Shadow(owner)
+        stored = {attribute: (axis, block)}
         owner.register_parameter(attribute, None)
         owner.register_buffer(f"{attribute}_integers", weight.integers)
         owner.register_buffer(f"{attribute}_scale", weight.scale)
         owner.register_buffer(f"{attribute}_zero_point", zero_point)
-        shadow.reads[attribute] = (axis, block)
         if use.bias is not None and use in added:
             # float32, as ONNX Runtime's kernels compute it.
             scale = weight.scale * torch.tensor(input_scale, dtype=torch.float32)
@@ -215,9 +199,9 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
             owner.register_parameter(use.bias, None)
             owner.register_buffer(f"{use.bias}_integers", integers)
             owner.register_buffer(f"{use.bias}_scale", scale)
-            shadow.reads[use.bias] = (0, 0)
-        use.host.register_forward_pre_hook(shadow.enter)
-        use.host.register_forward_hook(shadow.leave, always_call=True)
+            stored[use.bias] = (0, 0)
+        shadows = [Shadow(owner, name, partial(_dequantized, owner, name, *where)) for name, where in stored.items()]
+        Shadows(shadows).attach(use.host)
 
 
 def _make_room(weight: IntegerWeight, bias: torch.Tensor, input_scale: float) -> None:

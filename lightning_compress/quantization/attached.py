@@ -12,7 +12,7 @@ from torch import nn
 from lightning_compress.changes import differences
 from lightning_compress.errors import CompressionError
 from lightning_compress.example_inputs import call_arguments, evaluating
-from lightning_compress.quantization.biases import BiasHook, fits
+from lightning_compress.quantization.biases import BiasShadow, fits
 from lightning_compress.quantization.candidates import FunctionalUse, Use, Weight, functional_uses, loose, weights
 from lightning_compress.quantization.ends import recorded_ends, registered_ends
 from lightning_compress.quantization.layers import (
@@ -20,8 +20,8 @@ from lightning_compress.quantization.layers import (
     ActivationQuantizer,
     ClipForward,
     Switch,
-    WeightHook,
     WeightQuantizer,
+    WeightShadows,
 )
 from lightning_compress.quantization.learned_quantizers import (
     LearnedActivationQuantizer,
@@ -55,7 +55,7 @@ class Quantization:
         self.settings = settings
         self.layers: dict[str, WeightQuantizer] = {}
         self.activations: dict[str, ActivationQuantizer] = {}
-        self.biases: list[BiasHook] = []
+        self.biases: list[BiasShadow] = []
         self.placement: Placement | None = None
         self._model = model
         self._switch = Switch(model)
@@ -274,9 +274,7 @@ class Quantization:
             by_host.setdefault(use.host, []).append((quantizer, use))
         for host, uses in by_host.items():
             host.__dict__[ATTRIBUTE] = self
-            hook = WeightHook(uses, self._switch)
-            self._handles.append(host.register_forward_pre_hook(hook.enter))
-            self._handles.append(host.register_forward_hook(hook.leave, always_call=True))
+            self._handles += WeightShadows(uses, self._switch).attach(host)
 
     def _quantizer(self, weight: Weight, spec: WeightSpec) -> WeightQuantizer:
         if spec.range == "learned":
@@ -310,11 +308,10 @@ class Quantization:
             bias = use.owner._parameters.get(use.bias) if use.bias is not None else None
             if norm is None and (bias is None or not fits(bias, scales)):
                 continue
-            hook = BiasHook(weight, activation, use, modules[norm] if norm is not None else None, self._switch)
-            self.biases.append(hook)
-            hook.host.__dict__[ATTRIBUTE] = self
-            self._handles.append(hook.host.register_forward_pre_hook(hook.enter))
-            self._handles.append(hook.host.register_forward_hook(hook.leave, always_call=True))
+            shadow = BiasShadow(weight, activation, use, modules[norm] if norm is not None else None, self._switch)
+            self.biases.append(shadow)
+            shadow.host.__dict__[ATTRIBUTE] = self
+            self._handles += shadow.attach(shadow.host)
 
     def _hook(self, site: Site, quantizer: ActivationQuantizer, modules: dict[str, nn.Module]) -> None:
         for (name, side), paths in site.places.items():

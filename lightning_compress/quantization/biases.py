@@ -7,14 +7,13 @@ behind it. Training leaves biases alone.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.candidates import Use
 from lightning_compress.quantization.layers import ActivationQuantizer, Switch, WeightQuantizer
+from lightning_compress.quantization.shadows import Shadow, Shadows
 
 _INT32_ROOM = 2**30
 _SMALLEST_SCALE = 2.0**-60
@@ -102,8 +101,8 @@ def integers_of(bias: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return torch.round(bias.float().double() / scale.double())
 
 
-class BiasHook:
-    """Shadows a bias by its rounded self while the module that adds it runs in evaluation.
+class BiasShadow(Shadows):
+    """Shows a module in evaluation its bias as a file holds it.
 
     Args:
         weight: Quantizer of the layer's weight.
@@ -124,27 +123,12 @@ class BiasHook:
         self.weight, self.activation, self.use, self.norm, self.switch = weight, activation, use, norm, switch
         self.host = norm or use.host
         self.owner, self.attribute = (norm, "bias") if norm is not None else (use.owner, str(use.bias))
-        self._shadowed: list[bool] = []
+        super().__init__([Shadow(self.owner, self.attribute, self.rounded)])
 
-    def enter(self, module: nn.Module, args: Any) -> None:
-        """Before the module's forward."""
-        bias = self.owner._parameters.get(self.attribute)
-        shadows = (
-            not module.training
-            and self.switch.enabled
-            and (self.norm is not None or bias is not None)
-            and self.activation.observed
-            and self.attribute not in self.owner.__dict__
-        )
-        if shadows:
-            self.owner.__dict__[self.attribute] = self.rounded()
-        self._shadowed.append(shadows)
-
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """After the module's forward, also when it raised."""
-        # Nothing was noted where a hook before ours raised.
-        if self._shadowed and self._shadowed.pop():
-            self.owner.__dict__.pop(self.attribute, None)
+    def active(self, module: nn.Module) -> bool:
+        """In evaluation, once the input's range is known."""
+        has_bias = self.norm is not None or self.owner._parameters.get(self.attribute) is not None
+        return not module.training and self.switch.enabled and has_bias and self.activation.observed
 
     def rounded(self) -> torch.Tensor:
         """The bias that the owner adds in evaluation; its gradient passes the rounding by."""

@@ -1,9 +1,4 @@
-"""Quantizers on a live model: forward hooks alone, so Parameters, classes and ``state_dict`` keys stay as they are.
-
-While a layer runs, its weight attribute is shadowed by the fake-quantized weight: an entry in the instance's
-``__dict__`` is found before ``Module.__getattr__`` looks among the parameters. Any ``forward`` that reads
-``self.weight`` works, subclasses' own included.
-"""
+"""Quantizers on a live model: forward hooks alone, so Parameters, classes and ``state_dict`` keys stay as they are."""
 
 from __future__ import annotations
 
@@ -18,6 +13,7 @@ from torch.nn.modules.module import _global_forward_hooks
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization import kernels, observers
 from lightning_compress.quantization.candidates import Use, Weight
+from lightning_compress.quantization.shadows import Shadow, Shadows
 from lightning_compress.quantization.spec import ActivationSpec, WeightSpec
 from lightning_compress.quantization.structure import Key, replaced_arguments, replaced_at
 
@@ -264,43 +260,21 @@ class ActivationQuantizer:
         self._calls = int(state["calls"])
 
 
-class WeightHook:
-    """Shadows the weights that a module reads while it runs.
+class WeightShadows(Shadows):
+    """Shows a module the quantized weights that its forward reads.
 
     Args:
         reads: Each quantizer with the attribute through which the module reads its weight.
         switch: What the model's quantizers share.
     """
 
-    def __init__(self, reads: list[tuple[WeightQuantizer, Use]], switch: Switch) -> None:
-        self.reads = reads
-        self.switch = switch
-        self._shadowed: list[list[Use]] = []
+    def __init__(self, reads: Sequence[tuple[WeightQuantizer, Use]], switch: Switch) -> None:
+        super().__init__([Shadow(use.owner, use.attribute, quantizer.fake_quantize) for quantizer, use in reads])
+        self._switch = switch
 
-    def enter(self, module: nn.Module, args: Any) -> None:
-        """Before the module's forward."""
-        shadowed = []
-        if self.switch.enabled:
-            for quantizer, use in self.reads:
-                # A module around this one may read the same weight, and has it quantized already.
-                if use.attribute not in use.owner.__dict__:
-                    use.owner.__dict__[use.attribute] = quantizer.fake_quantize()
-                    shadowed.append(use)
-            collect_flat_weights(module)
-        self._shadowed.append(shadowed)
-
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """After the module's forward, also when it raised."""
-        # Nothing was noted where a hook before ours raised.
-        for use in self._shadowed.pop() if self._shadowed else ():
-            use.owner.__dict__.pop(use.attribute, None)
-        collect_flat_weights(module)
-
-
-def collect_flat_weights(module: nn.Module) -> None:
-    """Let a recurrent module, which keeps a list of its weights, see what its attributes are now."""
-    if isinstance(module, nn.RNNBase):
-        module.__dict__["_flat_weights"] = [getattr(module, name, None) for name in module._flat_weights_names]
+    def active(self, module: nn.Module) -> bool:
+        """While the quantizers act."""
+        return self._switch.enabled
 
 
 # Modules that make a new tensor which autograd does not keep for their own backward: it can be quantized in place.
