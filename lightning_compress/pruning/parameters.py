@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 from lightning_compress.errors import CompressionError
@@ -57,7 +59,8 @@ def candidates(model: nn.Module) -> list[Candidate[nn.Parameter]]:
             # A module without a telling class, so that the class "Linear" does not name a Linear's bias.
             modules[0] if _is_weight(names[parameter][0], parameter) else nn.Module(),
             parameter,
-            default=parameter.ndim >= 2 and all(isinstance(module, _DEFAULT_LAYERS) for module in modules),
+            default=_is_matrix(names[parameter][0], parameter)
+            and all(isinstance(module, _DEFAULT_LAYERS) for module in modules),
         )
         for parameter, modules in owners.items()
     ]
@@ -86,3 +89,8 @@ def choose(model: nn.Module, settings: Settings) -> list[Selection[nn.Parameter]
 
 def _is_weight(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 or name.rpartition(".")[2] == "weight"
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Not the biases of attention keys and values, which have three dimensions, nor the magnitudes of weight norm."""
+    return parameter.ndim >= 2 and not re.search(r"(^|\.)bias_[kv]$|_g$", name)

@@ -142,7 +142,7 @@ class Settings:
             freeze=freeze,
             targets=None if targets is None else _tuple(targets, f"{field}.targets"),
             ignore=_tuple(ignore, f"{field}.ignore"),
-            overrides=_overrides(overrides, field, final, parsed),
+            overrides=_overrides(overrides, field, final, parsed, regrow),
             seed=seed,
             field=field,
         )
@@ -222,7 +222,11 @@ def _tuple(patterns: Iterable[str], field: str) -> tuple[str, ...]:
 
 
 def _overrides(
-    overrides: Mapping[str, Mapping[str, Any] | None] | None, field: str, final: float, pattern: Pattern
+    overrides: Mapping[str, Mapping[str, Any] | None] | None,
+    field: str,
+    final: float,
+    pattern: Pattern,
+    regrow: str | None,
 ) -> dict[str, dict[str, Any] | None]:
     checked: dict[str, dict[str, Any] | None] = {}
     for name, settings in (overrides or {}).items():
@@ -247,6 +251,10 @@ def _overrides(
                     f"{where}.pattern",
                     expected="no mix of 'channel' with other patterns",
                     got=settings["pattern"],
+                )
+            if regrow is not None and type(own) is not Pattern:
+                raise CompressionError.field(
+                    f"{where}.pattern", expected=f"'unstructured' beside regrow={regrow!r}", got=settings["pattern"]
                 )
         _fits_pattern(own, parsed.get("final_sparsity", final), f"{where}.final_sparsity")
         if parsed.get("initial_sparsity", 0.0) > parsed.get("final_sparsity", final):

@@ -186,6 +186,16 @@ def test_biases_norms_and_embeddings_are_left_alone_unless_named():
     assert list(Pruner(model, final_sparsity=0.5, end=0, targets=["Linear"]).masks) == ["l.weight"]
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_biases_of_attention_and_magnitudes_of_weight_norm_are_not_pruned_by_default():
+    model = nn.ModuleDict(
+        {"a": nn.MultiheadAttention(4, 2, add_bias_kv=True), "n": nn.utils.weight_norm(nn.Linear(4, 4))}
+    )
+    pruner = Pruner(model, final_sparsity=0.5, end=10)
+    assert set(pruner.masks) == {"a.in_proj_weight", "a.out_proj.weight", "n.weight_v"}
+    assert set(Pruner(model, final_sparsity=0.5, end=10, targets=["a.bias_k"]).masks) == {"a.bias_k"}
+
+
 def test_recurrent_and_attention_weights_are_pruned_by_default():
     model = nn.ModuleDict({"r": nn.GRU(4, 4), "a": nn.MultiheadAttention(4, 2)})
     assert list(Pruner(model, final_sparsity=0.5, end=0).masks) == [

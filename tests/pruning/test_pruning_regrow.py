@@ -141,6 +141,18 @@ def test_regrowth_with_another_pattern_is_refused():
         Pruner(nn.Linear(8, 8), final_sparsity=0.5, end=1, pattern="2:4", regrow="random")
 
 
+def test_regrowth_with_another_pattern_of_one_layer_is_refused():
+    overrides = {"1": {"pattern": "block:1x4"}}
+    with pytest.raises(CompressionError, match=r"Pruner\.overrides\['1'\]\.pattern: expected 'unstructured' beside"):
+        Pruner(
+            nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)),
+            final_sparsity=0.5,
+            end=1,
+            regrow="random",
+            overrides=overrides,
+        )
+
+
 def test_churn_is_the_share_of_masks_that_changed():
     for step, _, pruner in run("random", steps=4):
         before = torch.cat([mask.flatten() for mask in pruner.masks.values()])
