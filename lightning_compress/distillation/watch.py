@@ -34,13 +34,19 @@ class Call:
     outputs: dict[str, list[Tensor]] = field(default_factory=dict)
     _versions: list[tuple[Tensor, int]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._note((self.args, self.kwargs))
+
     def seal(self, output: Any) -> None:
-        """Take the output, and note the state of all that is read later."""
+        """Take the output."""
         self.output = output
-        self._versions = [(tensor, tensor._version) for _, tensor in tensors((output, self.args, self.kwargs))]
+        self._note(output)
+
+    def _note(self, read_later: Any) -> None:
+        self._versions += [(tensor, tensor._version) for _, tensor in tensors(read_later)]
 
     def refuse_changed(self, owner: str) -> None:
-        """Refuse a call whose inputs or output were written to since.
+        """Refuse a call whose inputs were written to since it began, or its output since it ended.
 
         Raises:
             CompressionError: They were.
@@ -48,9 +54,9 @@ class Call:
         for tensor, version in self._versions:
             if tensor._version != version:
                 raise CompressionError(
-                    f"{owner}: the step changed the inputs or the output of {self.entry or 'the network'!r} in place "
-                    f"after the call (a tensor of shape {list(tensor.shape)}), so they cannot be compared with the "
-                    f"teacher's. Write x = x + y instead of x += y there."
+                    f"{owner}: the inputs or the output of {self.entry or 'the network'!r} were changed in place, in "
+                    f"the call or after it (a tensor of shape {list(tensor.shape)}), so they cannot be compared with "
+                    f"the teacher's. Write x = x + y instead of x += y there."
                 )
 
 

@@ -198,7 +198,7 @@ def test_names_of_no_module_are_refused_before_training(losses: list[Any], messa
     [
         (lambda net, x: x.mean(), r"called no module with parameters.* not self\.net\.forward\(x\)"),
         (lambda net, x: net.fc(net.block2(net.block1(net.stem(x))).mean((2, 3))), "several modules side by side"),
-        (lambda net, x: net(x).mul_(2), "in place after the call"),
+        (lambda net, x: net(x).mul_(2), "changed in place, in the call or after it"),
         (lambda net, x: net.stem(x), "'block1', which gave a tensor 0 times"),
     ],
 )
@@ -207,6 +207,18 @@ def test_a_step_that_cannot_be_distilled_is_refused(step: Any, message: str) -> 
     losses = [Logits(), Features(["block1"])]
     with pytest.raises(CompressionError, match=message):
         seen(Distiller(student, teacher, losses), lambda: step(student, x))
+
+
+def test_a_network_that_writes_to_its_own_input_is_refused_since_the_teacher_would_get_another() -> None:
+    class Normalizing(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.sub_(5.0))
+
+    student, teacher, x = Normalizing(4, 3), nn.Linear(4, 3), torch.randn(2, 4)
+    with pytest.raises(CompressionError, match=r"^Distiller: the inputs or the output of 'the network' were changed"):
+        seen(Distiller(student, teacher), lambda: student(x))
+    with pytest.raises(CompressionError, match=r"^Distiller\.teacher: the inputs"):
+        seen(Distiller(teacher, student), lambda: teacher(x))
 
 
 def test_outputs_of_different_shapes_are_refused_with_both() -> None:
