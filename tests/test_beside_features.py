@@ -271,6 +271,34 @@ def test_stochastic_weight_averaging(first: bool) -> None:
     assert_compressed(module, callbacks)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_batch_norm_of_averaged_weights_is_measured_with_the_weights_that_stay(first: bool, tmp_path: Path) -> None:
+    module = Module()
+    pruning = GradualMagnitudePruning(0.75, start=0.0, end=0.75, every=1)
+    callbacks = [pruning, QuantizationAwareTraining(start=0, freeze_range=0.5, freeze_batchnorm=0.8)]
+    swa = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)  # from before pruning ends
+    saved = ModelCheckpoint(tmp_path, save_top_k=-1)
+    quiet_trainer(
+        callbacks=[swa, *callbacks, saved] if first else [*callbacks, swa, saved],
+        max_epochs=4,
+        enable_checkpointing=True,
+    ).fit(module, loader(), loader(8))
+    assert pruning.pruner is not None
+    assert (pruning.pruner.schedule.end, callbacks[1].phases["freeze_batchnorm"]) == (24, 26)  # of 32 steps
+    checkpoint = torch.load(max(tmp_path.glob("*.ckpt"), key=lambda path: path.stat().st_mtime), weights_only=True)
+    weights = torch.cat([checkpoint["state_dict"][name].flatten() for name in pruning.pruner.masks])
+    assert float((weights == 0).double().mean()) == pytest.approx(0.75, abs=1e-3)
+
+    norm, found = module.net.backbone[1], copy.deepcopy(module.net.backbone[1])
+    norm.reset_running_stats()
+    norm.momentum = None
+    with torch.no_grad():
+        for x, _ in loader():
+            module.train()(x)
+    torch.testing.assert_close(found.running_mean, norm.running_mean)
+    torch.testing.assert_close(found.running_var, norm.running_var)
+
+
 def test_backbone_finetuning() -> None:
     module, callbacks = Module(), ours()
     tuning = BackboneFinetuning(unfreeze_backbone_at_epoch=1, verbose=False, lambda_func=lambda epoch: 1.0)

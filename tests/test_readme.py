@@ -81,6 +81,9 @@ TESTS = {
         "test_beside_features.py::test_several_optimizers_by_hand",
         "test_beside_features.py::test_several_optimizers_by_hand_have_no_fractions_of_a_run",
     ],
+    "Manual optimization": [
+        "callbacks/test_quantization_callback.py::test_a_phase_that_a_run_by_hand_never_came_to_is_said"
+    ],
     "`KnowledgeDistillation`": [
         "callbacks/test_distillation_callback.py::test_what_cannot_be_is_refused_before_the_first_step"
     ],
@@ -90,6 +93,7 @@ TESTS = {
     ],
     "SWA": [
         "test_beside_features.py::test_stochastic_weight_averaging",
+        "test_beside_features.py::test_batch_norm_of_averaged_weights_is_measured_with_the_weights_that_stay",
         "test_beside_features.py::test_backbone_finetuning",
         "test_beside_features.py::test_learning_rate_finder",
         "test_beside_features.py::test_batch_size_finder",

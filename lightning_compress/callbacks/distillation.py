@@ -212,7 +212,7 @@ class KnowledgeDistillation(Callback):
         return {**output, "loss": total} if isinstance(output, Mapping) else total
 
     def _resolve(self, trainer: L.Trainer) -> dict[str, int]:
-        run = run_length(trainer)
+        run = run_length(trainer, before=self)
         phases = {name: time.steps(run) for name, time in self._times.items()}
         if phases.get("end", math.inf) <= phases["start"]:
             raise CompressionError.field(

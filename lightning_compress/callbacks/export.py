@@ -167,8 +167,9 @@ class CompressedExport(Callback):
         self._start_watching(trainer, pl_module)
 
     @override
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self._stop_watching(required=True)
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        # A step that returns nothing passes its batch over.
+        self._stop_watching(required=bool(outputs) or not pl_module.automatic_optimization)
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_compress.callbacks.resume import mend_progress
-from lightning_compress.callbacks.run import refuse_sharded, run_length
+from lightning_compress.callbacks.run import measures_batchnorm, refuse_sharded, run_length
 from lightning_compress.changes import check_accept
 from lightning_compress.errors import CompressionError
 from lightning_compress.pruning import Pruner
@@ -135,7 +135,7 @@ class GradualMagnitudePruning(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove_hooks()
-        run = run_length(trainer)
+        run = run_length(trainer, before=self)
         settings = self.settings
         if trainer.fast_dev_run and not settings.freeze:  # type: ignore[attr-defined]
             # The few batches of a trial run see the last update, whatever the schedule.
@@ -157,6 +157,12 @@ class GradualMagnitudePruning(Callback):
         # An update that waits for gradients, in a run that goes on with other settings, is made after a first step.
         if not (trainer.global_step > 0 and self.settings.needs_gradient):
             self._update(trainer)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Weights that were averaged since before they were pruned are to be measured as they will be.
+        if batch_idx == 0 and measures_batchnorm(trainer):
+            _made(self.pruner).apply()
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

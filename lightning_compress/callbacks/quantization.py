@@ -10,13 +10,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from lightning_compress.callbacks.ranks import average_ranges, mean_over_ranks
 from lightning_compress.callbacks.resume import mend_progress
-from lightning_compress.callbacks.run import refuse_sharded, run_length
+from lightning_compress.callbacks.run import measures_batchnorm, refuse_sharded, run_length
 from lightning_compress.changes import check_accept, settle
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.bit_schedule import BitPlan, BitSchedule
@@ -139,6 +140,7 @@ class QuantizationAwareTraining(Callback):
         self._example_inputs = example_inputs
         self._saved: dict[str, Any] | None = None
         self._made_anew = False
+        self._frozen_norms: set[nn.Module] = set()
         self._recording: AbstractContextManager[Tape] | None = None
         self._tape: Tape | None = None
 
@@ -148,7 +150,7 @@ class QuantizationAwareTraining(Callback):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        run = run_length(trainer)
+        run = run_length(trainer, before=self)
         self.phases = {name: time.steps(run) for name, time in self.times.items()}
         if run.total_steps is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             for name, step in self.phases.items():
@@ -186,6 +188,8 @@ class QuantizationAwareTraining(Callback):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
+        if step == 0:
+            self._ranges.forget_rates()
         self._enter_phase(step, pl_module)
         if self._made_anew and self.phases.get("freeze_range", step + 1) <= step:
             raise CompressionError.field(
@@ -202,6 +206,8 @@ class QuantizationAwareTraining(Callback):
         # Not when a fit starts: a resumed one does not know its step yet, and has its bits from the checkpoint.
         self._enter_bits(trainer.global_step)
         self._enter_phase(trainer.global_step, pl_module)
+        if measures_batchnorm(trainer):
+            self._release_batchnorm()
         if self._attached.gains_by_recording and self._recording is None:
             self._attached.enabled = False
             self._recording = recording(pl_module)
@@ -210,7 +216,7 @@ class QuantizationAwareTraining(Callback):
     @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
         if pl_module.automatic_optimization:
-            self._finish_recording()
+            self._finish_recording(passed_over=False)
 
     @override
     def on_before_optimizer_step(
@@ -218,16 +224,15 @@ class QuantizationAwareTraining(Callback):
     ) -> None:
         if self.settings.range != "learned":
             return
-        group = optimizer.param_groups[0]
-        peak = max(float(group.get(key, 0.0)) for key in ("lr", "initial_lr", "max_lr"))
+        number = next(i for i, one in enumerate(trainer.optimizers) if one is optimizer)
         average = mean_over_ranks(trainer) if trainer.world_size > 1 else None
-        self._ranges.step(float(group["lr"]) / peak if peak else 1.0, average)
+        self._ranges.step(self._ranges.share(number, optimizer.param_groups[0]), average)
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._finish_recording()
+        self._finish_recording(passed_over=pl_module.automatic_optimization or not _reads_parameters(self._tape))
         # In the phase of this batch: the one before ranges freeze has moved them, too.
         if trainer.world_size > 1 and self._attached.enabled and not self._attached.frozen:
             average_ranges(self._attached, mean_over_ranks(trainer))
@@ -235,10 +240,31 @@ class QuantizationAwareTraining(Callback):
         self._enter_bits(trainer.global_step)
 
     @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for name, step in self.phases.items():
+            if step >= trainer.global_step:
+                rank_zero_warn(
+                    f"{_FIELD}: training ended at optimizer step {trainer.global_step}, before {name} at {step}, "
+                    "which never came."
+                )
+        if self._attached.gains_by_recording:
+            rank_zero_warn(
+                f"{_FIELD}: no training batch went through the network, so no activation is quantized. Give "
+                f"{_FIELD}.example_inputs."
+            )
+
+    @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._release_batchnorm()
         if self._recording is not None:
             self._recording.__exit__(None, None, None)
             self._recording = None
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._release_batchnorm()
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -325,8 +351,14 @@ class QuantizationAwareTraining(Callback):
         self._attached.frozen = step >= self.phases.get("freeze_range", step + 1)
         if step >= self.phases.get("freeze_batchnorm", step + 1):
             for norm in module.modules():
-                if isinstance(norm, _BatchNorm):
+                if isinstance(norm, _BatchNorm) and norm.training:
                     norm.eval()
+                    self._frozen_norms.add(norm)
+
+    def _release_batchnorm(self) -> None:
+        for norm in self._frozen_norms:
+            norm.train()
+        self._frozen_norms.clear()
 
     def _enter_bits(self, step: int) -> None:
         now = (self._weight_bits.at(step, self.phases), self._activation_bits.at(step, self.phases))
@@ -334,13 +366,19 @@ class QuantizationAwareTraining(Callback):
             self._attached.set_bits(*now)
         self._attached.settled = now == (self._weight_bits.last, self._activation_bits.last)
 
-    def _finish_recording(self) -> None:
+    def _finish_recording(self, *, passed_over: bool) -> None:
+        """Take what was recorded; a step that passed its batch over shows nothing, and the next one is recorded."""
         if self._recording is None or self._tape is None:
             return
         self._recording.__exit__(None, None, None)
-        self._attached.place(self._tape)
-        self._ranges.track(self._attached.parameters())
+        if not passed_over:
+            self._attached.place(self._tape)
+            self._ranges.track(self._attached.parameters())
         self._recording = self._tape = None
+
+
+def _reads_parameters(tape: Tape | None) -> bool:
+    return tape is not None and any(value.parameter for op in tape.ops for value in op.inputs)
 
 
 def _on_device(example: Any, device: torch.device) -> Any:

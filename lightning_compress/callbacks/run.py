@@ -5,26 +5,51 @@ from __future__ import annotations
 import math
 
 import lightning as L
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.timeline import Run
 
 
-def run_length(trainer: L.Trainer) -> Run:
+def run_length(trainer: L.Trainer, before: Callback | None = None) -> Run:
     """The length of a fit in optimizer steps; ``None`` where it is unknown (an endless or iterable loader).
 
-    Lightning's own estimate counts batches: it takes the accumulation of the moment for that of all epochs, and one
-    step a batch for any number of optimizers. Where that is wrong, the length is computed here or is unknown.
+    Lightning's own estimate counts batches: it takes the accumulation of the moment for that of all epochs, one step a
+    batch for any number of optimizers, and the epoch in which batch norm is measured for one of training. Where that is
+    wrong, the length is computed here or is unknown.
+
+    Args:
+        trainer: The Trainer, while it fits.
+        before: Who asks in ``on_fit_start``, which callbacks behind it have not come to; ``None`` once all have.
     """
+    loop, epochs = trainer.fit_loop, trainer.fit_loop.max_epochs
+    loop.max_epochs = None if epochs is None else epochs - _measuring_epochs(trainer, before)
     try:
         return _length(trainer)
     finally:
+        loop.max_epochs = epochs
         # A loader gets its state back while Lightning loads the data, if the loops were restored by then. Where the
         # length was asked for earlier (here, or in configure_optimizers), the data has to be loaded once more.
         if trainer.ckpt_path is not None and not trainer.fit_loop.restarting:
             _forget_data(trainer)
+
+
+def measures_batchnorm(trainer: L.Trainer) -> bool:
+    """Whether this epoch trains nothing: averaged weights are in place, whose batch norm is measured."""
+    return trainer.fit_loop._skip_backward
+
+
+def _measuring_epochs(trainer: L.Trainer, before: Callback | None) -> int:
+    """How many such epochs ``max_epochs`` holds by now."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    begun = callbacks if before is None else callbacks[: callbacks.index(before)]
+    return sum(
+        isinstance(callback, StochasticWeightAveraging)
+        and trainer.max_epochs != -1
+        and callback.pl_module_contains_batch_norm(trainer.lightning_module)
+        for callback in begun
+    )
 
 
 def _length(trainer: L.Trainer) -> Run:

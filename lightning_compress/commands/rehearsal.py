@@ -47,7 +47,7 @@ class Watch(Callback):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.run = run_length(trainer)
+        self.run = run_length(trainer, before=self)
         self.example = pl_module.example_input_array is not None
         modes = {name: module.training for name, module in pl_module.named_modules()}
         self.model = duplicate(pl_module)

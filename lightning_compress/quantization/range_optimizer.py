@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class RangeOptimizer:
         self._adam: torch.optim.Adam | None = None
         self._saved: dict[str, Any] | None = None
         self._parameters: list[nn.Parameter] = []
+        self._highest: dict[int, float] = {}
 
     def track(self, parameters: list[nn.Parameter]) -> None:
         """Train these parameters from now on; the state of those that were trained already stays."""
@@ -67,6 +68,21 @@ class RangeOptimizer:
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
 
+    def forget_rates(self) -> None:
+        """Begin anew with the highest learning rates, as after a search for one."""
+        self._highest.clear()
+
+    def share(self, optimizer: int, group: Mapping[str, Any]) -> float:
+        """The part of its highest learning rate that an optimizer of the user's has now.
+
+        Args:
+            optimizer: Its number.
+            group: Its parameter group; where a scheduler names the rate it starts from or rises to, that counts.
+        """
+        rates = (float(group.get(key, 0.0)) for key in ("lr", "initial_lr", "max_lr"))
+        highest = self._highest[optimizer] = max(self._highest.get(optimizer, 0.0), *rates)
+        return float(group["lr"]) / highest if highest else 1.0
+
     @property
     def nonfinite(self) -> int:
         """Steps so far in which a gradient was not finite. A GPU is waited for."""
@@ -96,9 +112,10 @@ class RangeOptimizer:
     def state_dict(self) -> dict[str, Any]:
         """Adam's state: tensors and primitives."""
         state = {} if self._adam is None else self._adam.state_dict()["state"]
-        return {"state": state, "nonfinite": self._nonfinite.cpu().clone()}
+        return {"state": state, "nonfinite": self._nonfinite.cpu().clone(), "highest": dict(self._highest)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the state over; Adam's as soon as all its parameters are tracked."""
         self._saved = state
         self._nonfinite = state["nonfinite"].clone()
+        self._highest = dict(state["highest"])

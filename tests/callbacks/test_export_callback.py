@@ -458,6 +458,18 @@ def test_without_verification_no_data_is_needed(tmp_path):
     assert callback.report["results"]["deployed"]["bytes"] > 0
 
 
+def test_a_first_step_that_passes_its_batch_over_is_waited_for(tmp_path):
+    class Choosy(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
+            return super().training_step(batch, batch_idx) if batch_idx else None
+
+    callback, module = packed_only(tmp_path, verify=False), Choosy()
+    trainer(callback).fit(module, loader())
+    x = torch.randn(4, 12)
+    fresh = load_packed(tmp_path / "model.packed", Plain()).eval()
+    torch.testing.assert_close(fresh.net(x), module.eval().net(x))
+
+
 def test_evaluation_that_calls_another_module_than_training_is_found_out(tmp_path):
     class Astray(Plain):
         def __init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,86 @@ def test_batch_norm_statistics_freeze_when_told() -> None:
     quiet_trainer(callbacks=[callback, Watch()], max_epochs=1).fit(PlainModule(), loader())
     assert not torch.equal(means[2], means[3])
     assert torch.equal(means[3], means[7])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_batch_norm_trains_again_after_the_fit_in_which_it_was_frozen(fails: bool) -> None:
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if fails and batch_idx == 6:
+                raise RuntimeError("the user's own")
+
+    module = PlainModule()
+    norms = [norm for norm in module.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+    norms[0].eval()  # the user's own choice
+    callback = QuantizationAwareTraining(freeze_batchnorm=4)
+    trainer = quiet_trainer(callbacks=[callback, Watch()], max_epochs=1)
+    with pytest.raises(RuntimeError, match="the user's own") if fails else nullcontext():
+        trainer.fit(module, loader())
+    assert [norm.training for norm in norms] == [False] + [True] * (len(norms) - 1)
+    assert [int(norm.num_batches_tracked) for norm in norms[:2]] == [0, 4]
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_a_first_step_that_passes_its_batch_over_is_not_what_places_quantizers(automatic: bool) -> None:
+    class Choosy(PlainModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = automatic
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
+            if batch_idx == 0:
+                return None
+            loss = super().training_step(batch, batch_idx)
+            if not automatic:
+                self.manual_backward(loss)
+                self.optimizers().step()  # type: ignore[union-attr]
+            return loss
+
+    placed = []
+    for module in (PlainModule(), Choosy()):
+        callback = QuantizationAwareTraining()
+        quiet_trainer(callbacks=[callback], max_epochs=1).fit(module, loader())
+        placed.append(set(scales(callback)))
+        assert callback.quantization is not None
+        assert all(quantizer.observed for quantizer in callback.quantization.activations.values())
+    assert placed[0] == placed[1]
+
+
+def test_a_phase_that_a_run_by_hand_never_came_to_is_said() -> None:
+    class Accumulating(PlainModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            self.manual_backward(super().training_step(batch, batch_idx))
+            if batch_idx % 4 == 3:
+                self.optimizers().step()  # type: ignore[union-attr]
+                self.optimizers().zero_grad()  # type: ignore[union-attr]
+
+    with pytest.warns(UserWarning, match="training ended at optimizer step 4, before start at 8, which never came"):
+        quiet_trainer(callbacks=[QuantizationAwareTraining(start=0.5)]).fit(Accumulating(), loader())
+
+
+def test_learned_ranges_follow_a_scheduler_that_names_no_first_rate() -> None:
+    class Plateau(PlainModule):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            # No loss is ever good enough.
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=0, threshold=1e9)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            rates.append((trainer.optimizers[0].param_groups[0]["lr"], callback._ranges._adam.param_groups[0]["lr"]))
+
+    rates: list[tuple[float, float]] = []
+    callback = QuantizationAwareTraining(range="learned", range_lr=0.002)
+    trainer = quiet_trainer(callbacks=[callback, Watch()], max_epochs=4)
+    trainer.fit(Plateau(lr=0.05), loader(2), loader(1, seed=1))
+    assert rates[-1][0] < 0.05 / 50
+    assert [ours for _, ours in rates] == pytest.approx([theirs / 0.05 * 0.002 for theirs, _ in rates])
 
 
 @pytest.mark.parametrize(
