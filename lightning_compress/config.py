@@ -109,7 +109,8 @@ def drop_unused(cfg: DictConfig, overrides: Sequence[str]) -> None:
                 log.info("%s: %s takes no %s; left out.", path, node["_target_"], ", ".join(left_out))
         switched_off = key in COMPRESSION and (override == f"{key}=none" or override.startswith("~"))
         if switched_off and not any(name.startswith(f"{key}.") for name in given):
-            cfg[key] = {}
+            with open_dict(cfg):
+                cfg[key] = {}
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> CompressionError:

@@ -14,7 +14,11 @@ def quoted(path: str | Path) -> str:
         "'my data/mnist'"
     """
     text = str(path)
-    return text if re.fullmatch(r"[\w./:-]+", text) else "'" + text + "'"
+    if re.fullmatch(r"[\w./:-]+", text, flags=re.ASCII):
+        return text
+    # Backslashes are themselves but before a quote, where two stand for one.
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
 
 
 def at_home(override: str) -> str:

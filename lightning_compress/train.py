@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,8 @@ class _Job:
             metrics = _numbers(trainer.callback_metrics)
             checkpoint = folder / "dense.ckpt"
             trainer.save_checkpoint(checkpoint, weights_only=True)
-        metrics |= self.test(trainer, model)
+        with self.interruptible(trainer, lambda: checkpoint, "dense_checkpoint", []):
+            metrics |= self.test(trainer, model)
         self.seconds["dense"] = time.perf_counter() - began
         return metrics, checkpoint
 
@@ -226,7 +227,9 @@ class _Job:
         except DoesNotHold as failure:
             # All files are written by then; the run ends as usual, with exit code 1.
             self.failures.append(str(failure))
-        metrics = _numbers(trainer.callback_metrics) | self.test(trainer, model)
+        metrics = _numbers(trainer.callback_metrics)
+        with self.interruptible(trainer, lambda: self.resumable(trainer, keep), "ckpt_path", done):
+            metrics |= self.test(trainer, model)
         self.seconds["compressed"] = time.perf_counter() - began
         last = getattr(trainer.checkpoint_callback, "best_model_path", "")
         return metrics, Path(last) if last else None
@@ -293,16 +296,31 @@ class _Job:
         resume_key: str,
         done: list[str],
     ) -> None:
-        """Fit, and turn an interrupt into one that says how to go on."""
-        handler = signal.getsignal(signal.SIGINT)
-        try:
+        """Fit, with the same random numbers at every call."""
+        with self.interruptible(trainer, lambda: self.resumable(trainer, keep), resume_key, done):
             L.seed_everything(self.wanted.seed, workers=True, verbose=False)
             trainer.fit(model, datamodule=self.data, ckpt_path=ckpt_path)
+
+    @contextlib.contextmanager
+    def interruptible(
+        self, trainer: L.Trainer, find: Callable[[], Path | None], resume_key: str, done: list[str]
+    ) -> Iterator[None]:
+        """Turn an interrupt into one that says how to go on.
+
+        Args:
+            trainer: What runs inside the block.
+            find: Gives the checkpoint to go on from.
+            resume_key: The setting that takes it.
+            done: Other overrides of the command that goes on.
+        """
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            yield
         except SystemExit:
             # Lightning's answer to KeyboardInterrupt; it leaves later interrupts ignored.
             if not trainer.interrupted:
                 raise
-            checkpoint = self.resumable(trainer, keep)
+            checkpoint = find()
             kept = [text for text in self.overrides if not re.match(r"\+*(dense_)?(ckpt_path|checkpoint)=", text)]
             resume = [f"{resume_key}={quoted(checkpoint)}"] if checkpoint else []
             command = shlex.join(["lightning-compress", "train", *kept, *done, *resume])

@@ -147,10 +147,14 @@ def test_without_a_class_on_the_command_line_nothing_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("choice", ["pruning=none", "~pruning", "~pruning=global"])
-def test_what_an_experiment_sets_for_a_method_goes_when_the_command_line_switches_it_off(choice: str) -> None:
+@pytest.mark.parametrize("experiment_sets_it", [True, False])
+def test_what_an_experiment_sets_for_a_method_goes_when_the_command_line_switches_it_off(
+    choice: str, experiment_sets_it: bool
+) -> None:
     cfg = composed("experiment=demo", choice)
-    with open_dict(cfg):
-        cfg.pruning = {"final_sparsity": 0.8}  # an experiment's own setting, which outlives the class
+    if experiment_sets_it:
+        with open_dict(cfg):
+            cfg.pruning = {"final_sparsity": 0.8}  # an experiment's own setting, which outlives the class
     drop_unused(cfg, ["experiment=demo", choice])
     assert cfg.pruning == {}
     assert cfg.quantization._target_

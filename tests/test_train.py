@@ -61,6 +61,13 @@ class Interrupt(L.Callback):
             signal.raise_signal(signal.SIGINT)
 
 
+class InterruptTest(L.Callback):
+    """Ctrl-C while the trained model is tested."""
+
+    def on_test_batch_end(self, *_) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
 class FirstWeights(L.Callback):
     """Writes the weights as they are before the first step, one file a training."""
 
@@ -265,6 +272,22 @@ def test_the_command_that_goes_on_composes_the_same_config(train: Train, tmp_pat
     code, stopped = train(f"--config-dir={tmp_path}", "-cn", "mine", *SMALL, *stop)
     assert code == 130
     assert resume(stopped["error"])[:4] == ["--config-name", "mine", "--config-dir", str(tmp_path)]
+
+
+@pytest.mark.parametrize("phase", ["model", "dense control"])
+def test_a_run_that_is_interrupted_while_it_tests_goes_on_from_what_was_trained(train: Train, phase: str) -> None:
+    options = [*SMALL, f"dense_baseline={phase == 'dense control'}".lower()]
+    _, whole = train(*options)
+    before = signal.getsignal(signal.SIGINT)
+    code, stopped = train(*options, "+callbacks.stop._target_=mine.InterruptTest")
+    assert code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    command = resume(stopped["error"])
+    assert command[-1].startswith({"model": "ckpt_path=", "dense control": "dense_checkpoint="}[phase])
+    code, resumed = train(*(text for text in command if text not in QUICK and "callbacks.stop" not in text))
+    assert code == 0
+    assert resumed["values"]["test/acc"] == whole["values"]["test/acc"]
+    assert same(weights(whole["checkpoint"]), weights(resumed["checkpoint"]))
 
 
 def test_after_an_interrupt_ctrl_c_works_as_before(train: Train) -> None:

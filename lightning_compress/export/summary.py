@@ -134,7 +134,7 @@ def compose(
         "data": dict(data) if data is not None else None,
         "plan": {
             "pruning": None if pruner is None else _plain(pruner.state_dict()["settings"]),
-            "quantization": None if quantization is None else _plain(quantization.settings.as_dict()),
+            "quantization": None if quantization is None else _plain(_quantization(quantization)),
             "phases": report.phases(history),
         },
         "results": {
@@ -172,6 +172,12 @@ def _result(result: Result, dense_bytes: int) -> dict[str, Any]:
         "runtime": result.runtime,
         "source": result.source,
     }
+
+
+def _quantization(quantization: Quantization) -> dict[str, Any]:
+    """Its settings, with the bits that are live: those that fell on the way are in ``phases``."""
+    bits = {"weight_bits": quantization.weight_bits, "activation_bits": quantization.activation_bits}
+    return {**quantization.settings.as_dict(), **bits}
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_modules import PlainModule, loader, quiet_trainer
 
-from lightning_compress import CompressionError, CompressionMonitor, QuantizationAwareTraining
+from lightning_compress import CompressedExport, CompressionError, CompressionMonitor, QuantizationAwareTraining
 from lightning_compress.phases import plan
 
 DESCENT = {0: 8, 0.5: 4, 0.75: 2}
@@ -39,6 +39,17 @@ def test_the_table_of_phases_shows_every_width() -> None:
     names = [(phase.name, phase.start) for phase in plan(None, callback.phases, bits="8/8")]
     assert ("weights to 2 bits", 12) in names
     assert ("activations to 4 bits", 8) in names
+
+
+def test_the_report_of_an_export_shows_the_bits_of_the_file(tmp_path: Path) -> None:
+    export = CompressedExport(tmp_path, formats=["packed"], verify=False, latency=False)
+    trainer(QuantizationAwareTraining(DESCENT, {0: 8, 0.5: 4}), export, CompressionMonitor()).fit(
+        PlainModule(), loader(4)
+    )
+    assert export.report is not None
+    plan = export.report["plan"]
+    assert (plan["quantization"]["weight_bits"], plan["quantization"]["activation_bits"]) == (2, 4)
+    assert {row["weight_bits"] for row in export.report["layers"] if "block1.conv" in row["name"]} == {2}
 
 
 @pytest.mark.parametrize("how", ["minmax", "mse", "learned"])
