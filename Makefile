@@ -61,8 +61,7 @@ benchmarks: $(INSTALLED)
 		distillation_step onnx_latency runtime_peers packed_size packed_fuzz resume_soak \
 		"runtime_agreement --compile --root $(DATA)/fashion_mnist" "advised_plan --fashion-mnist $(DATA)/fashion_mnist" \
 		"accuracy fashion_mnist_mlp --root $(DATA)" "accuracy fashion_mnist_lenet5 --root $(DATA)" \
-		"accuracy cifar10_resnet20 --root $(DATA)" "accuracy cifar10_resnet20_10_epochs --root $(DATA)" \
-		"recipe_variants digits_cnn_sparse80_w8a8" \
+		"accuracy cifar10_resnet20 --root $(DATA)" "recipe_variants digits_cnn_sparse80_w8a8" \
 		"channel_pruning --data fashion_mnist --epochs 3 --root $(DATA)"; do \
 		set -- $$script; name=$$1; shift; echo "== $$name $$*"; \
 		$(BIN)/python benchmarks/$$name.py $$* --write; \

@@ -49,7 +49,6 @@ DISTILLED: Rows = {
     "2 bits, distilled": quantized(2, "distillation=logits"),
     "95 % sparse, distilled": pruned(95, "distillation=logits"),
 }
-RESNET20 = ["data=cifar10", "model=resnet20", "data.augment=crop_flip", "model.channels_last=true"]
 LENET5 = (
     "{_target_: lightning_compress.models.Classifier.load_from_checkpoint, checkpoint_path: CHECKPOINT, "
     "num_classes: 10, "
@@ -100,7 +99,7 @@ TASKS = {
         {f"{p:g} % sparse": pruned(p) for p in (70, 80, 90, 95)} | BITS | JOINT | DISTILLED,
     ),
     "cifar10_resnet20": Task(
-        RESNET20,
+        ["data=cifar10", "model=resnet20", "data.augment=crop_flip", "model.channels_last=true"],
         1,
         {f"{p} % sparse": pruned(p) for p in (70, 80, 90, 95)}
         # The network is trained already: it is quantized from the first step on.
@@ -121,12 +120,6 @@ TASKS = {
         | DISTILLED,
         pretraining=3,
         fine_tuning=["model.lr=0.03"],
-    ),
-    "cifar10_resnet20_10_epochs": Task(
-        RESNET20,
-        10,
-        {"90 % sparse": pruned(90), "90 % sparse, distilled": pruned(90, "distillation=logits")}
-        | {"2 bits, distilled": quantized(2, "quantization.start=0.3", "distillation=logits")},
     ),
 }
 
