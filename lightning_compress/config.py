@@ -74,6 +74,8 @@ def settings(cfg: DictConfig) -> Settings:
         path = getattr(found, name)
         if path is not None and not Path(path).is_file():
             raise CompressionError.field(name, expected="a checkpoint file", got=path, fix="There is none.")
+    if not 0 <= found.seed < 2**32:
+        raise CompressionError.field("seed", expected="a whole number from 0 to 2**32 - 1", got=found.seed)
     if found.threads is not None and found.threads < 1:
         raise CompressionError.field("threads", expected="a positive integer or null", got=found.threads)
     wanted = found.optimized_metric

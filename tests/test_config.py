@@ -110,6 +110,7 @@ def test_a_bad_override_is_explained_in_one_paragraph(overrides: tuple[str, ...]
     ("overrides", "message"),
     [
         (("seed=abc",), r"^seed: "),
+        (("seed=99999999999",), r"^seed: expected a whole number from 0 to 2\*\*32 - 1, got 99999999999"),
         (("dense_baseline=maybe",), r"^dense_baseline: "),
         (("threads=0",), r"^threads: expected a positive integer or null, got 0"),
         (("input.channels=many",), r"input.*channels"),
