@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JOB_FILE = "job.json"
+REFUSED_FILE = "refused.json"
+"""Notes a job whose directory holds another one's result; only until the next sweep in the same directory."""
 SHARED = "shared"
 """Directory under the sweep's for what its jobs share: dense controls."""
 
@@ -65,9 +67,14 @@ class LastSweep(Callback):
     directory: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Take the directory from Hydra's own settings; make it, since a study may be kept in it."""
+        """Take the directory from Hydra's own settings; make it, since a study may be kept in it.
+
+        What an earlier sweep refused there is forgotten.
+        """
         LastSweep.directory = Path(config.hydra.sweep.dir)
         LastSweep.directory.mkdir(parents=True, exist_ok=True)
+        for path in LastSweep.directory.rglob(REFUSED_FILE):
+            path.unlink()
 
 
 def run(
@@ -82,7 +89,8 @@ def run(
         overrides: The job's overrides.
 
     Returns:
-        What came out, now or earlier; ``None`` if the job failed, which is then noted in ``job.json``.
+        What came out, now or earlier; ``None`` if the job failed, which is then noted in ``job.json``, or if its
+        directory holds the result of another config, which is then noted beside that one's ``job.json``.
     """
     from lightning_compress import train
     from lightning_compress.outcome import RESULT_FILE
@@ -99,17 +107,20 @@ def run(
     if same and (output / RESULT_FILE).is_file():
         log.info("Finished already: %s", output)
         return _finished(output / RESULT_FILE, cfg.get("optimized_metric"))
+    if (output / RESULT_FILE).exists():
+        error = CompressionError.field(
+            "hydra.sweep.dir",
+            expected="jobs of equal names to have equal configs",
+            got=str(output),
+            fix="It holds the result of another config. Move it away, or choose another directory.",
+        )
+        log.error("This job is refused; the sweep goes on. %s", error)
+        # The other record stays, since its result does.
+        _write(output / REFUSED_FILE, {**record, "status": "refused", "ended": _now(), "error": _line(error)})
+        return None
     stopped = output / "checkpoints" / "interrupted.ckpt"
     try:
-        if (output / RESULT_FILE).exists():
-            # Its record stays, since its result does.
-            raise CompressionError.field(
-                "hydra.sweep.dir",
-                expected="jobs of equal names to have equal configs",
-                got=str(output),
-                fix="It holds the result of another config. Move it away, or choose another directory.",
-            )
-        _write(output, {**record, "status": "running"})
+        _write(output / JOB_FILE, {**record, "status": "running"})
         if cfg.get("dense_baseline") and not cfg.get("dense_checkpoint"):
             cfg.dense_checkpoint = str(dense_control(cfg, output, Path(sweep_dir), overrides))
         if same and stopped.is_file() and not cfg.get("ckpt_path"):
@@ -120,10 +131,9 @@ def run(
         expected = isinstance(error, CompressionError)
         log.error("This job failed; the sweep goes on. %s", _line(error), exc_info=None if expected else error)
         stopped.unlink(missing_ok=True)
-        if not (output / RESULT_FILE).exists():
-            _write(output, {**record, "status": "failed", "ended": _now(), "error": _line(error)})
+        _write(output / JOB_FILE, {**record, "status": "failed", "ended": _now(), "error": _line(error)})
         return None
-    _write(output, {**record, "status": "finished", "ended": _now()})
+    _write(output / JOB_FILE, {**record, "status": "finished", "ended": _now()})
     return outcome
 
 
@@ -175,27 +185,30 @@ def dense_hash(cfg: DictConfig, output: Path) -> str:
     return _digest({key: plain.get(key) for key in _DENSE})
 
 
-def read_job(folder: Path) -> dict[str, Any] | None:
-    """What ``job.json`` says of a job; ``None`` where there is none that can be read."""
+def read_job(folder: Path, file: str = JOB_FILE) -> dict[str, Any] | None:
+    """What a job has noted of itself; ``None`` where there is no such file that can be read."""
     try:
-        content = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+        content = json.loads((folder / file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
 
 
 def read_jobs(sweep_dir: Path) -> list[dict[str, Any]]:
-    """The jobs of a sweep: ``name``, ``status``, ``error``, ``overrides``, and what ``failures`` a finished one has."""
+    """The jobs of a sweep: ``name``, ``status``, ``error``, ``overrides``, and what ``failures`` a finished one has.
+
+    One that was refused stands in the place of the one whose result its directory holds.
+    """
     from lightning_compress.outcome import RESULT_FILE
 
     found = []
-    for path in sorted(sweep_dir.rglob(JOB_FILE)):
-        job = read_job(path.parent) or {"status": "unreadable"}
-        result = path.parent / RESULT_FILE
-        failures = json.loads(result.read_text(encoding="utf-8"))["failures"] if result.is_file() else []
+    for folder in sorted({path.parent for file in (JOB_FILE, REFUSED_FILE) for path in sweep_dir.rglob(file)}):
+        job = read_job(folder, REFUSED_FILE) or read_job(folder) or {"status": "unreadable"}
+        has_result = job.get("status") != "refused" and (folder / RESULT_FILE).is_file()
+        failures = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))["failures"] if has_result else []
         found.append(
             {
-                "name": path.parent.relative_to(sweep_dir).as_posix(),
+                "name": folder.relative_to(sweep_dir).as_posix(),
                 "status": job.get("status"),
                 "error": job.get("error"),
                 "overrides": job.get("overrides", []),
@@ -236,10 +249,10 @@ def _finished(path: Path, wanted: Any) -> Outcome:
     )
 
 
-def _write(folder: Path, record: Mapping[str, Any]) -> None:
+def _write(file: Path, record: Mapping[str, Any]) -> None:
     from lightning_compress.export.atomic import replacing
 
-    with replacing(folder / JOB_FILE) as path:
+    with replacing(file) as path:
         path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

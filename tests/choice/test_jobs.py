@@ -14,7 +14,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from patience import HANG_SECONDS
 
-from lightning_compress.choice.jobs import config_hash, dense_control, dense_hash, run
+from lightning_compress.choice.jobs import LastSweep, config_hash, dense_control, dense_hash, read_jobs, run
 from lightning_compress.choice.sweep import read_sweep
 from lightning_compress.cli import main
 from lightning_compress.outcome import Outcome
@@ -90,12 +90,26 @@ def test_a_failed_job_is_noted_and_does_not_end_the_sweep(capsys: pytest.Capture
 def test_another_config_does_not_take_the_result_of_a_job_of_the_same_name(capsys: pytest.CaptureFixture[str]) -> None:
     grid = ("sweep=grid", "pruning.final_sparsity=0.5", "quantization=none", *TINY, "dense_baseline=false")
     assert main(["train", "-m", *grid]) == 0
-    before = results()
-    main(["train", "-m", *grid, "seed=7"])
-    assert "It holds the result of another config" in capsys.readouterr().err + Path("sweep/0/train.log").read_text()
-    assert results() == before
+    before, record = results(), Path("sweep/0/job.json").read_text()
+    capsys.readouterr()
+    assert main(["train", "-m", *grid, "seed=7"]) == 1
+    printed = capsys.readouterr().out
+    assert "Refused: sweep/0  hydra.sweep.dir: expected jobs of equal names to have equal configs" in printed
+    assert "0 of 1 jobs are finished." in printed
+    assert (results(), Path("sweep/0/job.json").read_text()) == (before, record)
     assert main(["train", "-m", *grid, "logger=csv", "trainer.enable_progress_bar=true"]) == 0
     assert results() == before, "what is only shown or logged makes no other job"
+
+
+def test_a_refusal_is_noted_in_the_jobs_directory_until_the_next_sweep_begins() -> None:
+    cfg, folder = OmegaConf.create({"seed": 0}), Path("sweep/0")
+    Outcome("a", str(folder), {}, {}, None, None, None, {}, failures=("too large",)).write()
+    assert run(cfg, folder, "sweep", ["seed=0"]) is None
+    (job,) = read_jobs(Path("sweep"))
+    assert (job["name"], job["status"], job["overrides"], job["failures"]) == ("0", "refused", ["seed=0"], [])
+    assert "It holds the result of another config" in job["error"]
+    LastSweep().on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": "sweep"}}}))
+    assert read_jobs(Path("sweep")) == []
 
 
 def test_the_hash_sees_what_changes_a_result_and_not_where_it_lies() -> None:
