@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def write_job(
     sparsity: float = 0.8,
     bits: int | None = 8,
     seconds: float = 12.0,
+    overrides: Sequence[str] = (),
 ) -> Path:
     """A finished job, in the form in which the training application leaves it."""
     report = example_report()
@@ -49,14 +51,15 @@ def write_job(
     write(job / "compressed" / "report.json", report)
     (job / "compressed" / "report.html").write_text("<title>a report</title>")
     write(job / "result.json", {"name": name, "seconds": {"compressed": seconds}, "failures": []})
-    write_record(job, "finished")
+    write_record(job, "finished", overrides=overrides)
     return job
 
 
-def write_record(job: Path, status: str, error: str | None = None) -> Path:
-    """What the training application notes of a job when it begins and ends."""
+def write_record(job: Path, status: str, error: str | None = None, overrides: Sequence[str] = ()) -> Path:
+    """What the training application notes of a job when it begins and ends; by default it is named by its overrides."""
     job.mkdir(parents=True, exist_ok=True)
-    record = {"format": 1, "config_hash": "0", "overrides": job.name.split(","), "status": status, "error": error}
+    given = list(overrides) or job.name.split(",")
+    record = {"format": 1, "config_hash": "0", "overrides": given, "status": status, "error": error}
     write(job / "job.json", record)
     return job
 

@@ -6,10 +6,13 @@ import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
 
 from lightning_compress.choice.limits import Limits, milliseconds
 from lightning_compress.choice.pareto import front
 from lightning_compress.choice.sweep import DEPLOYED, Job, Sweep
+from lightning_compress.overrides import quoted
 from lightning_compress.report import text
 
 _OBJECTIVES = {"bytes": "smallest", "metric": "best in {metric}", "latency": "fastest"}
@@ -130,13 +133,14 @@ def _next(kept: Sequence[Job], jobs: Sequence[Job], sweep: Sweep, limits: Limits
             yield (
                 f"{other.sparsity:.4g} sparsity with {job.quantization} loses {lost}, {job.sparsity:.4g} keeps the "
                 f"limit: try {between:g}.",
-                _command(job, sweep, {"pruning.final_sparsity": f"{between:g}"}),
+                _command(job if job.sparsity else other, sweep, {"pruning.final_sparsity": f"{between:g}"}),
             )
     elif drop is not None and most is not None and drop <= most / 2 and job.sparsity < _MOST_SPARSITY:
         more = max(_LEAST_SPARSITY, round(1 - (1 - job.sparsity) / 2, 4))
+        method = {} if job.sparsity else {"pruning": "global"}
         yield (
             f"No job is sparser, and only {limits.loss(max(drop, 0.0))} is lost: try sparsity {more:g}.",
-            _command(job, sweep, {"pruning.final_sparsity": f"{more:g}"}),
+            _command(job, sweep, {**method, "pruning.final_sparsity": f"{more:g}"}),
         )
     fewer = [other for other in jobs if other.weight_bits < job.weight_bits and other.sparsity == job.sparsity]
     lossy = [other for other in fewer if any(found.limit == "drop" for found in limits.violations(other))]
@@ -197,13 +201,23 @@ def _failed(sweep: Sweep) -> Iterator[tuple[str, str | None]]:
 
 
 def _longer(job: Job, sweep: Sweep) -> str | None:
-    epochs = job.overrides.get("trainer.max_epochs", "")
+    epochs = job.overrides.get("trainer.max_epochs", "").partition("=")[2]
     return _command(job, sweep, {"trainer.max_epochs": str(2 * int(epochs))}) if epochs.isdigit() else None
 
 
 def _command(job: Job, sweep: Sweep, changed: dict[str, str]) -> str | None:
-    """The command that adds a job to the sweep, from the overrides of one that is there."""
+    """The command of another job, from the overrides of one that is there."""
     if not job.overrides:
         return None
-    overrides = {**job.overrides, **changed, "hydra.sweep.dir": str(sweep.path)}
-    return shlex.join(["lightning-compress", "train", "-m", *(f"{key}={value}" for key, value in overrides.items())])
+    changed = {**changed, "hydra.sweep.dir": quoted(_directory(job, sweep))}
+    overrides = {**job.overrides, **{key: f"{key}={value}" for key, value in changed.items()}}
+    return shlex.join(["lightning-compress", "train", "-m", *overrides.values()])
+
+
+def _directory(job: Job, sweep: Sweep) -> Path:
+    """The sweep's, if its jobs lie in directories named after their overrides; a number there is taken already."""
+    if "sweep" in job.overrides and "=" in job.name:
+        return sweep.path
+    name = sweep.path.resolve().name
+    beside = (sweep.path.parent / f"{name}_{number}" for number in count(2))
+    return next(path for path in beside if not path.exists())

@@ -64,7 +64,7 @@ def _job(job: Job, limits: Limits, kept: bool, best: bool, beside: Path) -> dict
         "quantization": job.quantization,
         "sparsity": job.sparsity,
         "weight_bits": job.weight_bits,
-        "overrides": dict(job.overrides),
+        "overrides": list(job.overrides.values()),
         "value": job.metrics.get(limits.metric),
         # Metrics are computed in float32; further digits are noise.
         "drop": None if drop is None else round(drop, 7),

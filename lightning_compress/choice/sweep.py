@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from lightning_compress.choice.jobs import JOB_FILE, SHARED, read_job
 from lightning_compress.errors import CompressionError, closest
@@ -34,7 +36,7 @@ class Job:
         quantization: What was quantized, in a few words.
         sparsity: Share of zeros that was asked for; 0 without pruning.
         weight_bits: Bits of quantized weights, 32 without quantization.
-        overrides: Setting → value, as on the command line.
+        overrides: Setting → override, as on the command line.
         metrics: Of the deployed model.
         dense_metrics: Of the job's own dense control.
         dense_trained: Whether the control was trained, and is not merely what the fit began with.
@@ -176,7 +178,7 @@ def _read(path: Path, folder: Path, format: str) -> Job:
     name = path.relative_to(folder).as_posix()
     name = path.resolve().name if name == "." else name
     record = read_job(path) or {}
-    overrides = dict(_override(str(item)) for item in record.get("overrides") or _hydra_overrides(path))
+    overrides = {_setting(line): line for line in map(str, record.get("overrides") or _hydra_overrides(path))}
     if record.get("status") == "failed":
         return Job(name, path, "failed", str(record.get("error") or "no reason was noted"), overrides=overrides)
     try:
@@ -275,15 +277,16 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _hydra_overrides(path: Path) -> Iterator[str]:
-    """A job's overrides as Hydra notes them, one a line of a YAML list."""
+def _hydra_overrides(path: Path) -> list[Any]:
+    """A job's overrides as Hydra notes them, a YAML list; none where a killed job left half of it."""
     file = path / ".hydra" / "overrides.yaml"
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if line.startswith("- "):
-                yield line[2:].strip().strip("'\"")
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except yaml.YAMLError:
+        return []
+    return found if isinstance(found, list) else []
 
 
-def _override(line: str) -> tuple[str, str]:
-    key, _, value = line.partition("=")
-    return key.lstrip("+~"), value
+def _setting(override: str) -> str:
+    """What an override sets, adds or deletes."""
+    return override.lstrip("+~").partition("=")[0]

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import DictConfig
 from sweeps import write_job, write_record
 
 from lightning_compress.choice.decision import Choice, choose
 from lightning_compress.choice.limits import Limits
 from lightning_compress.choice.sweep import Job, Sweep, read_sweep
+from lightning_compress.commands.composition import composed
 
 ACC = "test/acc"
 
@@ -83,8 +87,18 @@ def grid(tmp_path: Path) -> Path:
             acc = 0.985 - 0.02 * sparsity**4 - (0.05 if bits == 2 else 0.0)
             packed = int(100_000 * (1 - sparsity) * bits / 8)
             name = f"pruning.final_sparsity={sparsity},quantization=w{bits}a{bits},trainer.max_epochs=10"
-            write_job(tmp_path, name, acc=acc, packed=packed, sparsity=sparsity, bits=bits)
+            overrides = ("sweep=resumable", "pruning=global", *name.split(","))
+            write_job(tmp_path, name, acc=acc, packed=packed, sparsity=sparsity, bits=bits, overrides=overrides)
     return tmp_path
+
+
+def asked_for(command: str | None) -> tuple[DictConfig, Path]:
+    """The config of the job that a printed command asks for, and the directory of its sweep."""
+    assert command is not None
+    program, train, multirun, *overrides = shlex.split(command)
+    assert (program, train, multirun) == ("lightning-compress", "train", "-m")
+    with composed(overrides, "") as cfg:
+        return cfg, Path(HydraConfig.get().sweep.dir)
 
 
 def decide(grid: Path, *, format: str = "packed", **limits: object) -> Choice:
@@ -116,6 +130,48 @@ def test_room_to_spare_at_the_sparsest_job_asks_for_a_sparser_one(grid: Path) ->
     assert (choice.job.sparsity, choice.job.weight_bits) == (0.95, 2)
     assert "try sparsity 0.975" not in str(choice.next), "most of the loss is spent"
     assert "try sparsity 0.975" in str(decide(grid, max_drop=(0.2, False)).next)
+
+
+def test_commands_keep_what_the_jobs_add_and_delete(tmp_path: Path) -> None:
+    added = ("pruning=global", "quantization=w8a8", "+trainer.inference_mode=true", "~trainer.max_epochs")
+    for name, sparsity, acc in (("0", 0.5, 0.98), ("1", 0.9, 0.9)):
+        overrides = (*added, f"pruning.final_sparsity={sparsity}")
+        write_job(tmp_path, name, acc=acc, sparsity=sparsity, packed=int(1e5 * (1 - sparsity)), overrides=overrides)
+    ((_, command),) = decide(tmp_path).next
+    cfg, _ = asked_for(command)
+    assert cfg.pruning.final_sparsity == 0.776
+    assert cfg.trainer.inference_mode is True
+    assert "max_epochs" not in cfg.trainer
+
+
+def test_a_job_that_is_not_pruned_gets_the_pruning_of_the_sparser_one(tmp_path: Path) -> None:
+    for name, method, sparsity, acc in (
+        ("0", ("pruning=none",), 0.0, 0.98),
+        ("1", ("pruning=erk", "pruning.final_sparsity=0.8"), 0.8, 0.9),
+    ):
+        overrides = (*method, "quantization=w8a8")
+        write_job(tmp_path, name, acc=acc, sparsity=sparsity, packed=int(1e5 * (1 - sparsity)), overrides=overrides)
+    ((_, command),) = decide(tmp_path).next
+    cfg, _ = asked_for(command)
+    assert (cfg.pruning.distribution, cfg.pruning.final_sparsity) == ("erk", 0.553)
+
+
+def test_where_no_job_is_pruned_the_command_says_how(tmp_path: Path) -> None:
+    write_job(tmp_path, "0", acc=0.98, sparsity=0.0, overrides=("pruning=none", "quantization=w8a8"))
+    ((_, command),) = decide(tmp_path).next
+    cfg, _ = asked_for(command)
+    assert (cfg.pruning.distribution, cfg.pruning.final_sparsity) == ("global", 0.5)
+
+
+def test_a_new_job_takes_no_directory_of_another_one(tmp_path: Path) -> None:
+    sweep = tmp_path / "my sweeps" / "mine"
+    names = {"numbers": ("0", ()), "names": ("pruning.final_sparsity=0.5", ("sweep=resumable",))}
+    for kind, (name, preset) in names.items():
+        overrides = (*preset, "pruning=global", "pruning.final_sparsity=0.5")
+        write_job(sweep / kind, name, acc=0.98, sparsity=0.5, overrides=overrides)
+    (sweep / "numbers_2").mkdir()
+    found = {kind: asked_for(decide(sweep / kind).next[0][1])[1] for kind in names}
+    assert found == {"numbers": sweep / "numbers_3", "names": sweep / "names"}
 
 
 def test_no_sparsity_is_advised_for_files_that_it_does_not_shrink(grid: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from sweeps import write_job, write_record
 
 from lightning_compress import CompressionError
@@ -18,7 +19,10 @@ def test_a_job_has_the_numbers_of_its_report(tmp_path: Path) -> None:
     assert (job.pruning, job.quantization, job.sparsity, job.weight_bits) == ("90 % global", "w4a4", 0.9, 4)
     assert (job.bytes, job.latency_ms, job.dense_latency_ms, job.seconds) == (80_000, 0.05, 0.061, 12.0)
     assert job.drop("test/acc") == pytest.approx(0.03)
-    assert job.overrides == {"pruning.final_sparsity": "0.9", "quantization": "w4a4"}
+    assert job.overrides == {
+        "pruning.final_sparsity": "pruning.final_sparsity=0.9",
+        "quantization": "quantization=w4a4",
+    }
     assert job.report == tmp_path / job.name / "compressed" / "report.html"
 
 
@@ -47,6 +51,19 @@ def test_failed_killed_and_broken_jobs_are_listed_with_the_reason(tmp_path: Path
     assert "report.format" in found["other"][1]
     assert "export" in found["dense_only"][1]
     assert "started" in found
+
+
+def test_overrides_are_read_as_hydra_wrote_them(tmp_path: Path) -> None:
+    given = ["+trainer.inference_mode=true", "~distillation", "data.root='my data'", f"name='{'long ' * 30}name'"]
+    for name, notes in (("whole", OmegaConf.to_yaml(OmegaConf.create(given))), ("torn", "- 'name=on")):
+        job = write_job(tmp_path, name)
+        (job / "job.json").unlink()
+        (job / ".hydra").mkdir()
+        (job / ".hydra" / "overrides.yaml").write_text(notes)
+    torn, whole = read_sweep(tmp_path).jobs
+    assert list(whole.overrides) == ["trainer.inference_mode", "distillation", "data.root", "name"]
+    assert list(whole.overrides.values()) == given
+    assert torn.overrides == {}
 
 
 def test_what_the_jobs_share_is_no_job(tmp_path: Path) -> None:
