@@ -49,13 +49,14 @@ def sweep_file(overrides: Sequence[str], *, method: str, metric: str, goal: str)
 
     Args:
         overrides: As for ``train -m``: those with several values are swept over, beside ``hydra.sweeper.params`` of
-            the chosen ``sweep``; the others are the same in all jobs.
+            the chosen ``sweep``; the others are the same in all jobs, even where the ``sweep`` has several values.
         method: One of ``METHODS``.
         metric: Name in the summary of a run.
         goal: ``"maximize"`` or ``"minimize"``.
 
     Raises:
-        CompressionError: The config cannot be composed, nothing is swept over, or a range has no end for a grid.
+        CompressionError: The config cannot be composed, nothing is swept over, a range has no end for a grid, or the
+            metric is of a deployed model and none is exported.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -66,13 +67,16 @@ def sweep_file(overrides: Sequence[str], *, method: str, metric: str, goal: str)
     parser = OverridesParser.create()
     try:
         parsed = [parser.parse_override(text) for text in overrides]
+        given = {override.key_or_group for override in parsed}
         fixed = [override.input_line or "" for override in parsed if not override.is_sweep_override()]
         with composed(fixed, "") as cfg:
-            name = str(cfg.name)
+            name, exports = str(cfg.name), bool(cfg.get("export"))
             chosen = HydraConfig.get().sweeper.get("params") or {}
             swept = [parser.parse_override(f"{key}={value}") for key, value in chosen.items()]
     except COMPOSITION_ERRORS as error:
         raise explain(error, overrides) from error
+    # What the command line says stands: agents put the swept arguments last, where they would win.
+    swept = [override for override in swept if override.key_or_group not in given]
     parameters = {}
     for override in [*swept, *(one for one in parsed if one.is_sweep_override())]:
         parameters[override.key_or_group] = _parameter(override, method)
@@ -82,6 +86,13 @@ def sweep_file(overrides: Sequence[str], *, method: str, metric: str, goal: str)
             expected="something to sweep over",
             got=list(overrides),
             fix="Give sweep=grid, or several values: pruning.final_sparsity=0.5,0.8",
+        )
+    if metric.startswith("compress/deployed") and not exports and "export" not in parameters:
+        raise CompressionError.field(
+            "wandb-sweep --metric",
+            expected="a metric that the runs log",
+            got=metric,
+            fix="They export no model. Add export=default, or give a metric of the training such as val/acc.",
         )
     # The agent's runs are W&B's: they must log there, and not only to this machine.
     online = ["logger=wandb", "logger.wandb.offline=false"]

@@ -29,7 +29,7 @@ def test_a_grid_has_the_parameters_of_the_sweep(capsys: pytest.CaptureFixture[st
 
 def test_values_and_intervals_of_the_command_line_are_swept_over(capsys: pytest.CaptureFixture[str]) -> None:
     swept = ("pruning=global,erk", "pruning.final_sparsity=interval(0.5,0.9)", "model.lr=tag(log,interval(1e-4,1e-2))")
-    found = written(capsys, "--method", "bayes", *swept, "seed=3", "+trainer.note=null,1")
+    found = written(capsys, "--method", "bayes", *swept, "seed=3", "export=default", "+trainer.note=null,1")
     assert found["parameters"] == {
         "pruning": {"values": ["global", "erk"]},
         "pruning.final_sparsity": {"min": 0.5, "max": 0.9},
@@ -37,6 +37,20 @@ def test_values_and_intervals_of_the_command_line_are_swept_over(capsys: pytest.
         "trainer.note": {"values": ["null", 1]},
     }
     assert "seed=3" in found["command"]
+
+
+@pytest.mark.parametrize("fixed", ["pruning.final_sparsity=0.7", "++pruning.final_sparsity=0.7"])
+def test_what_the_command_line_fixes_is_not_swept_over(capsys: pytest.CaptureFixture[str], fixed: str) -> None:
+    found = written(capsys, "sweep=grid", fixed)
+    assert list(found["parameters"]) == ["quantization"]
+    assert fixed in found["command"]
+
+
+@pytest.mark.parametrize("arguments", [("--metric", "val/acc"), ("export=none,default",), ("export=default",)])
+def test_a_metric_that_some_run_logs_can_be_best(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    assert "seed" in written(capsys, "seed=0,1", *arguments)["parameters"]
 
 
 def test_the_command_of_the_agent_trains(
@@ -47,7 +61,8 @@ def test_the_command_of_the_agent_trains(
     monkeypatch.setenv("WANDB_MODE", "offline")
     quick = ("model=mlp", "model.net.hidden=[8]", "trainer=cpu", "trainer.max_epochs=1", "hydra.run.dir=.", "threads=1")
     quiet = ("trainer.limit_train_batches=2", "trainer.enable_progress_bar=false")
-    found = written(capsys, "pruning=global,erk", "pruning.final_sparsity=0.5,0.9", *quick, *quiet)
+    swept = ("pruning=global,erk", "pruning.final_sparsity=0.5,0.9")
+    found = written(capsys, "--metric", "val/acc", *swept, *quick, *quiet)
     chosen = {name: {"value": parameter["values"][0]} for name, parameter in found["parameters"].items()}
     arguments = create_sweep_command_args({"args": chosen})["args_no_hyphens"]
     assert arguments == ["pruning=global", "pruning.final_sparsity=0.5"]
@@ -67,6 +82,8 @@ def test_the_command_of_the_agent_trains(
         (("seed=3",), "wandb-sweep: expected something to sweep over"),
         (("pruning=global", "pruning.final_sparsity=interval(0,1)"), "Give --method random or bayes."),
         (("sweep=grd",), "sweep: expected one of"),
+        (("seed=0,1",), "wandb-sweep --metric: expected a metric that the runs log, got 'compress/deployed/test/acc'."),
+        (("sweep=grid", "export=none"), "They export no model. Add export=default"),
     ],
 )
 def test_wrong_use_is_one_paragraph_and_exit_code_2(
