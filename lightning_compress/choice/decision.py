@@ -79,10 +79,8 @@ def _reasons(kept: Sequence[Job], sweep: Sweep, limits: Limits) -> Iterator[str]
     value, drop = job.metrics[limits.metric], job.drop(limits.metric, mode=limits.mode)
     line = f"{limits.metric}: {text.metric(limits.metric, value)}"
     if drop is not None:
-        word = (
-            f"{limits.loss(drop)} below" if drop > 0 else f"{limits.loss(-drop)} above" if drop < 0 else "the same as"
-        )
-        line += f", {word} its dense control"
+        side = limits.worse if drop > 0 else limits.better
+        line += f", {f'{limits.loss(abs(drop))} {side}' if drop else 'the same as'} its dense control"
         most = limits.allowed_drop(job)
         line += "" if most is None else f"; at most {limits.loss(most)} may be lost"
     yield line + "."

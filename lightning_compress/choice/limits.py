@@ -167,6 +167,16 @@ class Limits:
             return None
         return self.max_drop * abs(job.dense_metrics[self.metric]) if self.relative else self.max_drop
 
+    @property
+    def worse(self) -> str:
+        """On which side of the dense value a worse one lies."""
+        return "below" if self.mode == "max" else "above"
+
+    @property
+    def better(self) -> str:
+        """On which side of the dense value a better one lies."""
+        return "above" if self.mode == "max" else "below"
+
     def loss(self, drop: float) -> str:
         """A loss as people read it."""
         return f"{100 * drop:.2f} points" if text.is_share(self.metric) else f"{drop:.4g}"
@@ -176,7 +186,9 @@ class Limits:
         found = []
         if self.max_drop is not None:
             most = text.percent(self.max_drop, 2) + " of the dense value" if self.relative else self.loss(self.max_drop)
-            found.append(f"{self.metric} at most {most} below dense" + (" (the default)" if self.assumed else ""))
+            found.append(
+                f"{self.metric} at most {most} {self.worse} dense" + (" (the default)" if self.assumed else "")
+            )
         if self.max_size is not None:
             found.append(f"at most {text.size(self.max_size)}")
         if self.max_latency is not None:

@@ -115,6 +115,24 @@ def test_the_reasons_hold_the_numbers_of_the_choice(grid: Path) -> None:
     assert "0.28 points" in text, "what one of 360 samples is"
 
 
+@pytest.mark.parametrize(
+    ("metric", "acc", "expected"),
+    [
+        (ACC, 0.97, "1.00 points below"),
+        (ACC, 0.99, "1.00 points above"),
+        ("test/loss", 0.97, "0.04 above"),
+        ("test/loss", 0.99, "0.04 below"),
+        ("test/loss", 0.98, "the same as"),
+    ],
+)
+def test_the_reason_says_on_which_side_of_its_control_a_job_lies(
+    tmp_path: Path, metric: str, acc: float, expected: str
+) -> None:
+    write_job(tmp_path, "a", acc=acc, dense_acc=0.98)
+    reasons = choose(read_sweep(tmp_path), Limits.of(metric, max_drop=(0.5, False))).reasons
+    assert f", {expected} its dense control; at most" in reasons[1]
+
+
 def test_between_what_keeps_the_limit_and_what_does_not_the_middle_is_tried_next(grid: Path) -> None:
     following = dict(decide(grid, max_drop=(0.005, True)).next)
     (command,) = [text for sentence, text in following.items() if "sparsity with w8a8" in sentence]

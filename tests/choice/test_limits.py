@@ -74,6 +74,13 @@ def test_one_percent_of_a_loss_is_relative_and_upwards() -> None:
     assert not Limits.of("test/loss", max_drop=(0.1, False)).violations(job(**{"test/loss": 0.6}))
 
 
+def test_a_limit_on_a_loss_is_said_to_be_above_dense() -> None:
+    (line,) = Limits.of("test/loss", max_drop=(0.1, True)).described()
+    assert line == "test/loss at most 10.00 % of the dense value above dense"
+    (line,) = Limits.of("test/acc", max_drop=(0.01, True)).described()
+    assert line == "test/acc at most 1.00 points below dense"
+
+
 def test_what_was_not_measured_keeps_no_limit() -> None:
     unknown = Job("a", Path("a"), "finished", metrics={"test/acc": 1.0}, bytes=100)
     found = Limits.of("test/acc", max_drop=(0.5, False), max_latency=10.0).violations(unknown)
