@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -202,7 +203,8 @@ def _show_sweep(*, as_json: bool) -> int:
         else:
             print(f"{job['status'].capitalize()}: {folder / job['name']}  {job['error'] or ''}".rstrip())
     finished = sum(job["status"] == "finished" for job in found)
-    print(f"{finished} of {len(found)} jobs are finished. Choose among them: lightning-compress compare {folder}")
+    command = shlex.join(["lightning-compress", "compare", str(folder)])
+    print(f"{finished} of {len(found)} jobs are finished. Choose among them: {command}")
     return DONE if fine else DOES_NOT_HOLD
 
 

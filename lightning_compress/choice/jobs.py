@@ -106,7 +106,11 @@ def run(
     same = before is not None and before.get("config_hash") == record["config_hash"]
     if same and (output / RESULT_FILE).is_file():
         log.info("Finished already: %s", output)
-        return _finished(output / RESULT_FILE, cfg.get("optimized_metric"))
+        outcome = _finished(output / RESULT_FILE, cfg.get("optimized_metric"))
+        if before is not None and before.get("status") != "finished":
+            # It was stopped between the two files.
+            _write(output / JOB_FILE, {**record, "status": "finished", "ended": _now()})
+        return outcome
     if (output / RESULT_FILE).exists():
         error = CompressionError.field(
             "hydra.sweep.dir",

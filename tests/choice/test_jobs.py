@@ -87,6 +87,20 @@ def test_a_failed_job_is_noted_and_does_not_end_the_sweep(capsys: pytest.Capture
     assert results() == before
 
 
+def test_a_job_that_was_stopped_between_its_result_and_its_record_is_finished(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    grid = ("sweep=grid", "pruning.final_sparsity=0.5", "quantization=none", *TINY, "dense_baseline=false")
+    assert main(["train", "-m", *grid, "hydra.sweep.dir='a sweep'"]) == 0
+    assert "lightning-compress compare 'a sweep'\n" in capsys.readouterr().out
+    record = Path("a sweep/0/job.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "status": "running"}))
+    before = results(Path("a sweep"))
+    assert main(["train", "-m", *grid, "hydra.sweep.dir='a sweep'"]) == 0
+    assert results(Path("a sweep")) == before
+    assert "1 of 1 jobs are finished." in capsys.readouterr().out
+
+
 def test_another_config_does_not_take_the_result_of_a_job_of_the_same_name(capsys: pytest.CaptureFixture[str]) -> None:
     grid = ("sweep=grid", "pruning.final_sparsity=0.5", "quantization=none", *TINY, "dense_baseline=false")
     assert main(["train", "-m", *grid]) == 0
