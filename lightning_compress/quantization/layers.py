@@ -208,7 +208,7 @@ class ActivationQuantizer:
             self.nonfinite = self.nonfinite.to(device)
 
     def _due(self) -> bool:
-        due = self._calls == 0
+        due = self._calls == 0 or not self.observed
         every = self.switch.observe_every * (_SEARCH_EVERY if self.spec.range == "mse" else 1)
         # Not a count of all calls: a compiled graph is made anew for each value that it finds here.
         self._calls = (self._calls + 1) % every
@@ -219,7 +219,9 @@ class ActivationQuantizer:
             self.range, observed, self.switch.momentum, self.nonfinite, self.scale, self.zero_point, self.bits,
             symmetric=self.symmetric,
         )  # fmt: skip
-        self.observed = True
+        if not self.observed:
+            # A first batch with NaN or infinity gives no range. Read once, but not where that would break a graph.
+            self.observed = torch.compiler.is_compiling() or bool(self.range.isfinite().all())
 
     def change(self, spec: ActivationSpec) -> None:
         """Go on with other bits, over the same range."""

@@ -139,8 +139,6 @@ class LearnedActivationQuantizer(ActivationQuantizer):
     def _start(self, observed: torch.Tensor) -> None:
         with torch.no_grad():
             self._learn(observed)
-            # A first batch with NaN gives nothing to start from. Read once, but not where that would break a graph.
-            self.observed = torch.compiler.is_compiling() or bool(self.range.isfinite().all())
             if not self.observed:
                 return
             self.restarts = False

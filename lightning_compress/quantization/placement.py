@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_compress.quantization.backends import (
     ADDS,
+    ATTENTION,
     CONVOLUTIONS,
     RECURRENT,
     RULES,
@@ -207,7 +208,9 @@ class _Placer:
 
     def _data(self, op: Op) -> list[Value]:
         """The activations that an operation reads, each once."""
-        values = [op.inputs[0]] if op.name in RECURRENT else op.inputs
+        # States of recurrent layers and masks of attention come behind; a range cannot hold a mask's -inf.
+        count = 1 if op.name in RECURRENT else 3 if op.name in ATTENTION else None
+        values = op.inputs[:count]
         return [v for v in dict.fromkeys(values) if v.parameter is None and not self._is_state(v, op)]
 
     def _is_state(self, value: Value, op: Op) -> bool:

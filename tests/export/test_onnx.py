@@ -62,6 +62,23 @@ def operators(path: Path, tmp_path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
 
 
+class Causal(EncoderNet):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        return self.fc(self.encoder(self.embed(x), mask=mask, is_causal=False))
+
+
+def test_a_causal_mask_keeps_later_steps_out_of_the_file(tmp_path: Path) -> None:
+    model = trained(Causal(), (8, 7, 6), weight_bits=8, activation_bits=8)
+    to_onnx(model, torch.randn(8, 7, 6), tmp_path / "model.onnx")
+    x = torch.randn(8, 7, 6)
+    other = torch.cat([x[:, :4], torch.randn(8, 3, 6)], 1)
+    actual = run(tmp_path / "model.onnx", x)
+    np.testing.assert_array_equal(actual[:, :4], run(tmp_path / "model.onnx", other)[:, :4])
+    with torch.no_grad():
+        np.testing.assert_allclose(actual, model(x).numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize(("network", "shape"), NETWORKS)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_onnx_runtime_computes_what_the_fake_quantized_model_computes(

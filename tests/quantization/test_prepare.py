@@ -153,6 +153,46 @@ def test_attention_weights_are_quantized_although_their_module_is_never_called()
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
 
 
+class Masked(nn.Module):
+    """An encoder that may not look at later steps, or not at the last two; both masks are floats with -inf."""
+
+    def __init__(self, mask: str) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.causal = mask == "causal"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps = x.shape[1]
+        if self.causal:
+            return self.encoder(x, mask=nn.Transformer.generate_square_subsequent_mask(steps))
+        padding = torch.zeros(x.shape[:2]).masked_fill(torch.arange(steps) >= steps - 2, -torch.inf)
+        return self.encoder(x, src_key_padding_mask=padding)
+
+
+@pytest.mark.parametrize("method", ["minmax", "mse", "learned"])
+@pytest.mark.parametrize("mask", ["causal", "padding"])
+def test_masks_of_attention_keep_out_what_they_mask(mask: str, method: str) -> None:
+    model = quantized(Masked(mask), 4, 6, 16, range=method)
+    assert not [name for name in find(model).activations if "mask" in name]
+    x = torch.randn(4, 6, 16)
+    other = torch.cat([x[:, :4], torch.randn(4, 2, 16)], 1)
+    assert torch.equal(model(x)[:, :4], model(other)[:, :4])
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "learned"])
+def test_what_was_never_finite_is_not_rounded(method: str) -> None:
+    layer = nn.Linear(6, 4, bias=False)
+    prepare(layer, example_inputs=torch.randn(2, 6), range=method)
+    x = torch.randn(8, 6)
+    x[0, 0] = -torch.inf
+    (quantizer,) = find(layer).activations.values()
+    assert torch.equal(quantizer(x), x)
+    assert not quantizer.observed
+    quantizer(x[1:])
+    assert quantizer.observed
+
+
 def test_copies_and_pickles_carry_their_own_quantizers() -> None:
     model = quantized(ResidualNet(), *IMAGE)
     x = torch.randn(*IMAGE)
