@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,8 +30,16 @@ def tensors(tree: Any, path: tuple[Key, ...] = ()) -> Iterator[tuple[tuple[Key, 
                 yield from tensors(item, (*path, key))
 
 
-def replaced(tree: Any, path: tuple[Key, ...], function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def replaced(
+    tree: Any, path: tuple[Key, ...], function: Callable[[torch.Tensor], torch.Tensor], *, copies: bool = False
+) -> Any:
     """The same tree with ``function`` applied to the tensor at ``path``; a missing path changes nothing.
+
+    Args:
+        tree: Nested tuples, lists and dictionaries.
+        path: Where the tensor stands.
+        function: What makes the new tensor.
+        copies: Whether dictionaries on the path are copied; otherwise they are written to.
 
     Example:
         >>> replaced((torch.zeros(1), 7), (0,), lambda x: x + 1)
@@ -39,16 +49,25 @@ def replaced(tree: Any, path: tuple[Key, ...], function: Callable[[torch.Tensor]
         return function(tree) if isinstance(tree, torch.Tensor) else tree
     key, rest = path[0], path[1:]
     if isinstance(tree, tuple | list) and isinstance(key, int) and key < len(tree):
-        items = [replaced(item, rest, function) if i == key else item for i, item in enumerate(tree)]
+        items = [replaced(item, rest, function, copies=copies) if i == key else item for i, item in enumerate(tree)]
         if hasattr(tree, "_fields"):
             return type(tree)(*items)
         return type(tree)(items)
     if isinstance(tree, dict) and key in tree:
-        tree[key] = replaced(tree[key], rest, function)
+        if copies:
+            # Compilers trace the method of plain dictionaries; that of a subclass may return another class.
+            tree = tree.copy() if type(tree) in (dict, OrderedDict) else copy.copy(tree)
+        tree[key] = replaced(tree[key], rest, function, copies=copies)
     return tree
 
 
-def replaced_at(tree: Any, paths: Sequence[tuple[Key, ...]], function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def replaced_at(
+    tree: Any,
+    paths: Sequence[tuple[Key, ...]],
+    function: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    copies: bool = False,
+) -> Any:
     """``replaced`` at several paths; a tensor that stands at more than one goes through ``function`` once.
 
     Example:
@@ -67,17 +86,20 @@ def replaced_at(tree: Any, paths: Sequence[tuple[Key, ...]], function: Callable[
         return made[-1][1]
 
     for path in paths:
-        tree = replaced(tree, path, once if len(paths) > 1 else function)
+        tree = replaced(tree, path, once if len(paths) > 1 else function, copies=copies)
     return tree
 
 
 def replaced_arguments(
     args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    kwargs: dict[str, Any],
     paths: Sequence[tuple[Key, ...]],
     function: Callable[[torch.Tensor], torch.Tensor],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``replaced_at`` for the arguments of a call; a path that begins with a name leads to a keyword argument."""
+    """``replaced_at`` for the arguments of a call, of which the caller's own dictionaries stay as they are.
+
+    A path that begins with a name leads to a keyword argument.
+    """
     located = [(int(isinstance(path[0], str)), *path) for path in paths]
-    found: tuple[tuple[Any, ...], dict[str, Any]] = replaced_at((args, dict(kwargs)), located, function)
+    found: tuple[tuple[Any, ...], dict[str, Any]] = replaced_at((args, kwargs), located, function, copies=True)
     return found
