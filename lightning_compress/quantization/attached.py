@@ -20,6 +20,7 @@ from lightning_compress.quantization.layers import (
     ActivationQuantizer,
     ClipForward,
     Switch,
+    Unnested,
     WeightQuantizer,
     WeightShadows,
 )
@@ -61,7 +62,7 @@ class Quantization:
         self._switch = Switch(model)
         self._switch.momentum = settings.momentum
         self._switch.observe_every = settings.observe_every
-        self._handles: list[torch.utils.hooks.RemovableHandle | ClipForward] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle | ClipForward | Unnested] = []
         self._overrides: dict[str, Mapping[str, Any]] = {}
         self._ends: set[str] = set()
         self._loose: dict[str, Mapping[str, Any]] = {}
@@ -288,6 +289,7 @@ class Quantization:
             raise CompressionError("The model was recorded already: strip(model) before preparing it again.")
         modules = dict(self._model.named_modules())
         self.placement = placement
+        self._handles += [Unnested(module) for module in modules.values() if isinstance(module, nn.TransformerEncoder)]
         for site in placement.sites:
             kind = LearnedActivationQuantizer if self.settings.range == "learned" else ActivationQuantizer
             quantizer = kind(site.name, self.settings.activation_spec(site.width(self.activation_bits)), self._switch)

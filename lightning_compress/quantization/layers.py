@@ -378,3 +378,20 @@ class ClipForward:
         self._handle.remove()
         if self.module.__dict__.get("forward") == self.forward:
             del self.module.__dict__["forward"]
+
+
+class Unnested:
+    """Keeps an encoder from packing padded batches into nested tensors, which no quantizer can take.
+
+    Args:
+        encoder: The encoder, which would do so in evaluation.
+    """
+
+    def __init__(self, encoder: nn.TransformerEncoder) -> None:
+        self._encoder = encoder
+        self._before = encoder.use_nested_tensor
+        encoder.use_nested_tensor = False
+
+    def remove(self) -> None:
+        """Let the encoder do again what it did before."""
+        self._encoder.use_nested_tensor = self._before

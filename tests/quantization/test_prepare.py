@@ -193,6 +193,28 @@ def test_what_was_never_finite_is_not_rounded(method: str) -> None:
     assert quantizer.observed
 
 
+def test_an_encoder_takes_padded_batches_in_evaluation_as_in_training() -> None:
+    def encoder() -> nn.TransformerEncoder:
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+        return nn.TransformerEncoder(layer, 2)
+
+    x, padding = torch.randn(4, 6, 16), torch.arange(6).expand(4, 6) >= 4
+    inputs = (x, None, padding)
+    model = prepare(encoder(), example_inputs=inputs)
+    model.train()(*inputs)
+    find(model).frozen = True
+    expected = model(*inputs)
+    for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with torch.no_grad():
+            actual = copied.eval()(*inputs)
+            torch.testing.assert_close(actual[~padding], expected[~padding], atol=0.05, rtol=0)
+            # A float encoder packs its batches as ever.
+            assert strip(copied).use_nested_tensor
+            reference = encoder().eval()
+            reference.load_state_dict(copied.state_dict())
+            assert torch.equal(copied(x, src_key_padding_mask=padding), reference(x, src_key_padding_mask=padding))
+
+
 def test_copies_and_pickles_carry_their_own_quantizers() -> None:
     model = quantized(ResidualNet(), *IMAGE)
     x = torch.randn(*IMAGE)
