@@ -188,7 +188,7 @@ class ActivationQuantizer:
         if self.watch is not None:
             self.watch(self, x if clip is None else x.clamp(*clip))
         grid = (self.scale, self.zero_point, self.qmin, self.qmax)
-        if self.switch.learning and self._due():
+        if self._learns_from(x) and self._due():
             if self.observed and self.spec.range == "minmax":
                 y, observed = kernels.fake_quantize_and_observe(x, *grid, clip=clip, scratch=scratch)
                 self._learn(observed)
@@ -206,6 +206,17 @@ class ActivationQuantizer:
             self.scale = self.scale.to(device)
             self.zero_point = self.zero_point.to(device)
             self.nonfinite = self.nonfinite.to(device)
+
+    def _learns_from(self, x: torch.Tensor) -> bool:
+        """Whether to look at a tensor: one without values, as of an expert without tokens, has no range."""
+        if not self.switch.learning:
+            return False
+        if torch.compiler.is_compiling():
+            # A size that depends on data would break the graph. Not loaded before it is needed, as that takes a second.
+            from torch.fx.experimental.symbolic_shapes import guard_or_true
+
+            return guard_or_true(x.numel() > 0)
+        return x.numel() > 0
 
     def _due(self) -> bool:
         due = self._calls == 0 or not self.observed

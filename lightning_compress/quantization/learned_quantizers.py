@@ -110,16 +110,16 @@ class LearnedActivationQuantizer(ActivationQuantizer):
             return super().__call__(x, clip, scratch)
         if self.log_scale.device != x.device:
             self.to(x.device)
-        if not self.observed or (self.restarts and self.switch.learning):
+        if (self.restarts or not self.observed) and self._learns_from(x):
             seen = x.detach() if clip is None else x.detach().clamp(*clip)
             self._start(observers.observe(seen, "mse", self.bits, symmetric=self.symmetric))
-            if not self.observed:
-                return x if clip is None else x.clamp(*clip)
+        if not self.observed:
+            return x if clip is None else x.clamp(*clip)
         if not self.switch.learning:
             self.synchronize()
             grid = (self.scale, self.zero_point, self.qmin, self.qmax)
             return kernels.fake_quantize(x, *grid, clip=clip, scratch=scratch)
-        factor = gradient_scale(x[0].numel() if x.ndim else 1, self.qmax)
+        factor = gradient_scale(math.prod(x.shape[1:]), self.qmax)
         scale, offset = self.log_scale.exp(), None if self.symmetric else self.shift * self.width
         memory = None if torch.compiler.is_compiling() else self._memory
         return learned_activation(

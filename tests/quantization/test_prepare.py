@@ -181,6 +181,22 @@ def test_masks_of_attention_keep_out_what_they_mask(mask: str, method: str) -> N
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "learned"])
+def test_a_batch_without_examples_passes_and_leaves_the_ranges_alone(method: str) -> None:
+    model = Mlp()
+    prepare(model, example_inputs=torch.randn(2, 12), range=method).train()
+    model(torch.empty(0, 12))
+    assert not any(quantizer.observed for quantizer in find(model).activations.values())
+    model(torch.randn(4, 12))
+    states = {name: q.state_dict() for name, q in find(model).activations.items()}
+    y = model(torch.empty(0, 12))
+    assert y.shape == (0, 5)
+    y.sum().backward()
+    assert all(not parameter.grad.any() for parameter in (*model.parameters(), *find(model).parameters()))
+    for name, quantizer in find(model).activations.items():
+        assert str(quantizer.state_dict()) == str(states[name])
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "learned"])
 def test_what_was_never_finite_is_not_rounded(method: str) -> None:
     layer = nn.Linear(6, 4, bias=False)
     prepare(layer, example_inputs=torch.randn(2, 6), range=method)
@@ -297,3 +313,23 @@ def test_a_prepared_model_compiles_without_a_graph_break_and_to_the_same_numbers
         assert torch.equal(parameter.grad, other.grad)
     for name, quantizer in find(model).activations.items():
         assert torch.equal(quantizer.range, find(duplicate).activations[name].range)
+
+
+@pytest.mark.parametrize("method", ["minmax", "learned"])
+def test_a_compiled_model_takes_a_batch_without_examples(method: str) -> None:
+    model = quantized(Mlp(), 4, 12, range=method).train()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for size in (4, 0, 3):
+        assert compiled(torch.randn(size, 12)).shape == (size, 5)
+
+
+def test_a_size_that_depends_on_data_compiles_without_a_graph_break() -> None:
+    class Chosen(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x[x[:, 0] > 0])
+
+    model = quantized(Chosen(), 16, 12).train()
+    duplicate = copy.deepcopy(model)
+    x = torch.randn(16, 12)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        assert torch.equal(torch.compile(duplicate, fullgraph=True, backend="eager")(x), model(x))
