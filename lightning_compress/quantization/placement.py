@@ -211,7 +211,7 @@ class _Placer:
         # States of recurrent layers and masks of attention come behind; a range cannot hold a mask's -inf.
         count = 1 if op.name in RECURRENT else 3 if op.name in ATTENTION else None
         values = op.inputs[:count]
-        return [v for v in dict.fromkeys(values) if v.parameter is None and not self._is_state(v, op)]
+        return [v for v in dict.fromkeys(values) if v.parameter is None and v.floating and not self._is_state(v, op)]
 
     def _is_state(self, value: Value, op: Op) -> bool:
         # Scalars, masks and buffers have no producer and pass no boundary.
@@ -424,8 +424,13 @@ def _only_user(value: Value) -> Op | None:
 
 
 def _source(value: Value) -> Value:
-    """The value that transparent operations were given."""
-    while value.producer is not None and value.producer.name in TRANSPARENT and value.producer.inputs:
+    """The value that transparent operations were given, behind a cast from integers."""
+    while (
+        value.producer is not None
+        and value.producer.name in TRANSPARENT
+        and value.producer.inputs
+        and value.producer.inputs[0].floating
+    ):
         value = value.producer.inputs[0]
     return value
 

@@ -48,6 +48,7 @@ class Value:
         outputs: Module results that it is, innermost first; only of modules inside which it was made.
         inputs: Module arguments that it is, outermost first.
         ndim: Number of dimensions.
+        floating: Whether it holds floating-point numbers.
         serial: How many values were made before it.
     """
 
@@ -57,6 +58,7 @@ class Value:
     outputs: list[Boundary] = field(default_factory=list)
     inputs: list[Boundary] = field(default_factory=list)
     ndim: int = 0
+    floating: bool = True
     serial: int = 0
 
 
@@ -142,7 +144,7 @@ class _Recorder(TorchFunctionMode):
         self._alive: list[torch.Tensor] = []
         self._parameters = {id(parameter) for parameter in model.parameters()}
         for name, parameter in model.named_parameters():
-            self._add(parameter, Value(parameter=name, ndim=parameter.ndim))
+            self._add(parameter, Value(parameter=name))
 
     def watch(self, name: str, module: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
         def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -180,17 +182,17 @@ class _Recorder(TorchFunctionMode):
             for value in dict.fromkeys(used):
                 value.consumers.append(op)
             for tensor in made:
-                op.outputs.append(self._add(tensor, Value(producer=op, ndim=tensor.ndim)))
+                op.outputs.append(self._add(tensor, Value(producer=op)))
             self.tape.ops.append(op)
         return result
 
     def _value(self, tensor: torch.Tensor) -> Value:
         if id(tensor) not in self._values:
-            self._add(tensor, Value(ndim=tensor.ndim))
+            self._add(tensor, Value())
         return self._values[id(tensor)]
 
     def _add(self, tensor: torch.Tensor, value: Value) -> Value:
-        value.serial = len(self._alive)
+        value.ndim, value.floating, value.serial = tensor.ndim, tensor.is_floating_point(), len(self._alive)
         self._values[id(tensor)] = value
         self._alive.append(tensor)
         return value

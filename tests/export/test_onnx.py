@@ -62,6 +62,42 @@ def operators(path: Path, tmp_path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
 
 
+class Pixels(nn.Module):
+    """Two convolutions read what was an image of bytes, and keep some of it by a mask of booleans."""
+
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+            x = x.float()
+            return (self.first(x) + self.second(x)) * keep
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = self.Stem(), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.stem(x, x[:, :1, 1:-1, 1:-1] > 100))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", None])
+def test_an_image_of_bytes_is_quantized_behind_its_cast(backend: str | None, tmp_path: Path) -> None:
+    x = torch.randint(256, (8, 3, 9, 9), dtype=torch.uint8)
+    model = prepare(Pixels(), example_inputs=x, backend=backend, first_last_bits=None)
+    model.train()(x)
+    model.eval()
+    quantizers = find(model).activations
+    assert all(quantizer.observed for quantizer in quantizers.values())
+    name = find(model).layer_input["stem.first.weight"]
+    assert find(model).layer_input["stem.second.weight"] == name
+    np.testing.assert_array_equal(quantizers[name].range.numpy(), [x.numpy().min(), x.numpy().max()])
+    to_onnx(model, x, tmp_path / "model.onnx")
+    with torch.no_grad():
+        np.testing.assert_allclose(run(tmp_path / "model.onnx", x), model(x).numpy(), rtol=1e-4, atol=1e-3)
+
+
 class Causal(EncoderNet):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
