@@ -320,6 +320,10 @@ class _Placer:
         if isinstance(self.modules[layer], _ConvTransposeNd) and self.modules[layer].groups != 1:
             return
         norm = norm_op.modules[-1]
+        if Boundary(norm, "output", ()) not in norm_op.outputs[0].outputs:
+            return  # Its module does more than the norm.
+        if any(boundary.module in norm_op.modules for boundary in op.outputs[0].outputs):
+            return  # A module around both hands out what the layer makes, too.
         module = self.modules[norm]
         once = self.tape.calls.get(layer, 0) == 1 and self.tape.calls.get(norm, 0) == 1
         if once and isinstance(module, _NORMS) and module.track_running_stats:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import ConcatNet, FunctionalResidualNet, ResidualNet
 from torch import nn
 
+from lightning_compress.export import to_onnx
 from lightning_compress.export.fold import deployable
 from lightning_compress.quantization import find, prepare
 
@@ -39,6 +45,68 @@ def test_folding_without_rounding_is_exact_to_float_precision() -> None:
     model.double().eval()
     x = torch.randn(*IMAGE, dtype=torch.float64)
     torch.testing.assert_close(deployable(model, x)(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.silu(super().forward(x))
+
+
+class Both(nn.Module):
+    """Returns what the convolution makes beside what the norm makes of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.conv(x)
+        return self.norm(y), y
+
+
+class Kept(nn.Module):
+    """Returns what a hook has kept of the convolution's result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        kept: list[torch.Tensor] = []
+        hook = self.net[0].register_forward_hook(lambda module, args, output: kept.append(output))
+        y = self.net(x)
+        hook.remove()
+        return y, *kept
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), NormAndActivation(8), nn.Conv2d(8, 4, 3)),
+        Both,
+        lambda: nn.Sequential(nn.Identity(), nn.Sequential(Both())),
+        Kept,
+    ],
+    ids=["activation in the norm", "both returned", "both returned by a block", "kept by a hook"],
+)
+def test_a_file_returns_what_a_norm_does_besides_and_what_its_layer_makes(
+    network: Callable[[], nn.Module], quantized: bool, tmp_path: Path
+) -> None:
+    model, x = network(), torch.randn(*IMAGE)
+    trained(model) if quantized else model(x)
+    to_onnx(model.eval(), x, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = model(x) if isinstance(model(x), tuple) else (model(x),)
+    for actual, wanted in zip(session.run(None, {session.get_inputs()[0].name: x.numpy()}), expected, strict=True):
+        assert (torch.from_numpy(actual) - wanted).abs().mean() < 0.01 * wanted.abs().mean()
+
+
+def test_a_norm_folds_through_the_containers_around_its_layer() -> None:
+    wrapped = nn.Sequential(nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3))), nn.Sequential(nn.BatchNorm2d(8)))
+    model = trained(nn.Sequential(wrapped, nn.Conv2d(8, 4, 3)))
+    assert find(model).placement.folds == {"0.0.0.0": "0.1.0"}
 
 
 def test_a_negative_gamma_moves_its_sign_into_the_integers() -> None:
