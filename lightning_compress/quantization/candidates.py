@@ -38,7 +38,7 @@ class Weight:
     """A weight that can be quantized.
 
     Attributes:
-        name: Full name, the first one of a tied weight.
+        name: Full name, the first one under which the model has it.
         uses: Where it is read; more than one if it is tied.
         axis: Dimension of the output channels.
     """
@@ -54,21 +54,24 @@ def weights(model: nn.Module) -> list[Candidate[Weight]]:
     ``nn.MultiheadAttention`` reads its output projection's weight itself, without calling that module: there the
     attention is the host.
     """
-    found: dict[int, list[tuple[str, str, Use, int]]] = {}
-    for name, prefix, use, axis in _uses(model):
-        found.setdefault(id(use.owner._parameters[use.attribute]), []).append((name, prefix, use, axis))
+    registered: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        registered.setdefault(id(parameter), []).append(name)
+    found: dict[int, list[tuple[str, Use, int]]] = {}
+    for prefix, use, axis in _uses(model):
+        found.setdefault(id(use.owner._parameters[use.attribute]), []).append((prefix, use, axis))
     candidates = []
-    for entries in found.values():
-        name, _, first, axis = entries[0]
-        names = tuple(dict.fromkeys([name, *(n for e in entries for n in e[:2])]))
-        weight = Weight(name, tuple(use for _, _, use, _ in entries), axis)
+    for key, entries in found.items():
+        _, first, axis = entries[0]
+        names = tuple(dict.fromkeys([*registered[key], *(prefix for prefix, _, _ in entries)]))
+        weight = Weight(names[0], tuple(use for _, use, _ in entries), axis)
         candidates.append(Candidate(names, first.owner, weight))
     return candidates
 
 
 def loose(model: nn.Module) -> list[Candidate[None]]:
     """Parameters of two dimensions or more that no layer reads: weights, where a function reads them as such."""
-    taken = {id(use.owner._parameters[use.attribute]) for _, _, use, _ in _uses(model)}
+    taken = {id(use.owner._parameters[use.attribute]) for _, use, _ in _uses(model)}
     modules = dict(model.named_modules())
     return [
         Candidate((name,), modules[name.rpartition(".")[0]], None)
@@ -107,7 +110,7 @@ def functional_uses(tape: Tape, model: nn.Module) -> list[FunctionalUse]:
     in the module around an embedding.
     """
     modules = dict(model.named_modules())
-    known = {(id(use.owner), use.attribute, id(use.host)) for _, _, use, _ in _uses(model)}
+    known = {(id(use.owner), use.attribute, id(use.host)) for _, use, _ in _uses(model)}
     found = [f for op in tape.ops if (f := _functional(op)) is not None]
     uses = ((f, f.use(modules)) for f in dict.fromkeys(found))
     return [f for f, use in uses if (id(use.owner), use.attribute, id(use.host)) not in known]
@@ -122,7 +125,7 @@ def _functional(op: Op) -> FunctionalUse | None:
     return FunctionalUse(weight, bias[0] if bias else None, op.modules[-1], 1 if "transpose" in op.name else 0)
 
 
-def _uses(model: nn.Module) -> Iterator[tuple[str, str, Use, int]]:
+def _uses(model: nn.Module) -> Iterator[tuple[str, Use, int]]:
     read_by_attention: set[nn.Module] = set()
     for prefix, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
@@ -140,9 +143,7 @@ def _uses(model: nn.Module) -> Iterator[tuple[str, str, Use, int]]:
             yield from _use(prefix, module, "weight", module, 1)
 
 
-def _use(
-    prefix: str, owner: nn.Module, attribute: str, host: nn.Module, axis: int
-) -> Iterator[tuple[str, str, Use, int]]:
+def _use(prefix: str, owner: nn.Module, attribute: str, host: nn.Module, axis: int) -> Iterator[tuple[str, Use, int]]:
     if owner._parameters.get(attribute) is not None:
         bias = "bias" if attribute == "weight" else None
-        yield f"{prefix}.{attribute}" if prefix else attribute, prefix, Use(owner, attribute, host, bias), axis
+        yield prefix, Use(owner, attribute, host, bias), axis

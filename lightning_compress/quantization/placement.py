@@ -311,8 +311,11 @@ class _Placer:
 
     def _fold(self, op: Op, weight: str) -> None:
         layer = weight.rpartition(".")[0]
-        if weight not in self.layer_weights or layer not in op.modules[-1:]:
+        # A parent that has the weight of a layer under a name of its own is no layer.
+        if not {weight, layer} <= self.layer_weights or layer not in op.modules[-1:]:
             return
+        if any(value.parameter == weight and _only_user(value) is None for value in op.inputs):
+            return  # Others read the weight, without this norm.
         norm_op = _only_user(op.outputs[0])
         if norm_op is None or norm_op.name != "batch_norm" or not norm_op.modules:
             return

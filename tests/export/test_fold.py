@@ -109,6 +109,31 @@ def test_a_norm_folds_through_the_containers_around_its_layer() -> None:
     assert find(model).placement.folds == {"0.0.0.0": "0.1.0"}
 
 
+class Tied(nn.Module):
+    """A norm follows one of two reads of a weight."""
+
+    def __init__(self, other: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+        nn.init.uniform_(self.norm.weight, 2, 3)
+        if other == "layer":
+            self.head.weight = self.conv.weight
+        elif other == "function":
+            self.kernel = self.head.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if hasattr(self, "kernel"):
+            return self.head(self.norm(F.conv2d(x, self.kernel)))
+        return self.head(self.norm(self.conv(x)))
+
+
+@pytest.mark.parametrize("other", ["layer", "function"])
+def test_a_norm_does_not_fold_into_a_weight_that_others_read(other: str) -> None:
+    model, x = trained(Tied(other)), torch.randn(*IMAGE)
+    with torch.no_grad():
+        assert (deployable(model, x)(x) - model(x)).abs().mean() < 0.005 * model(x).abs().mean()
+
+
 def test_a_negative_gamma_moves_its_sign_into_the_integers() -> None:
     model = ResidualNet()
     with torch.no_grad():

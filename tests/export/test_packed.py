@@ -155,6 +155,32 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     assert file.dense_bytes == 4 * (64 * 64 + 128)
 
 
+class Aliased(nn.Module):
+    """Its second layer's weight has an earlier name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.alias = self.second.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).relu())
+
+
+def test_a_weight_with_an_earlier_name_in_the_parent_is_stored_as_integers(tmp_path: Path) -> None:
+    net, x = Aliased(), torch.randn(32, 64)
+    quantization.prepare(net, weight_bits=2, first_last_bits=None, range="learned", example_inputs=x)
+    net.train()(x)
+    file = save_packed(net.eval(), tmp_path / "net.packed")
+    assert [(row.name, row.kind) for row in file.tensors if row.kind != "plain"] == [
+        ("alias", "integers"),
+        ("first.weight", "integers"),
+        ("second.weight", "same"),
+    ]
+    with torch.no_grad():
+        torch.testing.assert_close(load_packed(file.path, Aliased()).eval()(x), net(x))
+
+
 def test_an_eighty_percent_sparse_resnet_is_as_small_as_promised(tmp_path: Path) -> None:
     net = ResNet(3, 10)
     weights = [p for p in net.parameters() if p.ndim > 1]

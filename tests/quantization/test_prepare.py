@@ -261,6 +261,17 @@ def test_overrides_change_one_layer_and_null_leaves_it_float() -> None:
     assert quantization.activations[quantization.layer_input["1.weight"]].bits == 6
 
 
+@pytest.mark.parametrize("name", ["alias", "1.weight", "1", r"re:1\..*"])
+def test_a_weight_goes_by_the_first_of_its_names_and_answers_to_each(name: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model.alias = model[1].weight
+    quantized(model, 8, 4, overrides={name: {"weight_bits": 2}}, first_last_bits=None)
+    found = find(model)
+    assert {weight: layer.spec.bits for weight, layer in found.layers.items()} == {"0.weight": 8, "alias": 2}
+    assert set(found.layer_input) == {"0.weight", "alias"}
+    np.testing.assert_allclose(found.layers["alias"].fake_quantize().detach(), grid_of(model.alias, 2), rtol=1e-6)
+
+
 def test_grouped_scales_follow_their_groups() -> None:
     layer = nn.Linear(8, 2, bias=False)
     prepare(layer, weight_bits=4, activation_bits=None, weight_granularity="group:4")
