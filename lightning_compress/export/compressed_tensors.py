@@ -10,7 +10,7 @@ Format: https://github.com/vllm-project/compressed-tensors, read in release 0.20
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,7 +82,9 @@ def save_compressed_tensors(model: nn.Module, path: str | Path) -> CompressedTen
             "save_compressed_tensors.path", expected="a file that ends in .safetensors", got=str(path)
         )
     quantization = find(model)
-    names = {id(module): name for name, module in model.named_modules()}
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
     if quantization is not None:
         quantization.synchronize()
     layers = {} if quantization is None else _linear_layers(quantization, names)
@@ -93,15 +95,15 @@ def save_compressed_tensors(model: nn.Module, path: str | Path) -> CompressedTen
         )
     checkpoint = _Checkpoint(_float_state(model))
     stays = [name for name, q in quantization.layers.items() if not any(q is other for other, _ in layers.values())]
-    for quantizer in quantization.layers.values():
-        for use in quantizer.uses:
-            name = f"{names[id(use.owner)]}.{use.attribute}" if id(use.owner) in names else ""
-            if name in checkpoint.tensors:
-                checkpoint.tensors[name] = quantizer.fake_quantize().detach().float().cpu().contiguous()
+    quantizers = {quantizer.weight: quantizer for quantizer in quantization.layers.values()}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter in quantizers:
+            checkpoint.tensors[name] = quantizers[parameter].fake_quantize().detach().float().cpu().contiguous()
     for bias in quantization.biases:
-        name = f"{names.get(id(bias.owner), '')}.{bias.attribute}"
-        if name in checkpoint.tensors:
-            checkpoint.tensors[name] = bias.rounded().detach().float().cpu().contiguous()
+        for owner in names.get(bias.owner, ()):
+            name = f"{owner}.{bias.attribute}"
+            if name in checkpoint.tensors:
+                checkpoint.tensors[name] = bias.rounded().detach().float().cpu().contiguous()
     for name, (quantizer, inputs) in sorted(layers.items()):
         _store(checkpoint, name, quantizer, inputs)
     ignored = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers]
@@ -127,7 +129,7 @@ def load_compressed_tensors(path: str | Path, model: Model) -> Model:
     """
     tensors, groups = _read(Path(path))
     state = dict(tensors)
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     inputs: dict[str, Mapping[str, Any]] = {}
     for scheme in groups.values():
         for name in scheme["targets"]:
@@ -143,8 +145,9 @@ def load_compressed_tensors(path: str | Path, model: Model) -> Model:
         raise CompressionError(
             f"{path}: does not fit {type(model).__name__}: {' '.join(str(error).split())}"
         ) from error
-    for name, (scale, zero_point) in grids.items():
-        modules[name].register_forward_pre_hook(_InputGrid(scale, zero_point))
+    # A module that goes by several names has one input.
+    for module, grid in {modules[name]: grid for name, grid in grids.items()}.items():
+        module.register_forward_pre_hook(_InputGrid(*grid))
     return model
 
 
@@ -194,7 +197,7 @@ def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
 
 
 def _linear_layers(
-    quantization: Quantization, names: Mapping[int, str]
+    quantization: Quantization, names: Mapping[nn.Module, Sequence[str]]
 ) -> dict[str, tuple[WeightQuantizer, ActivationQuantizer | None]]:
     found = {}
     for weight, quantizer in quantization.layers.items():
@@ -202,7 +205,7 @@ def _linear_layers(
         inputs = quantization.activations[site] if site is not None else None
         for use in quantizer.uses:
             if isinstance(use.owner, nn.Linear) and use.host is use.owner and use.attribute == "weight":
-                found[names[id(use.owner)]] = (quantizer, inputs)
+                found.update(dict.fromkeys(names.get(use.owner, ()), (quantizer, inputs)))
     return found
 
 
@@ -219,7 +222,7 @@ def _float_state(model: nn.Module) -> dict[str, Tensor]:
 
 def _store(checkpoint: _Checkpoint, name: str, quantizer: WeightQuantizer, inputs: ActivationQuantizer | None) -> None:
     bits, group = quantizer.spec.bits, quantizer.spec.group_size
-    integers, scale = quantizer.integers().cpu(), quantizer.scale().detach().float().cpu()
+    integers, scale = quantizer.integers().cpu(), quantizer.scale().detach().float().cpu().clone()
     if group and integers.shape[1] % group:
         raise CompressionError(
             f"save_compressed_tensors: {name}: groups of {group} do not divide its {integers.shape[1]} inputs, which "

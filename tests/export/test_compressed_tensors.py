@@ -93,6 +93,29 @@ def test_tied_embeddings_stay_float_where_they_are_looked_up(tmp_path: Path) -> 
         torch.testing.assert_close(loaded(tokens), model(tokens), rtol=1e-5, atol=1e-5)
 
 
+class Shared(nn.Module):
+    """A layer with two names, and a weight with a third one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.again, self.names = self.first, nn.ParameterList([self.first.weight])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.again(self.first(x).relu()))
+
+
+@pytest.mark.parametrize("settings", [W4A16, {**W8A8, "weight_bits": 2, "range": "learned"}])
+def test_a_layer_is_stored_quantized_under_each_of_its_names(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = trained(Shared(), torch.randn(8, 8), first_last_bits=None, **settings)
+    file = save_compressed_tensors(model, tmp_path / "model.safetensors")
+    assert file.integer_layers == ("again", "first", "last")
+    loaded, x = load_compressed_tensors(file.path, Shared()).eval(), torch.randn(64, 8)
+    assert torch.equal(loaded.first.weight, find(model).layers["first.weight"].fake_quantize())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 def test_models_without_linear_layers_under_quantization_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match="no Linear layer under quantization"):
         save_compressed_tensors(Mlp(), tmp_path / "model.safetensors")
