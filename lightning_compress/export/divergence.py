@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.export.differences import differences, sizes
 from lightning_compress.export.packed import load_packed
 from lightning_compress.export.runtime import OnnxModel
 from lightning_compress.quantization import find, strip
@@ -36,7 +38,7 @@ class SiteError:
         site: Name of the activation quantizer; ``"output"`` for what the file gives.
         layers: Layers that made the activation from those before it.
         mean_steps: Mean absolute difference in steps of the quantizer; for ``"output"`` relative to the largest
-            absolute value that the model gives.
+            finite absolute value that the model gives.
         max_steps: Largest absolute difference, in the same unit.
     """
 
@@ -51,12 +53,12 @@ class SiteError:
         return f"{made}: {self.mean_steps:.3g} {unit} off on average, {self.max_steps:.3g} at most"
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON types."""
+        """JSON types: ``None`` for what is not finite."""
         return {
             "site": self.site,
             "layers": list(self.layers),
-            "mean_steps": self.mean_steps,
-            "max_steps": self.max_steps,
+            "mean_steps": self.mean_steps if math.isfinite(self.mean_steps) else None,
+            "max_steps": self.max_steps if math.isfinite(self.max_steps) else None,
         }
 
 
@@ -114,14 +116,12 @@ def site_errors(
     for theirs, ours in _pairs(expected, found):
         if theirs.value.numel() != ours.value.numel() or not theirs.value.numel():
             continue
-        difference = (ours.value.reshape(theirs.value.shape).double() - theirs.value.double()).abs() / theirs.grid[0]
+        difference = differences(ours.value.reshape(theirs.value.shape), theirs.value) / theirs.grid[0]
         layers = ours.layers or (theirs.name.partition(":")[0],)
         errors.append(SiteError(theirs.name, layers, float(difference.mean()), float(difference.max())))
     pairs = [(ours, theirs) for ours, theirs in zip(given, outputs, strict=False) if ours.shape == theirs.shape]
     if pairs and pairs[0][0].numel():
-        ours_out, theirs_out = (tensor.double() for tensor in pairs[0])
-        scale = float(theirs_out.abs().max()) or 1.0
-        difference = (ours_out - theirs_out).abs() / scale
+        difference = differences(*pairs[0]) / (float(sizes(pairs[0][1]).max()) or 1.0)
         errors.append(SiteError("output", last, float(difference.mean()), float(difference.max())))
     return errors
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from lightning_compress.errors import CompressionError, closest
 from lightning_compress.example_inputs import call_arguments
+from lightning_compress.export.differences import differences, sizes
 from lightning_compress.export.fold import deployable
 
 _TOLERANCE = 0.05
@@ -135,7 +136,7 @@ def same_outputs(actual: Any, expected: Any, *, least: float = 0.0) -> bool:
     """
     pairs = zip(torch.utils._pytree.tree_leaves(actual), torch.utils._pytree.tree_leaves(expected), strict=True)
     return all(
-        bool((a - b).abs().mean() <= _TOLERANCE * b.abs().mean() + least)
+        bool(differences(a, b).mean() <= _TOLERANCE * sizes(b).mean() + least)
         for a, b in pairs
         if isinstance(b, torch.Tensor) and b.is_floating_point()
     )

@@ -16,6 +16,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.compressed_tensors import load_compressed_tensors
+from lightning_compress.export.differences import differences
 from lightning_compress.export.executorch import ExecuTorchModel, executorch_name
 from lightning_compress.export.formats import FILES
 from lightning_compress.export.openvino import OpenVinoModel, openvino_name
@@ -66,8 +67,7 @@ class Comparison:
             targets: Integer tensors among which the classes are; they tell which dimension holds scores.
 
         Raises:
-            CompressionError: The file gave outputs of another shape, or values that are not finite where the
-                model's are.
+            CompressionError: The file gave outputs of another shape, or other values that are not finite.
 
         Example:
             >>> comparison = Comparison()
@@ -87,9 +87,11 @@ class Comparison:
                     f"The written file gives an output of shape {list(ours.shape)} where the model gives "
                     f"{list(theirs.shape)}: something that depends on the batch was fixed when it was exported."
                 )
-            difference = (ours.double() - theirs.double()).abs()
-            if not bool(torch.isfinite(difference).all()) and bool(torch.isfinite(theirs).all()):
-                raise CompressionError("The written file gives infinite or undefined values where the model does not.")
+            difference = differences(ours, theirs)
+            if not bool(difference.isfinite().all()):
+                raise CompressionError(
+                    "The written file gives infinite or undefined values where the model does not, or the reverse."
+                )
             if difference.numel():
                 self.max_abs = max(self.max_abs, float(difference.max()))
             self._sum += float(difference.sum())

@@ -501,6 +501,24 @@ def test_bad_settings_are_refused_at_construction(tmp_path, options, message):
         CompressedExport(tmp_path, **options)
 
 
+def test_masked_scores_are_compared_and_reported(tmp_path):
+    class Masked(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).masked_fill(torch.arange(5) == 4, -torch.inf)
+
+    class Closed(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Masked()
+
+    data = DataLoader([(x, y % 4) for x, y in dataset(64, 0)], batch_size=32)
+    export = CompressedExport(tmp_path, formats=["onnx"], latency=False)
+    trainer(QuantizationAwareTraining(), export).fit(Closed(), data, data)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert 0 <= report["mean_abs_difference"] <= report["max_abs_difference"] < 1
+    assert report["agreement"] >= 0.95
+
+
 def test_a_torch_export_file_is_verified_and_measured_like_the_others(tmp_path):
     callback = CompressedExport(tmp_path, formats=["packed", "torch_export"])
     module = Plain()

@@ -123,6 +123,27 @@ def test_undefined_values_diverge() -> None:
     assert first_divergence([SiteError("a", (), float("nan"), float("nan"))]) is not None
 
 
+class Masked(nn.Sequential):
+    """Closes some of its classes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).masked_fill(torch.arange(4) == 2, -torch.inf)
+
+
+def test_outputs_that_are_infinite_on_both_sides_do_not_diverge_and_one_side_does(tmp_path: Path) -> None:
+    model = trained(Masked(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), (8, 6))
+    x = torch.randn(8, 6)
+    path = to_onnx(model, x, tmp_path / "model.onnx").path
+    errors = site_errors(path, model, (x,))
+    assert first_divergence(errors) is None
+    assert errors[-1].site == "output"
+    assert errors[-1].max_steps < 0.05
+    model.register_forward_hook(lambda module, args, output: output.nan_to_num(neginf=0.0))
+    found = first_divergence(site_errors(path, model, (x,)))
+    assert found.site == "output"
+    assert found.as_dict()["mean_steps"] is None
+
+
 def test_a_limit_that_does_not_hold_says_where_the_file_differs() -> None:
     found = Findings(divergence=SiteError("act:output", ("fc",), 3.0, 9.0))
     assert "first in fc (seen at act:output): 3 quantization steps" in Limits(min_agreement=0.9).failures(found, 0.5)[1]

@@ -112,6 +112,16 @@ def test_a_float_model_is_written_with_its_batch_norms_folded(tmp_path: Path) ->
     assert not any("running_mean" in name for name, _ in loaded.named_buffers())
 
 
+def test_outputs_may_be_infinite(tmp_path: Path) -> None:
+    class Masked(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).masked_fill(torch.arange(4) == 2, -torch.inf)
+
+    model, x = Masked(6, 4), torch.randn(8, 6)
+    to_torch_export(model, x, tmp_path / "model.pt2")
+    torch.testing.assert_close(load_torch_export(tmp_path / "model.pt2")(x), model(x))
+
+
 def test_a_file_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.pt2").write_bytes(b"nothing of the kind")
     with pytest.raises(CompressionError, match="cannot be loaded as a torch"):

@@ -148,9 +148,24 @@ def test_class_scores_lie_along_the_dimension_that_targets_lack(shape, target, a
     assert class_axis(shape, [torch.zeros(target, dtype=torch.long)]) == axis
 
 
-def test_values_that_became_undefined_are_refused():
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("nan", "0"), ("inf", "0"), ("0", "-inf"), ("0", "nan"), ("-inf", "inf"), ("nan", "inf")]
+)
+def test_values_that_are_not_finite_on_one_side_are_refused(ours, theirs):
+    scores = [torch.tensor([[float(value), float("-inf")]]) for value in (ours, theirs)]
     with pytest.raises(CompressionError, match="infinite or undefined"):
-        Comparison().update(torch.tensor([[float("nan")]]), torch.zeros(1, 1))
+        Comparison().update(*scores)
+
+
+def test_infinities_on_both_sides_are_no_difference():
+    theirs = torch.tensor([[0.0, 3.0, -np.inf], [np.inf, 1.0, np.nan]])
+    ours = theirs + torch.tensor([[0.5, -1.0, 0.0], [0.0, 0.0, 0.0]])
+    comparison = Comparison()
+    comparison.update(ours, theirs, [torch.tensor([1, 0])])
+    finite = np.isfinite(theirs.numpy())
+    expected = np.abs(np.subtract(ours.numpy(), theirs.numpy(), where=finite, out=np.zeros((2, 3))))
+    assert (comparison.max_abs, comparison.mean_abs) == (expected.max(), pytest.approx(expected.mean()))
+    assert comparison.agreement == 1.0
 
 
 def test_an_output_of_another_shape_is_refused():
