@@ -11,7 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError, DoesNotHold
@@ -137,23 +139,46 @@ def _onnx_rows(graph: Any, onnx: Any) -> Iterator[TensorRow]:
     """A row for each constant that is no scale or zero point of another one."""
     constants = {item.name: item for item in graph.initializer}
     parameters: dict[str, list[str]] = {}
+    dequantizers: dict[str, Any] = {}
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in constants:
             parameters.setdefault(node.input[0], []).extend(n for n in node.input[1:] if n in constants)
+            if len(node.input) > 2 and node.input[2] in constants:
+                dequantizers[node.input[0]] = node
     attached = {name for names in parameters.values() for name in names}
     for name, item in constants.items():
         if name in attached:
             continue
-        array = onnx.numpy_helper.to_array(item)
-        bits = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}.get(item.data_type)
-        if bits is not None:
-            array = array.astype("int8")
+        bits, array = _four_bits(item, onnx), _array(item, onnx)
         own = _raw_bytes(item, array.nbytes, bits)
-        scales = [constants[n] for n in parameters.get(name, [])]
+        scales = [constants[n] for n in dict.fromkeys(parameters.get(name, []))]
         extra = sum(_raw_bytes(s, onnx.numpy_helper.to_array(s).nbytes, None) for s in scales)
+        if name in dequantizers:
+            node = dequantizers[name]
+            array = _from_zero(array, _array(constants[node.input[2]], onnx), node)
         # A copy, since onnx hands out read-only memory and big-endian machines would differ.
         values = torch.from_numpy(array.copy())
         yield row(name, values, bits=bits, stored=own + extra, scaled=name in parameters)
+
+
+def _four_bits(item: Any, onnx: Any) -> int | None:
+    return 4 if item.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4) else None
+
+
+def _array(item: Any, onnx: Any) -> NDArray[Any]:
+    array: NDArray[Any] = onnx.numpy_helper.to_array(item)
+    return array if _four_bits(item, onnx) is None else array.astype("int8")
+
+
+def _from_zero(integers: NDArray[Any], zero_point: NDArray[Any], node: Any) -> NDArray[Any]:
+    """Integers less their zero point, in their own type: they wrap around, so that no others become 0."""
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
+    if block:
+        zero_point = zero_point.repeat(block, axis).take(range(integers.shape[axis]), axis)
+    elif zero_point.size > 1:
+        zero_point = np.expand_dims(zero_point, [k for k in range(integers.ndim) if k != axis % integers.ndim])
+    return integers - zero_point
 
 
 def _raw_bytes(item: Any, nbytes: int, bits: int | None) -> int:
