@@ -21,7 +21,7 @@ from lightning_compress.export.artifacts import Export
 from lightning_compress.export.dense import read_dense, refuse_other_model, save_dense
 from lightning_compress.export.directory import ExportDirectory, sha256
 from lightning_compress.export.entry import Entry, EntryWatch, called_through
-from lightning_compress.export.evaluate import EvaluationData, Split, duplicate
+from lightning_compress.export.evaluate import EvaluationData, Split, duplicate, in_float32, in_other_precision
 from lightning_compress.export.formats import DENSE_STATE, GIVEN, REPORTS, check_formats, deployed_of, files_of
 from lightning_compress.export.provenance import provenance
 from lightning_compress.export.summary import Limits, compose
@@ -239,11 +239,12 @@ class CompressedExport(Callback):
             self._entry = watch.entry()
 
     def _exported(self, pl_module: L.LightningModule, seen: Entry) -> Entry:
-        if self._example_inputs is not None:
-            return seen.with_inputs(self._example_inputs)
-        if seen.name == "" and pl_module.example_input_array is not None:
-            return seen.with_inputs(pl_module.example_input_array)
-        return seen
+        given = self._example_inputs
+        if given is None and seen.name == "":
+            given = pl_module.example_input_array
+        if given is None:
+            return seen
+        return seen.with_inputs(in_float32(given) if in_other_precision(pl_module) else given)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._entry is None:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_compress.errors import CompressionError, closest
 from lightning_compress.example_inputs import call_arguments
+from lightning_compress.export.evaluate import in_float32, in_other_precision
 from lightning_compress.quantization.structure import tensors
 
 _SAMPLES = 4
@@ -65,7 +66,7 @@ class EntryWatch:
 
     The module that is exported is the outermost one with parameters that a step calls: the root where the step calls
     ``self(x)``, or ``net`` where it calls ``self.net(x)``. Its first arguments are kept: detached, on the CPU, cut
-    to four samples.
+    to four samples, in float32 where copies of the root are.
 
     Args:
         root: The user's module.
@@ -89,6 +90,7 @@ class EntryWatch:
         self, root: nn.Module, *, module: str | None = None, redirected: bool = False, field: str = "EntryWatch"
     ) -> None:
         self.names: list[str] = []
+        self._root = root
         self._field = field
         self._redirected = redirected
         self._first: Entry | None = None
@@ -151,7 +153,8 @@ class EntryWatch:
             if outermost and name not in self.names:
                 self.names.append(name)
             if self._first is None:
-                self._first = Entry(name, *_copied(args, kwargs, _SAMPLES))
+                kept = _copied(args, kwargs, _SAMPLES)
+                self._first = Entry(name, *(in_float32(kept) if in_other_precision(self._root) else kept))
 
         def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
             self._stack.pop()

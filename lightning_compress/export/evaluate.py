@@ -15,9 +15,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import Metric
 from typing_extensions import override
@@ -39,12 +41,14 @@ class EvaluationData:
         dataloaders: One or several dataloaders; ``None`` takes those of the data module, or the module's own.
         datamodule: A data module that is set up.
         limit: Batches, or share of batches, of each dataloader.
+        float32: Whether batches are brought into float32, as ``duplicate`` brought the module.
     """
 
     split: Split
     dataloaders: Any = None
     datamodule: L.LightningDataModule | None = None
     limit: int | float = 1.0
+    float32: bool = False
 
     @classmethod
     def of(cls, trainer: L.Trainer, split: Split, dataloaders: Any = None) -> EvaluationData:
@@ -54,7 +58,7 @@ class EvaluationData:
         if dataloaders is None and split == "val" and datamodule is None and not is_overridden(_LOADER["val"], module):
             dataloaders = trainer.val_dataloaders
         limit = trainer.limit_val_batches if split == "val" else trainer.limit_test_batches
-        return cls(split, _whole(dataloaders), datamodule, limit or 1.0)
+        return cls(split, _whole(dataloaders), datamodule, limit or 1.0, in_other_precision(module))
 
     def refuse_missing(self, module: L.LightningModule, field: str) -> None:
         """Check that there is a step to run and data to run it on.
@@ -81,7 +85,7 @@ class EvaluationData:
 
 
 def duplicate(module: L.LightningModule) -> L.LightningModule:
-    """A deep copy on the CPU in eval mode, in float32 where it was in half precision, without the Trainer.
+    """A deep copy on the CPU in eval mode, in float32 where it was ``in_other_precision``, without the Trainer.
 
     Tensors that are part of an autograd graph (a loss that a step left on ``self``) are copied as values: PyTorch
     refuses to deep-copy them.
@@ -94,8 +98,28 @@ def duplicate(module: L.LightningModule) -> L.LightningModule:
     copied = copy.deepcopy(module, memo).cpu().eval()
     # Lightning finds logged metrics by the identities of the original's; None makes it look again.
     copied._metric_attributes = None
-    half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in copied.parameters())
-    return copied.float() if half else copied
+    return copied.float() if in_other_precision(copied) else copied
+
+
+def in_other_precision(module: nn.Module) -> bool:
+    """Whether a module is in half precision, or altogether in float64, which runtimes have no kernels for.
+
+    Example:
+        >>> in_other_precision(nn.Linear(2, 2)), in_other_precision(nn.Linear(2, 2).double())
+        (False, True)
+    """
+    found = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    return found == {torch.float64} or not found.isdisjoint({torch.float16, torch.bfloat16})
+
+
+def in_float32(tree: Any) -> Any:
+    """The same inputs with floats in single precision.
+
+    Example:
+        >>> [t.dtype for t in in_float32([torch.zeros(1).double(), torch.zeros(1).long()])]
+        [torch.float32, torch.int64]
+    """
+    return tree_map_only(Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, tree)
 
 
 def evaluate(
@@ -188,6 +212,7 @@ def _unhook(owner: object, base: type, hooks: tuple[str, ...]) -> None:
 def quiet_trainer(data: EvaluationData, callbacks: list[Callback]) -> L.Trainer:
     """A Trainer on the CPU that evaluates and writes nothing."""
     return L.Trainer(
+        plugins=[_Float32()] if data.float32 else None,
         accelerator="cpu",
         devices=1,
         # Steps may use self.logger.experiment: this one takes everything and keeps nothing.
@@ -199,6 +224,12 @@ def quiet_trainer(data: EvaluationData, callbacks: list[Callback]) -> L.Trainer:
         limit_val_batches=data.limit,
         limit_test_batches=data.limit,
     )
+
+
+class _Float32(Precision):
+    @override
+    def convert_input(self, data: Any) -> Any:
+        return in_float32(data)
 
 
 class _Batches(Callback):

@@ -23,6 +23,7 @@ from lightning_compress.callbacks.monitor import CompressionMonitor
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
 from lightning_compress.errors import DoesNotHold
+from lightning_compress.export.evaluate import duplicate
 from lightning_compress.export.packed import load_packed
 from lightning_compress.quantization import find
 
@@ -517,6 +518,23 @@ def test_masked_scores_are_compared_and_reported(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert 0 <= report["mean_abs_difference"] <= report["max_abs_difference"] < 1
     assert report["agreement"] >= 0.95
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["seen", "given"])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16-true", torch.float32), ("64-true", torch.float32), ("64-true", torch.float64)]
+)
+def test_files_of_a_run_in_another_precision_are_in_float32(tmp_path, precision, dtype, given):
+    data = DataLoader([(x.to(dtype), y) for x, y in dataset(64, 0)], batch_size=32)
+    options = {"example_inputs": torch.randn(2, 12, dtype=torch.float64)} if given else {}
+    export = CompressedExport(tmp_path, formats=["onnx", "torch_export", "packed"], **options)
+    trainer(QuantizationAwareTraining(), export, precision=precision).fit(module := Plain(), data, data)
+    expected = torch.from_numpy(predict_with_onnx(tmp_path / "model.onnx", dataset(64, 0).tensors[0]))
+    with torch.no_grad():
+        found = duplicate(module).net(dataset(64, 0).tensors[0])
+    assert expected.dtype == torch.float32
+    assert (expected.argmax(1) == found.argmax(1)).float().mean() >= 0.95
+    assert export.report["agreement"] >= 0.95
 
 
 def test_a_torch_export_file_is_verified_and_measured_like_the_others(tmp_path):

@@ -34,6 +34,15 @@ def test_a_step_that_calls_a_submodule_exports_that_submodule():
     assert watch.entry().name == "net"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_inputs_are_kept_in_float32_as_copies_of_the_model_are(dtype):
+    root = nn.Embedding(3, 4).to(dtype)
+    root.forward = lambda tokens, scale: nn.Embedding.forward(root, tokens) * scale
+    with EntryWatch(root) as watch:
+        root(torch.tensor([2, 1]), torch.tensor(0.5, dtype=dtype))
+    assert [tensor.dtype for tensor in watch.entry().args] == [torch.int64, torch.float32]
+
+
 def test_keyword_arguments_are_kept():
     root = Wrapped()
     with EntryWatch(root) as watch:

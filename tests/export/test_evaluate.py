@@ -122,8 +122,15 @@ def test_a_loss_left_on_the_module_does_not_stop_its_copy():
     assert torch.equal(copied.left["losses"][0], module.left["losses"][0])
 
 
-def test_a_copy_of_a_half_precision_module_is_in_float32():
-    assert {p.dtype for p in duplicate(Evaluated().half()).parameters()} == {torch.float32}
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_copy_of_a_module_in_another_precision_is_in_float32(dtype):
+    assert {p.dtype for p in duplicate(Evaluated().to(dtype)).parameters()} == {torch.float32}
+
+
+def test_a_float32_module_keeps_its_parts_in_float64():
+    module = Evaluated()
+    module.clock = nn.Linear(2, 2).double()
+    assert duplicate(module).clock.weight.dtype == torch.float64
 
 
 def test_a_copy_has_no_trainer_and_shares_no_weights():
