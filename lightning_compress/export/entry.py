@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -190,6 +190,33 @@ def called_through(root: nn.Module, name: str) -> nn.Module:
     # A bound method follows its module into deep copies.
     root.forward = MethodType(forward, root)
     return root
+
+
+def spell_keywords(model: nn.Module, names: Iterable[str]) -> None:
+    """Let a forward's signature name what it takes as ``**keywords``, in place: torch.export frees dimensions by name.
+
+    Args:
+        model: A copy of the user's module.
+        names: The keyword arguments of a call.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> net.forward = lambda **inputs: inputs["x"]
+        >>> spell_keywords(net, ["x"])
+        >>> inspect.signature(net.forward)
+        <Signature (*, x)>
+    """
+    forward = model.forward
+    signature = inspect.signature(forward)
+    own = {n: p for n, p in signature.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names if name not in own]
+    if more:
+
+        def spelled(*args: Any, **kwargs: Any) -> Any:
+            return forward(*args, **kwargs)
+
+        spelled.__signature__ = signature.replace(parameters=[*own.values(), *more])  # type: ignore[attr-defined]
+        model.forward = spelled
 
 
 def input_names(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

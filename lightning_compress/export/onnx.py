@@ -17,7 +17,6 @@ from lightning_compress.export.onnx_axes import name_axes, refuse_fixed
 from lightning_compress.export.onnx_graph import clean
 from lightning_compress.export.onnx_weight_only import store_int4
 from lightning_compress.export.program import first_line, quiet, trace
-from lightning_compress.quantization.structure import tensors
 
 OPSET = 21
 
@@ -152,13 +151,3 @@ def _translations() -> dict[Any, Any]:
         ops.dequantize.default: to_dequantize_linear,
         torch.ops.aten.mean.dim: to_mean,
     }
-
-
-def inputs_for(path: str | Path, example_inputs: Any) -> dict[str, torch.Tensor]:
-    """Pair the tensors of example inputs with an ONNX file's input names, in order."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    args, kwargs = call_arguments(example_inputs)
-    given = [tensor for _, tensor in tensors((*args, kwargs))]
-    return dict(zip((item.name for item in session.get_inputs()), given, strict=True))

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.entry import input_names
+from lightning_compress.export.entry import input_names, spell_keywords
 from lightning_compress.export.runtime import OnnxModel
 
 
@@ -74,6 +74,7 @@ def refuse_fixed(
         CompressionError: The file, or the model itself, does not run with another size of such a dimension.
     """
     model = copy.deepcopy(model).cpu().eval()
+    spell_keywords(model, call[1])
     for name, axis in doubtful:
         bound = inspect.signature(model.forward).bind(*call[0], **call[1])
         tensor = bound.arguments[name].detach().cpu()

@@ -15,6 +15,7 @@ from torch import nn
 from lightning_compress.errors import CompressionError, closest
 from lightning_compress.example_inputs import call_arguments
 from lightning_compress.export.differences import differences, sizes
+from lightning_compress.export.entry import spell_keywords
 from lightning_compress.export.fold import deployable
 
 _TOLERANCE = 0.05
@@ -48,6 +49,9 @@ def trace(
     exported = deployable(model, (*args, kwargs))
     for parameter in exported.parameters():
         parameter.requires_grad_(False)
+    spell_keywords(exported, kwargs)
+    # A file's inputs come in the order of the forward, however the call was written.
+    kwargs = {name: kwargs[name] for name in inspect.signature(exported.forward).parameters if name in kwargs}
     shapes = None
     if dynamic_batch:
         batch = torch.export.Dim("batch", min=1)

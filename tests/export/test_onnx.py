@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,56 @@ def test_keyword_arguments_reach_the_graph(tmp_path: Path) -> None:
     x, gain = torch.randn(6, 4), torch.randn(6, 1)
     actual = session(file.path).run(None, {"x": x.numpy(), "gain": gain.numpy()})[0]
     np.testing.assert_allclose(actual, model(x=x, gain=gain).detach().numpy(), rtol=1e-3, atol=1e-3)
+
+
+class Forwarding(nn.Module):
+    """Hands keyword arguments on, as wrappers around transformers models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        return self._scaled(**inputs)
+
+    def _scaled(self, x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) * gain
+
+
+@pytest.mark.parametrize("dynamic_batch", [True, False])
+def test_keyword_arguments_that_the_forward_does_not_name_reach_the_graph(dynamic_batch: bool, tmp_path: Path) -> None:
+    model, axes = trained_keywords(Forwarding()), {"x": {1: "time"}, "gain": {1: "time"}}
+    inputs = {"x": torch.randn(2, 5, 4), "gain": torch.ones(2, 5, 1)}
+    file = to_onnx(model, inputs, tmp_path / "model.onnx", dynamic_batch=dynamic_batch, dynamic_axes=axes)
+    assert file.input_names == ("x", "gain")
+    batch = 6 if dynamic_batch else 2
+    x, gain = torch.randn(batch, 7, 4), torch.randn(batch, 7, 1)
+    actual = session(file.path).run(None, {"x": x.numpy(), "gain": gain.numpy()})[0]
+    np.testing.assert_allclose(actual, model(x=x, gain=gain).detach().numpy(), rtol=1e-3, atol=1e-3)
+    assert list(inspect.signature(model.forward).parameters) == ["inputs"]
+
+
+def test_a_size_that_a_forwarding_model_computes_with_is_refused_by_its_argument(tmp_path: Path) -> None:
+    class Fixed(Forwarding):
+        def _scaled(self, x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+            return super()._scaled(x.reshape(-1, 5, 4), gain)
+
+    inputs = {"x": torch.randn(2, 5, 4), "gain": torch.ones(2, 5, 1)}
+    with pytest.raises(CompressionError, match=r"dimension 1 of 'x' is 5 in the exported graph"):
+        to_onnx(Fixed(), inputs, tmp_path / "model.onnx", dynamic_axes={"x": {1: "time"}})
+
+
+def test_inputs_come_in_the_order_of_the_forward_however_the_call_was_written(tmp_path: Path) -> None:
+    class Scaled(Forwarding):
+        def forward(self, *, x: torch.Tensor, gain: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+            return self._scaled(x=x, gain=gain) + shift
+
+    model, size = Scaled().eval(), (2, 1)
+    call = {"shift": torch.randn(size), "gain": torch.randn(size), "x": torch.randn(2, 4)}
+    names = ["x", "gain", "shift"]
+    file = to_onnx(model, call, tmp_path / "model.onnx", input_names=names)
+    actual = session(file.path).run(None, {name: value.numpy() for name, value in call.items()})[0]
+    np.testing.assert_allclose(actual, model(**call).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def trained_keywords(model: nn.Module) -> nn.Module:
