@@ -23,8 +23,9 @@ class CompressedCheckpoint(ModelCheckpoint):
     validation for a metric that validation logs, from the start of the training epoch for any other. Without
     ``monitor`` the newest checkpoints are kept, as Lightning does; ``save_last`` and ``save_on_exception`` are not
     gated either, since they are there to resume from. A checkpoint that falls on the last batch of an epoch
-    (``every_n_train_steps``) is written at the epoch's end, so that a run which goes on from there has validated and
-    ended that epoch. All arguments are those of ``ModelCheckpoint``.
+    (``every_n_train_steps``) is written at the epoch's end, or by the validation that follows where that measures
+    ``monitor``, so that a run which goes on from there has validated that epoch. All arguments are those of
+    ``ModelCheckpoint``.
 
     Where nothing compresses, this is ``ModelCheckpoint``.
 
@@ -47,6 +48,16 @@ class CompressedCheckpoint(ModelCheckpoint):
         mend_progress(trainer, checkpoint)
 
     @override
+    def state_dict(self) -> dict[str, Any]:
+        # A run that goes on inside an epoch does not start it again.
+        return {**super().state_dict(), "live_epoch": self._live_epoch}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._live_epoch = state_dict["live_epoch"]
+
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._refused = 0
@@ -55,10 +66,16 @@ class CompressedCheckpoint(ModelCheckpoint):
 
     @override
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
-        if trainer.is_last_batch:
+        if trainer.is_last_batch and not self._waits_for_validation(trainer):
             self._last_batch = batch
         else:
             super().on_train_batch_end(trainer, pl_module, *batch)
+
+    def _waits_for_validation(self, trainer: L.Trainer) -> bool:
+        """Whether Lightning saves what falls on the last batch of this epoch in the validation that follows it."""
+        every = trainer.check_val_every_n_epoch
+        validates = trainer.enable_validation and (every is None or (trainer.current_epoch + 1) % every == 0)
+        return self.monitor is not None and validates and not self._should_save_on_train_epoch_end(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -136,18 +136,26 @@ class ResumableLoader(DataLoader[Batch]):
     # Set on the class, since Lightning makes the loader anew from DataLoader's own arguments under DDP.
     _delivered = 0
     _skip = 0
+    _skip_epoch: int | None = None
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        skip, self._skip, self._delivered = self._skip, 0, 0
+        # An epoch that the Trainer cut short is over, too: the next one has no batches behind.
+        skip = self._skip if self._skip_epoch == self._epoch else 0
+        self._skip = self._delivered = 0
         for batch in super().__iter__():
             self._delivered += 1
             if self._delivered > skip:
                 yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches of the epoch are behind; 0 at its end."""
-        return {"delivered": self._delivered % len(self)}
+        """How many batches of which epoch are behind; 0 at its end."""
+        return {"delivered": self._delivered % len(self), "epoch": self._epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Leave out, once, the batches that are behind."""
-        self._skip = state["delivered"]
+        self._skip, self._skip_epoch = state["delivered"], state["epoch"]
+
+    @property
+    def _epoch(self) -> int | None:
+        """The epoch whose order comes next; ``None`` where all have the same."""
+        return getattr(self.sampler, "epoch", None)

@@ -178,7 +178,12 @@ def _integer_histogram(quantizer: WeightQuantizer) -> Tensor:
 def _float_histogram(weight: Tensor) -> Tensor:
     """How often each sign with each exponent occurs: int64, ``[512]``; zeros and what is next to them at 0."""
     flat = weight.detach().reshape(-1)
-    sample = flat[:: max(1, flat.numel() // _SAMPLE)].to(torch.float32, copy=True)
+    step = max(1, flat.numel() // _SAMPLE)
+    # No divisor of a row or a kernel, of which the same place would be read every time.
+    while math.gcd(step, flat.numel()) > 1:
+        step += 1
+    # Adding zero leaves one of the two zeros.
+    sample = flat[::step].to(torch.float32, copy=True) + 0.0
     return torch.bincount((sample.view(torch.int32) >> 23).long() & 0x1FF, minlength=_SYMBOLS)
 
 

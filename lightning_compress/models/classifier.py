@@ -132,5 +132,6 @@ class Classifier(L.LightningModule):
         logits, y = self.scores(batch)
         accuracy(logits, y)
         self.log(f"{part}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        self.log(f"{part}/loss", F.cross_entropy(logits, y), on_step=False, on_epoch=True, batch_size=len(y))
+        loss = F.cross_entropy(logits, y)
+        self.log(f"{part}/loss", loss, on_step=False, on_epoch=True, batch_size=len(y), sync_dist=True)
         return logits, y

@@ -45,6 +45,14 @@ class Worsening(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+class EveryStep(Worsening):
+    """Logs its score in every step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.log("train/score", self._score())
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+
 def loader() -> DataLoader[Any]:
     x = torch.randn(16, 4)
     return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=4)
@@ -126,6 +134,45 @@ def test_without_compression_it_is_lightnings_checkpoint(tmp_path: Path) -> None
     checkpoint = CompressedCheckpoint(tmp_path, monitor="val/score", mode="max")
     fit(checkpoint)
     assert steps(checkpoint.best_model_path) == 4
+
+
+@pytest.mark.parametrize(
+    ("every", "settings"),
+    [
+        (4, {"val_check_interval": 0.5}),
+        (8, {"check_val_every_n_epoch": 2}),
+        (4, {"save_on_train_epoch_end": False}),
+    ],
+)
+def test_without_compression_it_saves_what_lightning_saves(
+    every: int, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    own = {key: settings[key] for key in settings if key.startswith("save")}
+    kept = []
+    for kind in (ModelCheckpoint, CompressedCheckpoint):
+        folder = tmp_path / kind.__name__
+        checkpoint = kind(
+            folder,
+            filename="{step}",
+            monitor="val/score",
+            mode="max",
+            every_n_train_steps=every,
+            save_top_k=-1,
+            **own,
+        )
+        fit(checkpoint, **{key: settings[key] for key in settings if key not in own})
+        kept.append((sorted(path.name for path in folder.iterdir()), Path(checkpoint.best_model_path).name))
+    assert kept[0] == kept[1]
+    assert len(kept[0][0]) == 16 // every
+
+
+def test_a_run_that_goes_on_inside_an_epoch_that_was_live_keeps_its_best(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"filename": "{step}", "monitor": "train/score", "mode": "max", "every_n_train_steps": 3}
+    for folder, start in (("whole", None), ("resumed", tmp_path / "whole" / "step=9.ckpt")):
+        checkpoint = CompressedCheckpoint(tmp_path / folder, save_top_k=-1, **settings)
+        trainer = quiet_trainer(callbacks=[*compression(), checkpoint], enable_checkpointing=True, max_epochs=3)
+        trainer.fit(EveryStep(), loader(), ckpt_path=start)
+    assert [path.name for path in (tmp_path / "resumed").iterdir()] == ["step=12.ckpt"]
 
 
 def test_the_best_of_a_resumed_run_is_compressed(tmp_path: Path) -> None:

@@ -104,6 +104,16 @@ def test_a_loader_goes_on_where_its_state_was_taken(delivered: int) -> None:
     assert [labels.tolist() for _, labels in resumed] == whole
 
 
+def test_an_epoch_that_was_cut_short_leaves_the_next_one_whole() -> None:
+    stopped = loader(dataset())
+    next(iter(stopped))
+    resumed, whole = loader(dataset()), loader(dataset())
+    resumed.load_state_dict(stopped.state_dict())
+    for each in (resumed, whole):
+        each.sampler.set_epoch(1)
+    assert [labels.tolist() for _, labels in resumed] == [labels.tolist() for _, labels in whole]
+
+
 def test_a_loader_stopped_at_the_end_of_an_epoch_starts_the_next_whole() -> None:
     stopped = loader(dataset())
     assert len(list(stopped)) == 3

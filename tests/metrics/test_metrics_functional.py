@@ -76,6 +76,19 @@ def test_packed_estimate_is_close_to_the_file(tmp_path: Path, bits: int | None, 
     assert save_packed(model, tmp_path / "model.packed").bytes == pytest.approx(estimate, rel=0.1)
 
 
+@pytest.mark.parametrize("rows", ["kernel", "columns"])
+def test_packed_estimate_reads_every_place_of_a_kernel_and_a_row(tmp_path: Path, rows: str) -> None:
+    if rows == "kernel":
+        model: nn.Module = nn.Conv2d(256, 256, 3, bias=False)  # 9 × 65,536 weights
+        thinned = model.weight.detach()[:, :, 0, 0]
+    else:
+        model = nn.Linear(1024, 512, bias=False)
+        thinned = model.weight.detach()[:, ::2]
+    thinned.mul_(-0.0)  # of both signs
+    estimate = functional.packed_bytes(describe(model))
+    assert save_packed(model, tmp_path / "model.packed").bytes == pytest.approx(estimate, rel=0.15)
+
+
 def test_series_has_every_key() -> None:
     model = ResidualNet()
     assert sorted(series(describe(model, example_inputs=IMAGE))) == [

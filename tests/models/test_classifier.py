@@ -58,6 +58,15 @@ def test_accuracy_is_over_samples_and_not_over_batches() -> None:
     assert found["test/loss"] == pytest.approx((4 * right + wrong) / 5, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_loss_of_two_ranks_is_that_of_all_samples() -> None:
+    module, data = Classifier(Says(1), num_classes=3), loader([1, 0] * 4)  # each rank has one of the labels
+    found = [
+        trainer(devices=n, strategy=s).test(module, data, verbose=False)[0] for n, s in ((1, "auto"), (2, "ddp_fork"))
+    ]
+    assert found[1] == pytest.approx(found[0])
+
+
 def test_the_rate_warms_up_and_then_follows_a_cosine_by_optimizer_step() -> None:
     rates = Rates()
     module = Classifier(nn.Linear(6, 3), num_classes=3, lr=0.1, warmup=0.2, optimizer="sgd")
