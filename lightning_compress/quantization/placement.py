@@ -314,7 +314,8 @@ class _Placer:
         # A parent that has the weight of a layer under a name of its own is no layer.
         if not {weight, layer} <= self.layer_weights or layer not in op.modules[-1:]:
             return
-        if any(value.parameter == weight and _only_user(value) is None for value in op.inputs):
+        weights = [value for value in op.inputs if value.parameter == weight]
+        if any(user is not op and _computes(user) for value in weights for user in self._users(value)):
             return  # Others read the weight, without this norm.
         norm_op = _only_user(op.outputs[0])
         if norm_op is None or norm_op.name != "batch_norm" or not norm_op.modules:
@@ -424,6 +425,11 @@ class _Placer:
             for op in covered[best]:
                 del missed[op]
         return chosen, list(missed)
+
+
+def _computes(op: Op) -> bool:
+    """Whether it makes activations: a step outside the network also reads weights for a penalty, or to change them."""
+    return op.name in WEIGHTED or op.name == "embedding" or op.modules[-1:] not in ((), ("",))
 
 
 def _only_user(value: Value) -> Op | None:

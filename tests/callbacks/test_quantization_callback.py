@@ -184,6 +184,32 @@ def test_batch_norm_trains_again_after_the_fit_in_which_it_was_frozen(fails: boo
     assert [int(norm.num_batches_tracked) for norm in norms[:2]] == [0, 4]
 
 
+@pytest.mark.parametrize("step", ["plain", "with a penalty", "by hand"])
+def test_what_a_step_does_with_weights_outside_the_network_lets_norms_fold(step: str) -> None:
+    class Stepping(PlainModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = step != "by hand"
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            if step == "with a penalty":
+                loss = loss + 1e-4 * sum(parameter.abs().sum() for parameter in self.parameters())
+            if step == "by hand":
+                self.manual_backward(loss)
+                self.optimizers().step()  # type: ignore[union-attr]
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), 0.001)
+
+    callback = QuantizationAwareTraining()
+    quiet_trainer(callbacks=[callback], max_epochs=1).fit(Stepping(), loader(2))
+    assert callback.quantization is not None
+    assert callback.quantization.placement is not None
+    assert len(callback.quantization.placement.folds) == 6
+
+
 @pytest.mark.parametrize("automatic", [True, False])
 def test_a_first_step_that_passes_its_batch_over_is_not_what_places_quantizers(automatic: bool) -> None:
     class Choosy(PlainModule):
