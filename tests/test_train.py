@@ -65,7 +65,7 @@ class InterruptTest(L.Callback):
     """Ctrl-C while the trained model is tested."""
 
     def on_test_batch_end(self, *_) -> None:
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt
 
 
 class FirstWeights(L.Callback):

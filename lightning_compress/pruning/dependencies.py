@@ -23,6 +23,8 @@ from lightning_compress.pruning.forward import call, differ, outputs, to_device
 from lightning_compress.pruning.heads import find_heads
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# What torch-pruning's own arithmetic of channels raises where a network does more with them than it knows.
+_LOST = (ArithmeticError, LookupError, TypeError, ValueError)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 
@@ -37,7 +39,7 @@ def find_groups(model: nn.Module, example_inputs: Any) -> tuple[list[ChannelGrou
         The groups, and the name of every group that cannot be pruned with the reason.
 
     Raises:
-        CompressionError: ``torch-pruning`` is missing.
+        CompressionError: ``torch-pruning`` is missing, or cannot follow the model.
     """
     with dependency_graph(model, example_inputs) as graph:
         found, skipped = bundle(_strands(model, graph))
@@ -76,14 +78,20 @@ def dependency_graph(model: nn.Module, example_inputs: Any) -> Iterator[Any]:
         for parameter in frozen:
             parameter.requires_grad_(True)
         with evaluating(model):
-            with torch.enable_grad():
-                graph = torch_pruning.DependencyGraph().build_dependency(
-                    model,
-                    example_inputs=to_device(model, example_inputs),
-                    forward_fn=call,
-                    output_transform=lambda output: [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)],
-                    verbose=False,
-                )
+            try:
+                with torch.enable_grad():
+                    graph = torch_pruning.DependencyGraph().build_dependency(
+                        model,
+                        example_inputs=to_device(model, example_inputs),
+                        forward_fn=call,
+                        output_transform=lambda out: [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)],
+                        verbose=False,
+                    )
+            except _LOST as error:
+                raise CompressionError(
+                    f"pattern='channel': torch-pruning cannot follow the channels of {type(model).__name__} "
+                    f"({type(error).__name__}: {error}). Prune it with another pattern."
+                ) from error
             _Bounded.around(graph)
             yield graph
     finally:
@@ -142,6 +150,10 @@ def _strands(model: nn.Module, graph: Any) -> list[Strand]:
         except _EndlessError:
             strands.append(Strand(names[layer], channels, problem="its channels are sliced and joined in a circle"))
             continue
+        except _LOST as error:
+            problem = f"torch-pruning cannot follow its channels ({type(error).__name__}: {error})"
+            strands.append(Strand(names[layer], channels, problem=problem))
+            continue
         seen |= {item.dep.target.module for item in raw.items if graph.is_out_channel_pruning_fn(item.dep.handler)}
         strands.append(_strand(model, graph, raw))
     return strands
@@ -156,6 +168,9 @@ def _strand(model: nn.Module, graph: Any, raw: Any) -> Strand:
     for item in raw.items:
         module = item.dep.target.module
         if not isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+            continue
+        if module._parameters.get("weight") is None:
+            strand.problem = f"the weight of {names[module]} is computed, as by weight_norm"
             continue
         groups = getattr(module, "groups", 1)
         depthwise = groups > 1 and groups == module.in_channels == module.out_channels
@@ -179,9 +194,15 @@ def _strand(model: nn.Module, graph: Any, raw: Any) -> Strand:
 @torch.no_grad()
 def _independent(model: nn.Module, example_inputs: Any, group: ChannelGroup) -> bool:
     """Whether channels whose readers are zero have no influence on the output, by trial."""
+    units = torch.arange(group.units)
+    # The rest are there to be influenced: by a neighbour, or by what is a half behind, as in a gate made by chunk(2).
+    return all(
+        _without_influence(model, example_inputs, group, chosen) for chosen in (units % 2 == 0, 2 * units < len(units))
+    )
+
+
+def _without_influence(model: nn.Module, example_inputs: Any, group: ChannelGroup, chosen: Tensor) -> bool:
     generator = torch.Generator().manual_seed(0)
-    # Every other channel, so that the rest are there to be influenced.
-    chosen = torch.arange(group.units) % 2 == 0
     touched = {part.parameter: part.parameter.detach().clone() for part in group.parts}
     try:
         for part in group.read:

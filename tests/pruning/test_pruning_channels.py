@@ -215,6 +215,53 @@ def test_sizes_written_into_forward_are_found_before_training():
     assert "does not run without one of its channels" in pruner.skipped["conv2"]
 
 
+class Gated(nn.Module):
+    """A layer makes values and gates, which meet channel by channel."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.proj, self.out = nn.Linear(4, 2 * out), nn.Linear(out, 4)
+
+    def forward(self, x):
+        values, gates = self.proj(x).chunk(2, -1)
+        return self.out(torch.nn.functional.silu(values) * gates)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 6, 8])
+def test_values_and_gates_of_one_layer_are_left_whole(width):
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Gated(width))
+    pruner = prune(net, torch.randn(2, 4))
+    assert "2.proj" in pruner.skipped
+    assert set(pruner.masks) == {"0.weight", "2.proj.weight"}
+    assert pruner.masks["2.proj.weight"].any(1).all(), "columns alone are pruned"
+
+
+def test_a_network_that_cannot_be_followed_is_refused_by_its_name():
+    class Shuffled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.aside, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(2, 2, 1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            for _ in range(3):
+                left, right = (self.first(x) if x.shape[1] == 3 else x).chunk(2, 1)
+                x = torch.cat([left, self.aside(right)], 1)
+                x = x.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2)
+            return self.fc(x.mean((2, 3)))
+
+    with pytest.raises(CompressionError, match=r"Shuffled"):
+        prune(Shuffled(), torch.randn(2, 3, 4, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_channels_whose_weights_are_computed_are_left_whole(norm):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+    pruner = prune(net, torch.randn(2, 4))
+    assert pruner.skipped["0"] == pruner.skipped["2"] == "the weight of 2 is computed, as by weight_norm"
+    assert set(pruner.masks) == {"4.weight", "5.weight"}
+
+
 def test_of_grouped_convolutions_whole_groups_go_with_what_makes_and_reads_them():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 3, groups=4), nn.ReLU(), nn.Conv2d(12, 2, 1))
