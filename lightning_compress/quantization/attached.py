@@ -13,7 +13,15 @@ from lightning_compress.changes import differences
 from lightning_compress.errors import CompressionError
 from lightning_compress.example_inputs import call_arguments, evaluating
 from lightning_compress.quantization.biases import BiasShadow, fits
-from lightning_compress.quantization.candidates import FunctionalUse, Use, Weight, functional_uses, loose, weights
+from lightning_compress.quantization.candidates import (
+    FunctionalUse,
+    Use,
+    Weight,
+    computed,
+    functional_uses,
+    loose,
+    weights,
+)
 from lightning_compress.quantization.ends import recorded_ends, registered_ends
 from lightning_compress.quantization.layers import (
     ActivationHook,
@@ -66,6 +74,7 @@ class Quantization:
         self._overrides: dict[str, Mapping[str, Any]] = {}
         self._ends: set[str] = set()
         self._loose: dict[str, Mapping[str, Any]] = {}
+        self._computed: list[str] = []
         self._functional: list[FunctionalUse] = []
         self.weight_bits = settings.weight_bits
         self.activation_bits = settings.activation_bits
@@ -112,7 +121,7 @@ class Quantization:
     @property
     def unreached(self) -> list[str]:
         """What stays float although the backend could run it in integers, with the reason."""
-        return list(self.placement.unreached) if self.placement else []
+        return [*self._computed, *(self.placement.unreached if self.placement else ())]
 
     @property
     def needs_recording(self) -> bool:
@@ -209,7 +218,7 @@ class Quantization:
 
     def _attach_weights(self) -> None:
         settings = self.settings
-        candidates: list[Candidate[Any]] = [*weights(self._model), *loose(self._model)]
+        candidates: list[Candidate[Any]] = [*weights(self._model), *loose(self._model), *computed(self._model)]
         selections = select(
             candidates,
             targets=settings.targets,
@@ -218,11 +227,13 @@ class Quantization:
             field=settings.field,
         )
         self._loose = {selection.name: selection.overrides for selection in selections if selection.value is None}
-        selected = [selection for selection in selections if selection.value is not None]
+        self._computed = [f"{s.name}: {s.value}" for s in selections if isinstance(s.value, str)]
+        selected = [selection for selection in selections if isinstance(selection.value, Weight)]
         if not selected and not self._loose:
+            reasons = "".join(f" {line}." for line in self._computed)
             raise CompressionError(
                 f"{settings.field}: nothing to quantize: {type(self._model).__name__} has no Conv or Linear layer that "
-                f"the targets select."
+                f"the targets select, with a weight of its own.{reasons}"
             )
         self._overrides = {selection.value.name: selection.overrides for selection in selected}
         self._ends = registered_ends(self._overrides)

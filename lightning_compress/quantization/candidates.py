@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_compress.quantization.backends import CONVOLUTIONS, LINEAR
 from lightning_compress.quantization.recording import Op, Tape
@@ -72,11 +73,20 @@ def weights(model: nn.Module) -> list[Candidate[Weight]]:
 def loose(model: nn.Module) -> list[Candidate[None]]:
     """Parameters of two dimensions or more that no layer reads: weights, where a function reads them as such."""
     taken = {id(use.owner._parameters[use.attribute]) for _, use, _ in _uses(model)}
+    taken |= {id(parameter) for _, use, _ in _computed_uses(model) for parameter in use.owner.parameters()}
     modules = dict(model.named_modules())
     return [
         Candidate((name,), modules[name.rpartition(".")[0]], None)
         for name, parameter in model.named_parameters()
         if id(parameter) not in taken and parameter.ndim >= 2 and parameter.is_floating_point()
+    ]
+
+
+def computed(model: nn.Module) -> list[Candidate[str]]:
+    """Weights of layers that are no parameters but made from others, by weight norm for one: why each stays float."""
+    return [
+        Candidate((f"{prefix}.{use.attribute}".lstrip("."), prefix), use.owner, _computation(use))
+        for prefix, use, _ in _computed_uses(model)
     ]
 
 
@@ -126,24 +136,44 @@ def _functional(op: Op) -> FunctionalUse | None:
 
 
 def _uses(model: nn.Module) -> Iterator[tuple[str, Use, int]]:
+    return (read for read in _reads(model) if read[1].owner._parameters.get(read[1].attribute) is not None)
+
+
+def _computed_uses(model: nn.Module) -> Iterator[tuple[str, Use, int]]:
+    # Asked for without reading it: spectral norm takes a step at each read.
+    for prefix, use, axis in _reads(model):
+        known = use.attribute in vars(use.owner) or hasattr(type(use.owner), use.attribute)
+        if known and use.owner._parameters.get(use.attribute) is None:
+            yield prefix, use, axis
+
+
+def _computation(use: Use) -> str:
+    if is_parametrized(use.owner, use.attribute):
+        steps = use.owner.get_submodule(f"parametrizations.{use.attribute}").children()
+        made_by = ", ".join(type(step).__name__.lstrip("_") for step in steps)
+        return (
+            f"its weight is computed by {made_by}, so that nothing can quantize it; call "
+            f"torch.nn.utils.parametrize.remove_parametrizations first"
+        )
+    return (
+        "its weight is computed from other parameters, so that nothing can quantize it; make it a parameter first, by "
+        "torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove"
+    )
+
+
+def _reads(model: nn.Module) -> Iterator[tuple[str, Use, int]]:
     read_by_attention: set[nn.Module] = set()
     for prefix, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             read_by_attention.add(module.out_proj)
             for attribute in _PROJECTIONS:
-                yield from _use(prefix, module, attribute, module, 0)
-            yield from _use(f"{prefix}.out_proj" if prefix else "out_proj", module.out_proj, "weight", module, 0)
+                yield prefix, Use(module, attribute, module), 0
+            yield f"{prefix}.out_proj" if prefix else "out_proj", Use(module.out_proj, "weight", module, "bias"), 0
         elif isinstance(module, nn.RNNBase):
             for attribute in module._flat_weights_names:
                 if attribute.startswith("weight"):
-                    yield from _use(prefix, module, attribute, module, 0)
+                    yield prefix, Use(module, attribute, module), 0
         elif isinstance(module, _CHANNELS_FIRST) and module not in read_by_attention:
-            yield from _use(prefix, module, "weight", module, 0)
+            yield prefix, Use(module, "weight", module, "bias"), 0
         elif isinstance(module, _CHANNELS_SECOND):
-            yield from _use(prefix, module, "weight", module, 1)
-
-
-def _use(prefix: str, owner: nn.Module, attribute: str, host: nn.Module, axis: int) -> Iterator[tuple[str, Use, int]]:
-    if owner._parameters.get(attribute) is not None:
-        bias = "bias" if attribute == "weight" else None
-        yield prefix, Use(owner, attribute, host, bias), axis
+            yield prefix, Use(module, "weight", module, "bias"), 1
