@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import transformer
 
 from lightning_compress.errors import CompressionError, closest
 from lightning_compress.example_inputs import call_arguments
@@ -61,7 +62,7 @@ def trace(
         shapes = _with_axes(exported, args, kwargs, shapes, dynamic_axes, field)
     try:
         # torch.onnx.export alone would fall back to modes that freeze data-dependent values without a word.
-        with quiet():
+        with quiet(), _masks_unread():
             return torch.export.export(exported, args, kwargs, dynamic_shapes=shapes, strict=False)
     except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:
         raise CompressionError(
@@ -121,6 +122,17 @@ def _at_least_two(tree: Any) -> Any:
         return torch.cat([tensor, tensor]) if tensor.ndim and tensor.shape[0] == 1 else tensor
 
     return torch.utils._pytree.tree_map_only(torch.Tensor, repeat, tree)
+
+
+@contextmanager
+def _masks_unread() -> Iterator[None]:
+    """A transformer reads its mask to find out whether it is causal, which no trace can; it applies it either way."""
+    detect = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = detect
 
 
 def first_line(error: BaseException) -> str:

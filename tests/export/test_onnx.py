@@ -116,6 +116,25 @@ def test_a_causal_mask_keeps_later_steps_out_of_the_file(tmp_path: Path) -> None
         np.testing.assert_allclose(actual, model(x).numpy(), atol=1e-5)
 
 
+class Masked(EncoderNet):
+    """Keeps its causal mask as a buffer and leaves it to the encoder to find out that it is causal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.encoder(self.embed(x), mask=self.mask))
+
+
+def test_a_mask_that_the_encoder_would_look_into_exports_with_a_free_batch(tmp_path: Path) -> None:
+    model = trained(Masked(), (8, 7, 6), weight_bits=8, activation_bits=8)
+    to_onnx(model, torch.randn(8, 7, 6), tmp_path / "model.onnx")
+    x = torch.randn(3, 7, 6)
+    with torch.no_grad():
+        np.testing.assert_allclose(run(tmp_path / "model.onnx", x), model(x).numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize(("network", "shape"), NETWORKS)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_onnx_runtime_computes_what_the_fake_quantized_model_computes(
