@@ -150,6 +150,9 @@ class Export:
         return None if self.dense is None else as_dense(self._copy(), self.dense[0])
 
     def _write(self, found: Findings) -> None:
+        # First, since it needs no trace: a long fit leaves it even where the others fail.
+        if "packed" in self.formats:
+            found.packed = save_packed(duplicate(self.module), self.directory / FILES["packed"])
         trained = self._smaller(found) if self.shrink else self._copy()
         if "onnx" in self.formats:
             self._write_onnx(trained, FILES["onnx"])
@@ -163,8 +166,6 @@ class Export:
             save_compressed_tensors(duplicate(self.module), self.directory / FILES["compressed_tensors"])
         if DENSE_ONNX in files_of(self.formats) and (dense := self._dense()) is not None:
             self._write_onnx(dense, DENSE_ONNX)
-        if "packed" in self.formats:
-            found.packed = save_packed(duplicate(self.module), self.directory / FILES["packed"])
         for item in self.formats:
             path = self.directory / FILES[item]
             size = path.stat().st_size

@@ -435,6 +435,27 @@ def test_a_failed_fit_exports_nothing(tmp_path):
     assert not (tmp_path / "report.json").exists()
 
 
+class Steered(Mlp):
+    """Takes a branch that depends on data, which no trace can follow."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = super().forward(x)
+        return scores if scores.sum() > 0 else 2 * scores
+
+
+def test_a_network_that_cannot_be_traced_leaves_the_packed_file(tmp_path):
+    module, fresh = Plain(), Plain()
+    module.net, fresh.net = Steered(), Steered()
+    callback = CompressedExport(tmp_path, latency=False)
+    with pytest.raises(CompressionError, match=r"torch\.export cannot trace"):
+        trainer(callback, QuantizationAwareTraining(), epochs=1).fit(module, loader(), loader(64, seed=1))
+    assert not (tmp_path / "model.onnx").exists()
+    load_packed(tmp_path / "model.packed", fresh).eval()
+    x = torch.randn(16, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(fresh.net(x), module.eval().net(x))
+
+
 def test_fast_dev_run_writes_nothing_unless_asked(tmp_path):
     trainer(packed_only(tmp_path / "a"), fast_dev_run=True).fit(Plain(), loader(), loader())
     trainer(packed_only(tmp_path / "b", in_fast_dev_run=True), fast_dev_run=True).fit(Plain(), loader(), loader())
