@@ -23,9 +23,9 @@ from lightning_compress.pruning.forward import call, differ, outputs, to_device
 from lightning_compress.pruning.heads import find_heads
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 # What torch-pruning's own arithmetic of channels raises where a network does more with them than it knows.
 _LOST = (ArithmeticError, LookupError, TypeError, ValueError)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 
 def find_groups(model: nn.Module, example_inputs: Any) -> tuple[list[ChannelGroup], dict[str, str]]:

@@ -93,4 +93,4 @@ def _is_weight(name: str, parameter: nn.Parameter) -> bool:
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Not the biases of attention keys and values, which have three dimensions, nor the magnitudes of weight norm."""
-    return parameter.ndim >= 2 and not re.search(r"(^|\.)bias_[kv]$|_g$", name)
+    return parameter.ndim >= 2 and not re.search(r"(^|\.)(bias_[kv]|weight\w*_g)$", name)

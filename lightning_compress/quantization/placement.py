@@ -314,8 +314,8 @@ class _Placer:
         # A parent that has the weight of a layer under a name of its own is no layer.
         if not {weight, layer} <= self.layer_weights or layer not in op.modules[-1:]:
             return
-        weights = [value for value in op.inputs if value.parameter == weight]
-        if any(user is not op and _computes(user) for value in weights for user in self._users(value)):
+        readers = [user for value in op.inputs if value.parameter == weight for user in self._users(value)]
+        if any(reader is not op and _computes(reader) for reader in readers):
             return  # Others read the weight, without this norm.
         norm_op = _only_user(op.outputs[0])
         if norm_op is None or norm_op.name != "batch_norm" or not norm_op.modules:

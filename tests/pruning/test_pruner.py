@@ -196,6 +196,12 @@ def test_biases_of_attention_and_magnitudes_of_weight_norm_are_not_pruned_by_def
     assert set(Pruner(model, final_sparsity=0.5, end=10, targets=["a.bias_k"]).masks) == {"a.bias_k"}
 
 
+def test_a_matrix_of_a_layer_s_own_is_pruned_whatever_its_name():
+    layer = nn.Linear(4, 4)
+    layer.lora_g = nn.Parameter(torch.randn(4, 4))
+    assert set(Pruner(nn.Sequential(layer), final_sparsity=0.5, end=10).masks) == {"0.weight", "0.lora_g"}
+
+
 def test_recurrent_and_attention_weights_are_pruned_by_default():
     model = nn.ModuleDict({"r": nn.GRU(4, 4), "a": nn.MultiheadAttention(4, 2)})
     assert list(Pruner(model, final_sparsity=0.5, end=0).masks) == [
