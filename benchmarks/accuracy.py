@@ -128,7 +128,7 @@ def train(folder: Path, overrides: list[str]) -> dict[str, Any]:
     """Run the product's command, unless its result is there."""
     result = folder / "result.json"
     if not result.exists():
-        command = [sys.executable, "-m", "lightning_compress.cli", "train", *overrides, f"hydra.run.dir={folder}"]
+        command = [sys.executable, "-m", "lightning_compress.cli.main", "train", *overrides, f"hydra.run.dir={folder}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")

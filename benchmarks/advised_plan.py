@@ -27,17 +27,17 @@ import results
 import torch
 from torch import nn
 
+from lightning_compress.apps.advise.advise import BITS, SPARSITIES
+from lightning_compress.apps.advise.calibration import Calibration
+from lightning_compress.apps.advise.hessian import signs, traces
+from lightning_compress.apps.advise.layer_options import places
+from lightning_compress.apps.advise.plan import Budget, Planner
+from lightning_compress.apps.advise.sensitivity import measure
 from lightning_compress.callbacks import GradualMagnitudePruning, QuantizationAwareTraining
-from lightning_compress.choice.advice import BITS, SPARSITIES
-from lightning_compress.choice.calibration import Calibration
-from lightning_compress.choice.hessian import signs, traces
-from lightning_compress.choice.places import places
-from lightning_compress.choice.plan import Budget, Planner
-from lightning_compress.choice.sensitivity import measure
 from lightning_compress.data import Digits, FashionMNIST
-from lightning_compress.export.entry import EntryWatch
-from lightning_compress.export.evaluate import duplicate
-from lightning_compress.export.packed import save_packed
+from lightning_compress.delivery.evaluation import duplicate
+from lightning_compress.delivery.network_call import EntryWatch
+from lightning_compress.export.packed.save_load import save_packed
 from lightning_compress.models import MLP, Classifier, LeNet5, SmallCNN
 
 WIDTHS = (2, 3, 4)

@@ -28,7 +28,7 @@ from lightning_compress import GradualMagnitudePruning
 from lightning_compress.data import CIFAR10, FashionMNIST, ImageData
 from lightning_compress.export import to_onnx
 from lightning_compress.export.latency import Ratio, Timing, measure
-from lightning_compress.export.runtime import open_session
+from lightning_compress.export.onnx.session import open_session
 from lightning_compress.metrics.macs import count_macs
 from lightning_compress.models import Classifier, ResNet
 from lightning_compress.pruning import Pruner, shrink

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from lightning_compress import quantization
 from lightning_compress.export import to_onnx
 from lightning_compress.export.latency import Ratio, measure
-from lightning_compress.export.runtime import has_vnni, open_session
+from lightning_compress.export.onnx.session import open_session
+from lightning_compress.foundation.processor import has_vnni
 from lightning_compress.models import ResNet, TransformerEncoder
 from lightning_compress.models.resnet import Block
 

@@ -26,9 +26,9 @@ import torch
 
 from lightning_compress import quantization
 from lightning_compress.errors import CompressionError
-from lightning_compress.export import rans
-from lightning_compress.export.atomic import replacing
-from lightning_compress.export.packed import load_packed, save_packed
+from lightning_compress.export.packed.codec import rans
+from lightning_compress.export.packed.save_load import load_packed, save_packed
+from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.models.resnet import ResNet
 
 

@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from lightning_compress import quantization
-from lightning_compress.export.packed import load_packed, save_packed
+from lightning_compress.export.packed.save_load import load_packed, save_packed
 from lightning_compress.models.resnet import ResNet
 from lightning_compress.pruning import Pruner
 

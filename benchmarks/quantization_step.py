@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from lightning_compress import quantization
 from lightning_compress.models.resnet import ResNet
 from lightning_compress.models.transformer import TransformerEncoder
-from lightning_compress.quantization import native
-from lightning_compress.quantization.range_optimizer import RangeOptimizer
+from lightning_compress.quantization.fake_quantize import cpu as native
+from lightning_compress.quantization.ranges.optimizer import RangeOptimizer
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet20": (lambda: ResNet(3, 10, depth=20), 128),

@@ -20,7 +20,7 @@ from accuracy import folder_of, train
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from lightning_compress.config import COMPRESSION
+from lightning_compress.apps.configuration.settings import COMPRESSION
 
 NAMES = {"pruning": "pruned", "quantization": "quantized"}
 OFF = [f"{group}=none" for group in COMPRESSION]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_compress import report
-from lightning_compress.export.atomic import replacing
+from lightning_compress.foundation.atomic_write import replacing
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "results"

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from lightning_compress import data, quantization
 from lightning_compress.export import latency, save_packed, to_onnx
-from lightning_compress.export.aotinductor import load_aot_inductor, to_aot_inductor
 from lightning_compress.export.compressed_tensors import save_compressed_tensors
-from lightning_compress.export.executorch import to_executorch
+from lightning_compress.export.executorch.write import to_executorch
 from lightning_compress.export.openvino import to_openvino
-from lightning_compress.export.torch_export import to_torch_export
-from lightning_compress.export.verify import deployed_form
+from lightning_compress.export.pt2.aotinductor import load_aot_inductor, to_aot_inductor
+from lightning_compress.export.pt2.write import to_torch_export
+from lightning_compress.export.verification import deployed_form
 from lightning_compress.models.cnn import SmallCNN
 from lightning_compress.models.transformer import TransformerEncoder
 

@@ -27,10 +27,10 @@ import torch
 from onnx_latency import NETWORKS, calibrated
 from torch import Tensor, nn
 
-from lightning_compress.export.aotinductor import load_aot_inductor, to_aot_inductor
 from lightning_compress.export.latency import Ratio, measure
 from lightning_compress.export.openvino import OpenVinoModel, to_openvino
-from lightning_compress.export.runtime import has_vnni
+from lightning_compress.export.pt2.aotinductor import load_aot_inductor, to_aot_inductor
+from lightning_compress.foundation.processor import has_vnni
 
 Calls = dict[str, Callable[[Tensor], Any]]
 PEERS = {"OpenVINO": "NNCF", "AOTInductor": "torchao"}

@@ -20,7 +20,7 @@ from typing import Any
 
 from headlines import HEADLINES
 
-from lightning_compress.export.atomic import replacing
+from lightning_compress.foundation.atomic_write import replacing
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n).*?(<!-- /results:(?P=name) -->)", flags=re.DOTALL)

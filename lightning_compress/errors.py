@@ -56,3 +56,8 @@ def closest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = get_close_matches(name, known, n=3, cutoff=0.5) or known[:5]
     return f"Closest: {', '.join(near)}." if near else "There is nothing to match."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its class."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -21,7 +21,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import tables  # noqa: E402 - a neighbour, not installed
 
-from lightning_compress.export.atomic import replacing  # noqa: E402
+from lightning_compress.foundation.atomic_write import replacing
 
 TOLERANCE = {"accuracy_points": 1.0, "bytes_relative": 0.05, "agreement": 0.005}
 
@@ -30,7 +30,7 @@ def run(recipe: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     """Run a recipe once and read its report."""
     with tempfile.TemporaryDirectory() as directory:
         command = [
-            sys.executable, "-m", "lightning_compress.cli", "train", "--config-dir", str(recipe), "--config-name",
+            sys.executable, "-m", "lightning_compress.cli.main", "train", "--config-dir", str(recipe), "--config-name",
             "recipe", "logger=none", f"seed={seed}", f"hydra.run.dir={directory}/run", *overrides,
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -9,11 +9,11 @@ from typing import Any
 
 from reports import example_report
 
-from lightning_compress.choice.decision import choose
-from lightning_compress.choice.limits import Limits
-from lightning_compress.choice.listing import markdown
-from lightning_compress.choice.page import html
-from lightning_compress.choice.sweep import read_sweep
+from lightning_compress.apps.compare.choose import choose
+from lightning_compress.apps.compare.html_page import html
+from lightning_compress.apps.compare.limits import Limits
+from lightning_compress.apps.compare.sweep import read_sweep
+from lightning_compress.apps.compare.table import markdown
 
 
 def write_job(

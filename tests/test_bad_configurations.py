@@ -21,7 +21,7 @@ from lightning_compress import (
     KnowledgeDistillation,
     QuantizationAwareTraining,
 )
-from lightning_compress.cli import main
+from lightning_compress.cli.main import main
 
 CASES: list[dict[str, Any]] = yaml.safe_load(
     Path(__file__).with_suffix(".yaml").with_stem("bad_configurations").read_text()

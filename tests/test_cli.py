@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_compress import __version__
-from lightning_compress.cli import main
+from lightning_compress.cli.main import main
 
 QUICK = (
     "trainer.enable_progress_bar=false",
@@ -122,7 +122,7 @@ def test_every_job_of_a_multirun_has_its_own_directory_and_result(capsys: pytest
 
 def test_misspelt_settings_are_answered_without_loading_torch() -> None:
     code = (
-        "import sys\nfrom lightning_compress.cli import main\n"
+        "import sys\nfrom lightning_compress.cli.main import main\n"
         "assert main(['train', 'pruning=globl']) == 2\n"
         "print([name for name in ('torch', 'lightning', 'wandb', 'onnx') if name in sys.modules])"
     )

@@ -9,9 +9,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import lightning_compress
-from lightning_compress.config import COMPOSITION_ERRORS, drop_unused, explain, settings
+from lightning_compress.apps.configuration.instantiate import instantiate
+from lightning_compress.apps.configuration.settings import COMPOSITION_ERRORS, drop_unused, explain, settings
 from lightning_compress.errors import CompressionError
-from lightning_compress.instantiate import instantiate
 
 CONF = Path(lightning_compress.__file__).parents[1] / "conf"
 GROUPS = ("data", "model", "trainer", "logger", "callbacks", "pruning", "quantization", "distillation", "export")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_compress.cli import main
+from lightning_compress.cli.main import main
 
 QUICK = (
     *("trainer.accelerator=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=8", "threads=1"),

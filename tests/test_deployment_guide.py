@@ -11,7 +11,7 @@ import torch
 from guide_pages import ROOT, Digits, code, run, trained_digits
 
 from lightning_compress.export import save_packed, to_onnx
-from lightning_compress.export.torch_export import to_torch_export
+from lightning_compress.export.pt2.write import to_torch_export
 from lightning_compress.models import SmallCNN
 from lightning_compress.quantization import find
 

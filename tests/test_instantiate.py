@@ -11,8 +11,8 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from omegaconf import OmegaConf
 from torch import nn
 
+from lightning_compress.apps.configuration.instantiate import instantiate
 from lightning_compress.errors import CompressionError
-from lightning_compress.instantiate import instantiate
 
 MODULE = """
 from typing import Literal

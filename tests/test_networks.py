@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_compress.export import to_onnx
-from lightning_compress.export.integer_share import integer_share
-from lightning_compress.export.runtime import open_session
+from lightning_compress.export.onnx.integer_share import integer_share
+from lightning_compress.export.onnx.session import open_session
 from lightning_compress.quantization import find, prepare
 
 

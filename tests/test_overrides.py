@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_compress.overrides import at_home, quoted
+from lightning_compress.apps.configuration.overrides import at_home, quoted
 
 
 def read(override: str) -> str:

@@ -12,8 +12,8 @@ from lightning_compress import (
     KnowledgeDistillation,
     QuantizationAwareTraining,
 )
-from lightning_compress.phases import Phase, bar, check, notes, plan
-from lightning_compress.schedule import CURVES, SparsitySchedule
+from lightning_compress.monitoring.phases import Phase, bar, check, notes, plan
+from lightning_compress.pruning.schedule import CURVES, SparsitySchedule
 
 SCHEDULE = SparsitySchedule(0.0, 0.8, start=10, end=60, every=10, curve=CURVES["cubic"])
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from lightning_compress.config import COMPRESSION, drop_unused
-from lightning_compress.instantiate import instantiate
+from lightning_compress.apps.configuration.instantiate import instantiate
+from lightning_compress.apps.configuration.settings import COMPRESSION, drop_unused
 
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "recipes"), str(ROOT / "benchmarks")]

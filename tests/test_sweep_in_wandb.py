@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from wandb_runs import OfflineRun, read_runs
 
-from lightning_compress.cli import main
+from lightning_compress.cli.main import main
 
 SWEEP = (
     *("sweep=grid", "name=tiny", "pruning.final_sparsity=0.9", "quantization=none,w8a8,w4a8", "logger=wandb"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_compress.cli import main
+from lightning_compress.cli.main import main
 from lightning_compress.data import Digits
 from lightning_compress.models import MLP
 

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_compress.callbacks.mend_progress import mend_progress
 from lightning_compress.callbacks.monitor import compression
-from lightning_compress.callbacks.resume import mend_progress
-from lightning_compress.phases import ready
+from lightning_compress.monitoring.phases import ready
 
 
 class CompressedCheckpoint(ModelCheckpoint):

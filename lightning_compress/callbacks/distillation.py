@@ -16,12 +16,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_compress.callbacks.resume import mend_progress
-from lightning_compress.callbacks.run import refuse_sharded, run_length
-from lightning_compress.changes import check_accept, settle
-from lightning_compress.distillation.distiller import Distiller
-from lightning_compress.distillation.losses import Logits, Loss, check_losses, described
-from lightning_compress.distillation.teacher import (
+from lightning_compress.callbacks.mend_progress import mend_progress
+from lightning_compress.callbacks.run_length import refuse_sharded, run_length
+from lightning_compress.callbacks.teacher import (
     digest,
     from_file,
     from_state,
@@ -30,7 +27,10 @@ from lightning_compress.distillation.teacher import (
     share,
     weights,
 )
+from lightning_compress.distillation.distiller import Distiller
+from lightning_compress.distillation.losses import Logits, Loss, check_losses, described
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation.settings_diff import check_accept, settle
 from lightning_compress.timeline import TimePoint, parse
 
 _FIELD = "KnowledgeDistillation"

@@ -15,18 +15,22 @@ from typing_extensions import override
 
 from lightning_compress import loggers, report
 from lightning_compress.callbacks.monitor import CompressionMonitor, compression
-from lightning_compress.callbacks.run import refuse_sharded
+from lightning_compress.callbacks.run_length import refuse_sharded
+from lightning_compress.delivery.dense_baseline import read_dense, refuse_other_model, save_dense
+from lightning_compress.delivery.directory import ExportDirectory
+from lightning_compress.delivery.evaluation import EvaluationData, Split, duplicate
+from lightning_compress.delivery.limits import Limits
+from lightning_compress.delivery.network_call import Entry, EntryWatch
+from lightning_compress.delivery.provenance import provenance
+from lightning_compress.delivery.report import compose
+from lightning_compress.delivery.run import Export
 from lightning_compress.errors import CompressionError, DoesNotHold
-from lightning_compress.export.artifacts import Export
-from lightning_compress.export.dense import read_dense, refuse_other_model, save_dense
-from lightning_compress.export.directory import ExportDirectory, sha256
-from lightning_compress.export.entry import Entry, EntryWatch, called_through
-from lightning_compress.export.evaluate import EvaluationData, Split, duplicate, in_float32, in_other_precision
 from lightning_compress.export.formats import DENSE_STATE, GIVEN, REPORTS, check_formats, deployed_of, files_of
-from lightning_compress.export.provenance import provenance
-from lightning_compress.export.summary import Limits, compose
+from lightning_compress.export.signatures import called_through
+from lightning_compress.foundation.checksum import sha256
+from lightning_compress.foundation.example_inputs import in_float32, in_other_precision
 from lightning_compress.metrics.functional import dense_bytes, extra_bytes
-from lightning_compress.metrics.layers import describe
+from lightning_compress.metrics.layer_table import describe
 
 _FIELD = "CompressedExport"
 AT_START, AT_RESUME = "at start of fit", "at resume, compressed already"

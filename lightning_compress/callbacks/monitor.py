@@ -10,17 +10,18 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from lightning_compress import alerts, loggers, phases
+from lightning_compress import loggers
 from lightning_compress.callbacks.distillation import KnowledgeDistillation
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
-from lightning_compress.callbacks.run import run_length
+from lightning_compress.callbacks.run_length import run_length
 from lightning_compress.metrics.functional import extra_bytes
-from lightning_compress.metrics.layers import LayerRow, describe
+from lightning_compress.metrics.layer_table import LayerRow, describe
 from lightning_compress.metrics.macs import Macs, count_macs
-from lightning_compress.metrics.ranges import drifts, read_ranges
-from lightning_compress.metrics.saturation import Saturation, SaturationWatch
-from lightning_compress.metrics.series import PHASES, bar_text, phase, series
+from lightning_compress.monitoring import alerts, phases
+from lightning_compress.monitoring.range_drift import drifts, read_ranges
+from lightning_compress.monitoring.saturation import Saturation, SaturationWatch
+from lightning_compress.monitoring.series import PHASES, bar_text, phase, series
 from lightning_compress.pruning import Pruner
 from lightning_compress.quantization import Quantization
 

@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_compress.callbacks.resume import mend_progress
-from lightning_compress.callbacks.run import measures_batchnorm, refuse_sharded, run_length
-from lightning_compress.changes import check_accept
+from lightning_compress.callbacks.mend_progress import mend_progress
+from lightning_compress.callbacks.run_length import measures_batchnorm, refuse_sharded, run_length
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation.settings_diff import check_accept
 from lightning_compress.pruning import Pruner
 from lightning_compress.pruning.distributions import DistributionName
 from lightning_compress.pruning.optimizer_state import (
@@ -27,8 +27,8 @@ from lightning_compress.pruning.optimizer_state import (
     mask_weights_and_state,
     owned,
 )
+from lightning_compress.pruning.schedule import Curve, ScheduleName
 from lightning_compress.pruning.settings import Criterion, CriterionName, RegrowName, Settings
-from lightning_compress.schedule import Curve, ScheduleName
 from lightning_compress.timeline import TimePoint, parse
 
 

@@ -15,16 +15,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from lightning_compress.callbacks.ranks import average_ranges, mean_over_ranks
-from lightning_compress.callbacks.resume import mend_progress
-from lightning_compress.callbacks.run import measures_batchnorm, refuse_sharded, run_length
-from lightning_compress.changes import check_accept, settle
+from lightning_compress.callbacks.mend_progress import mend_progress
+from lightning_compress.callbacks.run_length import measures_batchnorm, refuse_sharded, run_length
+from lightning_compress.callbacks.sync_ranges import average_ranges, mean_over_ranks
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation.recorded_forward import Tape, recording
+from lightning_compress.foundation.settings_diff import check_accept, settle
+from lightning_compress.quantization.attach import Quantization, find, install, strip
 from lightning_compress.quantization.bit_schedule import BitPlan, BitSchedule
-from lightning_compress.quantization.prepare import Quantization, find, install, strip
-from lightning_compress.quantization.range_optimizer import RangeOptimizer
-from lightning_compress.quantization.recording import Tape, recording
-from lightning_compress.quantization.spec import ActivationScheme, Backend, QuantizationSettings, RangeMethod
+from lightning_compress.quantization.ranges.optimizer import RangeOptimizer
+from lightning_compress.quantization.settings import ActivationScheme, Backend, QuantizationSettings, RangeMethod
 from lightning_compress.timeline import TimePoint, parse
 
 _FIELD = "QuantizationAwareTraining"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.atomic import replacing
+from lightning_compress.foundation.atomic_write import replacing
 
 _TIMEOUT_SECONDS = 60
 _CHUNK_BYTES = 1 << 20

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.distillation.losses import Logits, Loss, check_losses
-from lightning_compress.distillation.watch import Call, Watch, pick_output
+from lightning_compress.distillation.network_calls import Call, Watch, pick_output
 from lightning_compress.errors import CompressionError, closest
-from lightning_compress.quantization.recording import unrecorded
+from lightning_compress.foundation.recorded_forward import unrecorded
 from lightning_compress.targets import Candidate, select
 
 _COMPILED = (

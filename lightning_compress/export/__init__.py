@@ -1,8 +1,8 @@
 """Writing a compressed model to disk, and proving what was written."""
 
-from lightning_compress.export.onnx import OnnxFile, to_onnx
-from lightning_compress.export.packed import PackedFile, load_packed, save_packed
-from lightning_compress.export.verify import Verification, verify
+from lightning_compress.export.onnx.write import OnnxFile, to_onnx
+from lightning_compress.export.packed.save_load import PackedFile, load_packed, save_packed
+from lightning_compress.export.verification import Verification, verify
 
 __all__ = [
     "OnnxFile",

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.atomic import replacing
+from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.quantization import find
-from lightning_compress.quantization.layers import ActivationQuantizer, WeightQuantizer
-from lightning_compress.quantization.prepare import Quantization
+from lightning_compress.quantization.attach import Quantization
+from lightning_compress.quantization.quantizers.base import ActivationQuantizer, WeightQuantizer
 
 CONFIG = "config.json"
 _PACKED_BITS = (4, 8)

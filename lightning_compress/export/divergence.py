@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.differences import differences, sizes
-from lightning_compress.export.packed import load_packed
-from lightning_compress.export.runtime import OnnxModel
+from lightning_compress.export.onnx.session import OnnxModel
+from lightning_compress.export.packed.save_load import load_packed
+from lightning_compress.foundation.nested import replaced
+from lightning_compress.foundation.output_difference import differences, sizes
+from lightning_compress.foundation.recorded_forward import Boundary
 from lightning_compress.quantization import find, strip
-from lightning_compress.quantization.recording import Boundary
-from lightning_compress.quantization.structure import replaced
 
 ROUNDING = 0.05
 """Mean difference, in steps of a quantizer, up to which kernels may round differently; the rest of a network adds to it

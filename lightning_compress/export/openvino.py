@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_compress.errors import CompressionError, refuse_missing
-from lightning_compress.example_inputs import call_arguments
-from lightning_compress.export.atomic import replacing
-from lightning_compress.export.entry import input_names
-from lightning_compress.export.onnx import to_onnx
-from lightning_compress.export.program import first_line
-from lightning_compress.export.runtime import has_vnni
+from lightning_compress.errors import CompressionError, first_line, refuse_missing
+from lightning_compress.export.onnx.write import to_onnx
+from lightning_compress.export.signatures import input_names
+from lightning_compress.foundation.atomic_write import replacing
+from lightning_compress.foundation.example_inputs import call_arguments
+from lightning_compress.foundation.processor import has_vnni
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def to_pt2e(program: torch.export.ExportedProgram, *, signed: bool = False) -> N
     """Replace our operators in a program, in place.
 
     Args:
-        program: From :func:`lightning_compress.export.program.trace`.
+        program: From :func:`lightning_compress.export.trace.trace`.
         signed: Shift activations from uint8 to int8, which changes no value: XNNPACK has kernels for int8 alone.
     """
     ours, theirs = torch.ops.lightning_compress, register()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_compress.export.directory import sha256
+from lightning_compress.foundation.checksum import sha256
 from lightning_compress.loggers.connection import PATIENCE_S, finish, kept_going
 from lightning_compress.loggers.training import log_image
 

@@ -13,9 +13,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from lightning_compress.export.atomic import replacing
+from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.loggers.connection import kept_going
-from lightning_compress.metrics.layers import LayerRow
+from lightning_compress.metrics.layer_table import LayerRow
 
 LAYERS, HISTORY, SCHEDULE = "compress/layers", "compress/layers_over_time", "compress/schedule"
 WEIGHTS = "compress/weights"

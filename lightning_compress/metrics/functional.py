@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_compress.metrics.layers import LayerRow
+from lightning_compress.metrics.layer_table import LayerRow
 
 FLOAT_BYTES = 4
 

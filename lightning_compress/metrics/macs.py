@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from lightning_compress.example_inputs import call_arguments, evaluating
+from lightning_compress.foundation.example_inputs import call_arguments, evaluating
 from lightning_compress.quantization import find
 
 

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.metrics import functional
-from lightning_compress.metrics.layers import LayerRow, describe
+from lightning_compress.metrics.layer_table import LayerRow, describe
 from lightning_compress.metrics.macs import count_macs
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning import kernel
+from lightning_compress.pruning import mask_kernel as kernel
 
 
 def new_mask(weight: Tensor) -> Tensor:

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.changes import settle
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning import state
-from lightning_compress.pruning.allocation import prune_to, refuse_floors
-from lightning_compress.pruning.binding import channel_sites, weight_sites
-from lightning_compress.pruning.channels import ChannelGroup
+from lightning_compress.foundation.settings_diff import settle
+from lightning_compress.pruning import checkpoint as state
+from lightning_compress.pruning.budgets import prune_to, refuse_floors
+from lightning_compress.pruning.channels.group import ChannelGroup
 from lightning_compress.pruning.distributions import DistributionName
 from lightning_compress.pruning.masks import apply_masks, pack, unpack
 from lightning_compress.pruning.patterns import Channel, Pattern
-from lightning_compress.pruning.regrow import drop_fraction_at, move_connections
+from lightning_compress.pruning.prunable import Prunable, Site, infer_mask
+from lightning_compress.pruning.regrowth import drop_fraction_at, move_connections
+from lightning_compress.pruning.schedule import Curve, ScheduleName, SparsitySchedule
 from lightning_compress.pruning.scores import Scores
 from lightning_compress.pruning.settings import Criterion, CriterionName, RegrowName, Settings
-from lightning_compress.pruning.sites import Prunable, Site, infer_mask
-from lightning_compress.schedule import Curve, ScheduleName, SparsitySchedule
+from lightning_compress.pruning.setup import channel_sites, weight_sites
 from lightning_compress.timeline import Run, TimePoint
 
 

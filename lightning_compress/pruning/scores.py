@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.pruning import criteria
+from lightning_compress.pruning.prunable import Site
 from lightning_compress.pruning.settings import Settings
-from lightning_compress.pruning.sites import Site
 
 
 class Scores:

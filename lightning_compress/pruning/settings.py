@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_compress.errors import CompressionError, closest
 from lightning_compress.pruning.distributions import DistributionName
 from lightning_compress.pruning.patterns import Channel, NOfM, Pattern, parse_pattern
-from lightning_compress.schedule import Curve, ScheduleName, SparsitySchedule, curve
+from lightning_compress.pruning.schedule import Curve, ScheduleName, SparsitySchedule, curve
 from lightning_compress.timeline import Run, Time, TimePoint, parse
 
 CriterionName = Literal["magnitude", "movement", "taylor", "random"]

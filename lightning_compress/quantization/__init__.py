@@ -1,7 +1,7 @@
 """Quantization-aware training: ``prepare`` a model, train it, ``strip`` it again."""
 
-from lightning_compress.quantization.prepare import Quantization, attach, find, install, prepare, strip
-from lightning_compress.quantization.spec import ActivationSpec, QuantizationSettings, WeightSpec
+from lightning_compress.quantization.attach import Quantization, attach, find, install, prepare, strip
+from lightning_compress.quantization.settings import ActivationSpec, QuantizationSettings, WeightSpec
 
 __all__ = [
     "ActivationSpec",

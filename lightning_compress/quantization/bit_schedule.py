@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.quantization.spec import check_bits
+from lightning_compress.quantization.settings import check_bits
 from lightning_compress.timeline import Time, TimePoint, parse
 
 BitPlan = int | None | Mapping[TimePoint, int]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_compress.quantization.backends import CONVOLUTIONS, LINEAR
-from lightning_compress.quantization.recording import Op, Tape
+from lightning_compress.foundation.recorded_forward import Op, Tape
+from lightning_compress.quantization.operations import CONVOLUTIONS, LINEAR
 from lightning_compress.targets import Candidate
 
 _CHANNELS_FIRST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lightning_compress.metrics import functional
-from lightning_compress.metrics.layers import LayerRow
+from lightning_compress.metrics.layer_table import LayerRow
 
 
 def environment() -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_compress.report import plots, text, zeros
+from lightning_compress.foundation import number_text as text
+from lightning_compress.report import plots
+from lightning_compress.report import speed_of_patterns as zeros
 
 _WIDE, _NARROW = 820, 360
 

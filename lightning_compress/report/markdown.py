@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning_compress.report import text, zeros
+from lightning_compress.foundation import number_text as text
+from lightning_compress.report import speed_of_patterns as zeros
 
 
 def markdown(report: Mapping[str, Any]) -> str:

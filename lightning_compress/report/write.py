@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_compress.export.atomic import replacing
+from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.report.html import html
 from lightning_compress.report.markdown import markdown
 from lightning_compress.report.schema import check

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_modules import PlainModule, loader, quiet_trainer
 
 from lightning_compress import CompressedExport, CompressionError, CompressionMonitor, QuantizationAwareTraining
-from lightning_compress.phases import plan
+from lightning_compress.monitoring.phases import plan
 
 DESCENT = {0: 8, 0.5: 4, 0.75: 2}
 

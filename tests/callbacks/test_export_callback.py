@@ -22,9 +22,9 @@ from lightning_compress.callbacks.export import CompressedExport
 from lightning_compress.callbacks.monitor import CompressionMonitor
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
+from lightning_compress.delivery.evaluation import duplicate
 from lightning_compress.errors import DoesNotHold
-from lightning_compress.export.evaluate import duplicate
-from lightning_compress.export.packed import load_packed
+from lightning_compress.export.packed.save_load import load_packed
 from lightning_compress.quantization import find
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_compress.choice.allocation import Allocation, Use, allocate
+from lightning_compress.apps.advise.knapsack import Allocation, Use, allocate
 
 
 @st.composite

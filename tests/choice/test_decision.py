@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 from sweeps import write_job, write_record
 
-from lightning_compress.choice.decision import Choice, choose
-from lightning_compress.choice.limits import Limits
-from lightning_compress.choice.sweep import Job, Sweep, read_sweep
-from lightning_compress.commands.composition import composed
+from lightning_compress.apps.compare.choose import Choice, choose
+from lightning_compress.apps.compare.limits import Limits
+from lightning_compress.apps.compare.sweep import Job, Sweep, read_sweep
+from lightning_compress.apps.configuration.compose import composed
 
 ACC = "test/acc"
 

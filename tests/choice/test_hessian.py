@@ -9,7 +9,7 @@ from networks import EncoderNet
 from torch import nn
 from torch.func import functional_call
 
-from lightning_compress.choice.hessian import signs, traces
+from lightning_compress.apps.advise.hessian import signs, traces
 from lightning_compress.errors import CompressionError
 
 

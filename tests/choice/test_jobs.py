@@ -14,10 +14,10 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from patience import HANG_SECONDS
 
-from lightning_compress.choice.jobs import LastSweep, config_hash, dense_control, dense_hash, read_jobs, run
-from lightning_compress.choice.sweep import read_sweep
-from lightning_compress.cli import main
-from lightning_compress.outcome import Outcome
+from lightning_compress.apps.compare.sweep import read_sweep
+from lightning_compress.apps.train.outcome import Outcome
+from lightning_compress.apps.train.sweep_jobs import LastSweep, config_hash, dense_control, dense_hash, read_jobs, run
+from lightning_compress.cli.main import main
 
 TINY = (
     "model=mlp",
@@ -48,7 +48,7 @@ def results(sweep: Path = Path("sweep")) -> dict[str, tuple[int, dict[str, float
 
 
 def test_a_killed_sweep_started_again_runs_only_what_is_missing() -> None:
-    command = [sys.executable, "-m", "lightning_compress.cli", "train", "-m", *GRID]
+    command = [sys.executable, "-m", "lightning_compress.cli.main", "train", "-m", *GRID]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     first = Path("sweep/0/job.json")
     deadline = time.monotonic() + HANG_SECONDS

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from lightning_compress import CompressionError
-from lightning_compress.choice.limits import Limits, parse_drop, parse_latency, parse_size
-from lightning_compress.choice.sweep import Job
+from lightning_compress.apps.compare.limits import Limits, parse_drop, parse_latency, parse_size
+from lightning_compress.apps.compare.sweep import Job
 
 
 @pytest.mark.parametrize(

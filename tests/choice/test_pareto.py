@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_compress.choice.pareto import front
+from lightning_compress.apps.compare.pareto import front
 
 # Few values, so that ties and equal points are frequent.
 value = st.sampled_from([0.0, 1.0, 2.0, 3.0, None, math.nan])

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.choice.advice import Advice
-from lightning_compress.choice.calibration import Calibration
-from lightning_compress.choice.picture import save
-from lightning_compress.choice.places import places
-from lightning_compress.choice.plan import Budget, Plan, Planner, Unreachable
-from lightning_compress.choice.sensitivity import measure
+from lightning_compress.apps.advise.advise import Advice
+from lightning_compress.apps.advise.calibration import Calibration
+from lightning_compress.apps.advise.layer_options import places
+from lightning_compress.apps.advise.plan import Budget, Plan, Planner, Unreachable
+from lightning_compress.apps.advise.plot import save
+from lightning_compress.apps.advise.sensitivity import measure
+from lightning_compress.delivery.network_call import EntryWatch
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.entry import EntryWatch
-from lightning_compress.export.packed import save_packed
+from lightning_compress.export.packed.save_load import save_packed
 from lightning_compress.pruning import Pruner
 from lightning_compress.pruning.settings import Settings
 from lightning_compress.quantization import prepare
-from lightning_compress.quantization.spec import QuantizationSettings
+from lightning_compress.quantization.settings import QuantizationSettings
 
 PRUNING = Settings.check(final_sparsity=0.5, field="GradualMagnitudePruning")
 QUANTIZATION = QuantizationSettings(weight_bits=8, activation_bits=8, field="QuantizationAwareTraining")

@@ -8,12 +8,12 @@ import torch
 from networks import Gpt, ResidualNet, Tagger
 from torch import nn
 
-from lightning_compress.choice.hessian import Trace
-from lightning_compress.choice.places import Place, all_compressed, compressed, places
-from lightning_compress.choice.sensitivity import Layer, Option, Work, measure
+from lightning_compress.apps.advise.hessian import Trace
+from lightning_compress.apps.advise.layer_options import Place, all_compressed, compressed, places
+from lightning_compress.apps.advise.sensitivity import Layer, Option, Work, measure
 from lightning_compress.errors import CompressionError
 from lightning_compress.pruning.settings import Settings
-from lightning_compress.quantization.spec import QuantizationSettings
+from lightning_compress.quantization.settings import QuantizationSettings
 
 PRUNING = Settings.check(final_sparsity=0.5, field="GradualMagnitudePruning")
 QUANTIZATION = QuantizationSettings(weight_bits=4, activation_bits=8, field="QuantizationAwareTraining")

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from sweeps import write_job, write_record
 
 from lightning_compress import CompressionError
-from lightning_compress.choice.sweep import read_sweep
+from lightning_compress.apps.compare.sweep import read_sweep
 
 
 def test_a_job_has_the_numbers_of_its_report(tmp_path: Path) -> None:

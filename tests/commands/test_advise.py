@@ -11,8 +11,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lightning_compress.cli import main
-from lightning_compress.commands.advise import parse_operations
+from lightning_compress.cli.advise import parse_operations
+from lightning_compress.cli.main import main
 from lightning_compress.errors import CompressionError
 
 OWN = """
@@ -192,7 +192,7 @@ def test_bit_operations_are_a_share_or_a_number() -> None:
 
 def test_a_misspelt_setting_is_answered_without_loading_torch() -> None:
     code = (
-        "import sys\nfrom lightning_compress.cli import main\n"
+        "import sys\nfrom lightning_compress.cli.main import main\n"
         "assert main(['advise', '--checkpoint', 'x', '--max-size', '1KB', 'model=mpl']) == 2\n"
         "print([name for name in ('torch', 'lightning', 'scipy') if name in sys.modules])"
     )

@@ -10,9 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
 from lightning_compress import CompressionError
-from lightning_compress.commands.bench import add_bench
-from lightning_compress.export.bench import bench, inputs
-from lightning_compress.export.runtime import open_session
+from lightning_compress.apps.bench.bench import bench
+from lightning_compress.apps.bench.open_file import inputs
+from lightning_compress.cli.bench import add_bench
+from lightning_compress.export.onnx.session import open_session
 
 
 def matmuls(path: Path, count: int, shape: list[int | str], width: int = 64) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from sweeps import write_job, write_record
 from wandb_runs import read_runs
 
-from lightning_compress.cli import main
+from lightning_compress.cli.main import main
 
 
 @pytest.fixture

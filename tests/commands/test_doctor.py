@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_compress.cli import main
+from lightning_compress.cli.main import main
 
 QUICK = ("model=mlp", "model.net.hidden=[32]", "trainer.accelerator=cpu", "trainer.max_epochs=4")
 
@@ -90,7 +90,7 @@ def test_both_parts_are_diagnosed_though_one_is_refused(capsys: pytest.CaptureFi
 
 def test_misspelt_settings_are_wrong_use_and_answered_without_loading_torch() -> None:
     code = (
-        "import sys\nfrom lightning_compress.cli import main\n"
+        "import sys\nfrom lightning_compress.cli.main import main\n"
         "assert main(['doctor', 'pruning=globl']) == 2\n"
         "print([name for name in ('torch', 'lightning', 'wandb', 'onnx') if name in sys.modules])"
     )

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lightning_compress import CompressionError, GradualMagnitudePruning, QuantizationAwareTraining
-from lightning_compress.commands.inspect import add_inspect
+from lightning_compress.cli.inspect import add_inspect
 from lightning_compress.export import save_packed, to_onnx
 from lightning_compress.quantization import find, prepare
 

@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from lightning_compress.cli import main
-from lightning_compress.verification.run import find_run, run_config
+from lightning_compress.apps.trained_run import find_run, run_config
+from lightning_compress.cli.main import main
 
 RUN = (
     "model=mlp",

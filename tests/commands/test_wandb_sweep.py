@@ -8,7 +8,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb_runs import read_runs
 
-from lightning_compress.cli import main
+from lightning_compress.cli.main import main
 
 
 def written(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

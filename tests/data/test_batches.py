@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_compress.data.batches import (
-    EpochShuffle,
-    ImageDataset,
-    ResumableLoader,
-    already_a_batch,
-    random_crop,
-)
+from lightning_compress.data.batches import EpochShuffle, ImageDataset, ResumableLoader, already_a_batch, random_crop
 
 IMAGES = torch.randint(0, 256, (12, 2, 6, 6), generator=torch.Generator().manual_seed(1)).byte()
 LABELS = torch.arange(12)

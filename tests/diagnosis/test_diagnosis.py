@@ -8,12 +8,12 @@ import torch
 from networks import EncoderNet, Mlp, ResidualNet
 from torch import nn
 
-from lightning_compress.diagnosis import Diagnosis, diagnose
+from lightning_compress.apps.doctor.diagnose import Diagnosis, diagnose
 from lightning_compress.export import save_packed, to_onnx
 from lightning_compress.pruning import Pruner
 from lightning_compress.pruning.settings import Settings
 from lightning_compress.quantization import find, prepare
-from lightning_compress.quantization.spec import QuantizationSettings
+from lightning_compress.quantization.settings import QuantizationSettings
 from lightning_compress.timeline import Run, parse
 
 IMAGE = torch.randn(2, 3, 8, 8)

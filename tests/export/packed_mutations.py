@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_compress.export import container
-from lightning_compress.export.container import Container
-from lightning_compress.export.layout import Entry, Layout, to_bytes
-from lightning_compress.export.planes import deflate
+from lightning_compress.export.packed import container
+from lightning_compress.export.packed.codec.byte_planes import deflate
+from lightning_compress.export.packed.container import Container
+from lightning_compress.export.packed.layout import Entry, Layout, to_bytes
 
 NUMBERS = [0, 1, 2, 3, 7, 15, 16, 127, 128, 255, 256, 65_535, 2**20, 2**31 - 1, 2**32, 2**40, 2**47]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.atomic import replacing
+from lightning_compress.foundation.atomic_write import replacing
 
 OLD, NEW = b"old!" * 100, b"new!" * 4096 * 64
 

@@ -6,7 +6,8 @@ from networks import Mlp, ResidualNet
 from torch import nn
 
 from lightning_compress import CompressionError
-from lightning_compress.export.entry import EntryWatch, input_names
+from lightning_compress.delivery.network_call import EntryWatch
+from lightning_compress.export.signatures import input_names
 
 
 class Wrapped(nn.Module):

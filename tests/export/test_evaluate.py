@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_compress import CompressionError
-from lightning_compress.export.evaluate import EvaluationData, duplicate, evaluate
+from lightning_compress.delivery.evaluation import EvaluationData, duplicate, evaluate
 
 X, Y = torch.randn(20, 12), torch.randint(5, (20,))
 

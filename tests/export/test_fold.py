@@ -13,7 +13,7 @@ from networks import ConcatNet, FunctionalResidualNet, ResidualNet
 from torch import nn
 
 from lightning_compress.export import to_onnx
-from lightning_compress.export.fold import deployable
+from lightning_compress.export.deployable import deployable
 from lightning_compress.quantization import find, prepare
 
 IMAGE = (8, 3, 8, 8)

@@ -16,7 +16,7 @@ from torch import nn
 
 from lightning_compress import CompressionError
 from lightning_compress.export import to_onnx
-from lightning_compress.export.runtime import open_session
+from lightning_compress.export.onnx.session import open_session
 from lightning_compress.quantization import prepare
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_compress import quantization
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.packed import PackedReader, load_packed, save_packed
+from lightning_compress.export.packed.save_load import PackedReader, load_packed, save_packed
 from lightning_compress.models.resnet import ResNet
 
 

@@ -7,9 +7,12 @@ import plain_packed_reader as plain
 import pytest
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.export import coding, planes, positions, weights
-from lightning_compress.export.magnitudes import Values
-from lightning_compress.export.varints import Reader, Writer
+from lightning_compress.export.packed.codec import byte_planes as planes
+from lightning_compress.export.packed.codec import entropy as coding
+from lightning_compress.export.packed.codec import mask as positions
+from lightning_compress.export.packed.codec import weight as weights
+from lightning_compress.export.packed.codec.nonzero_values import Values
+from lightning_compress.export.packed.varints import Reader, Writer
 
 RNG = np.random.default_rng(0)
 

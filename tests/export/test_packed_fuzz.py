@@ -15,9 +15,9 @@ from torch import nn
 
 from lightning_compress import quantization
 from lightning_compress.errors import CompressionError
-from lightning_compress.export import container
-from lightning_compress.export.layout import PLAIN, SPARSE
-from lightning_compress.export.packed import PackedReader, load_packed, save_packed
+from lightning_compress.export.packed import container
+from lightning_compress.export.packed.layout import PLAIN, SPARSE
+from lightning_compress.export.packed.save_load import PackedReader, load_packed, save_packed
 
 
 @pytest.fixture(scope="module")

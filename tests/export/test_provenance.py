@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_compress.delivery.provenance import provenance
 from lightning_compress.export import to_onnx
-from lightning_compress.export.provenance import provenance
 
 RECORD = {"mean": [0.25], "std": [0.5], "classes": 2, "class_names": ["猫", "dog"], "source": "/a/path", "sha256": "0"}
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.export import coding, rans
+from lightning_compress.export.packed.codec import entropy as coding
+from lightning_compress.export.packed.codec import rans
 
 RNG = np.random.default_rng(0)
 Runs = list[tuple[np.ndarray, np.ndarray]]

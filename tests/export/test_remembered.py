@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.export.remembered import Remembered
+from lightning_compress.delivery.output_cache import Remembered
 
 
 class Counted(nn.Module):

@@ -15,7 +15,7 @@ from networks import EncoderNet, Mlp, ResidualNet
 from torch import nn
 
 from lightning_compress import CompressionError
-from lightning_compress.export.torch_export import load_torch_export, to_torch_export
+from lightning_compress.export.pt2.write import load_torch_export, to_torch_export
 from lightning_compress.quantization import find, prepare
 
 

@@ -15,5 +15,5 @@ def digits_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     command = "train experiment=demo logger=none dense_baseline=false export.latency=false trainer.max_epochs=12"
     settings = [f"hydra.run.dir={folder}", "trainer.enable_progress_bar=false"]
-    subprocess.run([sys.executable, "-m", "lightning_compress.cli", *command.split(), *settings], check=True)
+    subprocess.run([sys.executable, "-m", "lightning_compress.cli.main", *command.split(), *settings], check=True)
     return folder / "compressed"

@@ -15,8 +15,8 @@ from networks import EncoderNet, Mlp, ResidualNet
 from torch import nn
 
 from lightning_compress import CompressionError
-from lightning_compress.export.aotinductor import load_aot_inductor, to_aot_inductor
-from lightning_compress.export.runtime import has_vnni
+from lightning_compress.export.pt2.aotinductor import load_aot_inductor, to_aot_inductor
+from lightning_compress.foundation.processor import has_vnni
 from lightning_compress.quantization import prepare
 
 

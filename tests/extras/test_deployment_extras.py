@@ -10,7 +10,7 @@ import torch
 from guide_pages import code, run, trained_digits
 
 from lightning_compress.export.compressed_tensors import save_compressed_tensors
-from lightning_compress.export.executorch import to_executorch
+from lightning_compress.export.executorch.write import to_executorch
 from lightning_compress.export.openvino import to_openvino
 from lightning_compress.models import SmallCNN, TransformerEncoder
 

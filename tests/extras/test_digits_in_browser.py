@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from devtools import Browser
 
-from lightning_compress.export.runtime import open_session
+from lightning_compress.export.onnx.session import open_session
 
 ROOT = Path(__file__).parents[2]
 PORT = 8317

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_compress import CompressedExport, CompressionError, QuantizationAwareTraining
-from lightning_compress.export.executorch import ExecuTorchModel, to_executorch
+from lightning_compress.export.executorch.write import ExecuTorchModel, to_executorch
 from lightning_compress.models import SmallCNN
 from lightning_compress.quantization import prepare
 

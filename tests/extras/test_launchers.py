@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_compress.choice.sweep import read_sweep
+from lightning_compress.apps.compare.sweep import read_sweep
 
 JOB = (
     *("train", "-m", "sweep=resumable", "name=tiny", "dense_baseline=true", "model=mlp", "model.net.hidden=[16]"),
@@ -30,7 +30,7 @@ LAUNCHERS = {
 
 def command(folder: Path, *arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lightning_compress.cli", *arguments], cwd=folder, capture_output=True, text=True
+        [sys.executable, "-m", "lightning_compress.cli.main", *arguments], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from lightning_compress import CompressionError
 from lightning_compress.export import to_onnx
+from lightning_compress.export.onnx.session import OnnxModel
 from lightning_compress.export.openvino import OpenVinoModel, to_openvino
-from lightning_compress.export.runtime import OnnxModel, has_vnni
+from lightning_compress.foundation.processor import has_vnni
 from lightning_compress.quantization import prepare
 
 NETWORKS = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning_modules import PlainModule, loader, quiet_trainer
 
 from lightning_compress import CompressedExport, QuantizationAwareTraining
-from lightning_compress.inspection import inspect
+from lightning_compress.apps.inspect.inspect import inspect
 
 
 def test_an_export_writes_runs_and_reports_openvino(tmp_path: Path) -> None:

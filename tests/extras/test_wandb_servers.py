@@ -26,7 +26,7 @@ def test_training_goes_on_offline_beside_a_server_that_hangs_or_refuses(tmp_path
         surroundings.pop("WANDB_MODE", None)
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "lightning_compress.cli", "train", "logger=wandb"),
+                *(sys.executable, "-m", "lightning_compress.cli.main", "train", "logger=wandb"),
                 *("logger.wandb.offline=false", "logger.wandb.settings.init_timeout=1", "threads=1", "trainer=cpu"),
                 *("+logger.wandb.settings.x_graphql_timeout_seconds=1", "hydra.run.dir=.", "model=mlp"),
                 *("+logger.wandb.settings.x_graphql_retry_max=0", "model.net.hidden=[8]", "trainer.max_epochs=1"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from wandb_runs import read_runs
 
-from lightning_compress.cli import main
+from lightning_compress.cli.main import main
 from lightning_compress.loggers.workspace import workspace
 
 QUICK = (

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from lightning_compress.inspection import inspect
-from lightning_compress.inspection.zeros import empty_channels, pattern_of
+from lightning_compress.apps.inspect.inspect import inspect
+from lightning_compress.metrics.zero_patterns import empty_channels, pattern_of
 
 
 def written(path: Path, weight: TensorProto, zero_point: NDArray[Any], kind: int, **attributes: int) -> NDArray[Any]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.inspection.zeros import empty_channels, pattern_of
+from lightning_compress.metrics.zero_patterns import empty_channels, pattern_of
 from lightning_compress.pruning import Pruner
 
 

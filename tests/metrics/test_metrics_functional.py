@@ -8,12 +8,12 @@ import torch
 from networks import ResidualNet
 from torch import nn
 
-from lightning_compress.export.packed import save_packed
+from lightning_compress.export.packed.save_load import save_packed
 from lightning_compress.metrics import LayerRow, describe, functional
-from lightning_compress.metrics.series import bar_text, phase, series
+from lightning_compress.monitoring.series import bar_text, phase, series
 from lightning_compress.pruning import Pruner
+from lightning_compress.pruning.schedule import CURVES, SparsitySchedule
 from lightning_compress.quantization import find, prepare
-from lightning_compress.schedule import CURVES, SparsitySchedule
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 

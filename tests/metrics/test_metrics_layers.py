@@ -9,10 +9,10 @@ from networks import EncoderNet, Mlp, ResidualNet
 from torch import nn
 
 from lightning_compress.metrics import describe
-from lightning_compress.metrics.layers import count_zeros, entropies
+from lightning_compress.metrics.layer_table import count_zeros, entropies
 from lightning_compress.pruning import Pruner
 from lightning_compress.quantization import Quantization, find, prepare
-from lightning_compress.quantization.layers import WeightQuantizer
+from lightning_compress.quantization.quantizers.base import WeightQuantizer
 
 
 def weights(quantization: Quantization) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from networks import Mlp
 
-from lightning_compress.metrics.ranges import drifts, read_ranges
+from lightning_compress.monitoring.range_drift import drifts, read_ranges
 from lightning_compress.quantization import find, prepare
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.export import to_onnx
-from lightning_compress.export.runtime import open_session
+from lightning_compress.export.onnx.session import open_session
 from lightning_compress.pruning import Pruner, apply_shapes, carry_state, shrink
 
 KINDS = [ResNet20, MobileNetLike, UNet, ViT, GPT, ResNeXt]

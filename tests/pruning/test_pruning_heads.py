@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_compress.pruning import Pruner, apply_shapes, shrink
-from lightning_compress.pruning.attention import FewerHeads, GatheredColumns, GatheredRows
+from lightning_compress.pruning.channels.narrow_attention import FewerHeads, GatheredColumns, GatheredRows
 
 
 class Attention(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.pruning import Pruner
-from lightning_compress.pruning.regrow import move_connections
+from lightning_compress.pruning.regrowth import move_connections
 
 
 def rigl(weight, mask, gradient, fraction):

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning import selection
-from lightning_compress.pruning.selection import prune_smallest
+from lightning_compress.pruning import smallest as selection
+from lightning_compress.pruning.smallest import prune_smallest
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

@@ -14,9 +14,9 @@ from torch import nn
 
 from lightning_compress import CompressionError
 from lightning_compress.export import load_packed, save_packed
-from lightning_compress.export.fold import deployable
+from lightning_compress.export.deployable import deployable
 from lightning_compress.quantization import find, prepare, strip
-from lightning_compress.quantization.biases import filling, folded, with_room
+from lightning_compress.quantization.quantizers.bias import filling, folded, with_room
 
 IMAGE = (8, 3, 8, 8)
 

@@ -11,9 +11,10 @@ from networks import Gpt, Mlp, ResidualNet, Tagger
 from torch import nn
 
 from lightning_compress import CompressionError
-from lightning_compress.quantization import find, observers, prepare
-from lightning_compress.quantization.attached import Quantization
-from lightning_compress.quantization.searched_weights import _EVERY
+from lightning_compress.quantization import find, prepare
+from lightning_compress.quantization.model import Quantization
+from lightning_compress.quantization.quantizers.searched import _EVERY
+from lightning_compress.quantization.ranges import observers
 
 
 def quantization_of(model: nn.Module, x: torch.Tensor, **settings: object) -> Quantization:

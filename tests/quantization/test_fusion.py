@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_compress import quantization
-from lightning_compress.quantization import native
+from lightning_compress.quantization.fake_quantize import cpu as native
 
 
 class PlainReLU(nn.ReLU):

@@ -11,7 +11,9 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.quantization import kernels, native, observers
+from lightning_compress.quantization.fake_quantize import cpu as native
+from lightning_compress.quantization.fake_quantize import functional as kernels
+from lightning_compress.quantization.ranges import observers
 
 AFFINE = (torch.tensor(0.05), torch.tensor(100.0), 0, 255)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

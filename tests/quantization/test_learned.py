@@ -8,12 +8,9 @@ import torch
 from test_kernels import MODES, assert_same_bits
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.quantization import kernels, native
-from lightning_compress.quantization.learned import (
-    gradient_scale,
-    learned_fake_quantize,
-    learned_zero_point,
-)
+from lightning_compress.quantization.fake_quantize import cpu as native
+from lightning_compress.quantization.fake_quantize import functional as kernels
+from lightning_compress.quantization.fake_quantize.lsq import gradient_scale, learned_fake_quantize, learned_zero_point
 
 
 @pytest.fixture(params=MODES, ids=lambda mode: "compiled" if mode else "eager")

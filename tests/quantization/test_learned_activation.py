@@ -10,8 +10,9 @@ import torch
 from test_kernels import MODES, assert_same_bits
 from test_learned import paper
 
-from lightning_compress.quantization import kernels, native
-from lightning_compress.quantization.learned import learned_activation
+from lightning_compress.quantization.fake_quantize import cpu as native
+from lightning_compress.quantization.fake_quantize import functional as kernels
+from lightning_compress.quantization.fake_quantize.lsq import learned_activation
 
 
 @pytest.fixture(params=MODES, ids=lambda mode: "compiled" if mode else "eager")

@@ -16,9 +16,9 @@ from torch import nn
 from lightning_compress import CompressionError
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
 from lightning_compress.export import load_packed, save_packed, to_onnx
-from lightning_compress.export.runtime import open_session
+from lightning_compress.export.onnx.session import open_session
 from lightning_compress.quantization import find, prepare
-from lightning_compress.quantization.range_optimizer import RangeOptimizer
+from lightning_compress.quantization.ranges.optimizer import RangeOptimizer
 
 
 def prepared(bits: int = 3, **settings: Any) -> nn.Module:

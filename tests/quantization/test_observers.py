@@ -9,7 +9,9 @@ import torch
 from test_kernels import MODES
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.quantization import kernels, native, observers
+from lightning_compress.quantization.fake_quantize import cpu as native
+from lightning_compress.quantization.fake_quantize import functional as kernels
+from lightning_compress.quantization.ranges import observers
 
 
 @pytest.fixture(params=MODES, ids=lambda mode: "compiled" if mode else "eager")

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from networks import ConcatNet, EncoderNet, FunctionalResidualNet, Mlp, ResidualNet
 from torch import nn
 
+from lightning_compress.foundation.recorded_forward import recording
 from lightning_compress.quantization import find, prepare
 from lightning_compress.quantization.candidates import weights
-from lightning_compress.quantization.placement import Placement, place
-from lightning_compress.quantization.recording import recording
+from lightning_compress.quantization.placement.place import Placement, place
 
 IMAGE = (2, 3, 8, 8)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_compress.quantization.range_optimizer import RangeOptimizer
+from lightning_compress.quantization.ranges.optimizer import RangeOptimizer
 
 
 def stepped(ranges: RangeOptimizer, parameters: list[nn.Parameter], gradients: list[float]) -> None:

@@ -7,9 +7,9 @@ import pickle
 
 import torch
 
-from lightning_compress.quantization import native
-from lightning_compress.quantization.learned import learned_activation
-from lightning_compress.quantization.step_memory import StepMemory
+from lightning_compress.quantization.fake_quantize import cpu as native
+from lightning_compress.quantization.fake_quantize.lsq import learned_activation
+from lightning_compress.quantization.fake_quantize.step_memory import StepMemory
 
 
 def test_what_is_in_use_is_not_handed_out_again() -> None:

@@ -11,8 +11,9 @@ from torch import nn
 
 from lightning_compress import report
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation import number_text as text
 from lightning_compress.metrics import describe
-from lightning_compress.report import plots, text
+from lightning_compress.report import plots
 from lightning_compress.report.schema import SCHEMA
 
 

@@ -1,0 +1,1 @@
+"""What the commands do, a room for each: doctor, train, verify, bench, inspect, advise, compare."""

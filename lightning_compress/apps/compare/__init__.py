@@ -1,0 +1,1 @@
+"""The jobs of a sweep side by side: table, Pareto front, choice, page."""

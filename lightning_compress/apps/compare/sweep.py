@@ -1,0 +1,293 @@
+"""A directory of jobs, read back: what each was, what it came to, or why there is nothing to compare."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lightning_compress.apps.train.outcome import RESULT_FILE
+from lightning_compress.apps.train.sweep_jobs import JOB_FILE, SHARED, read_job
+from lightning_compress.errors import CompressionError, closest
+from lightning_compress.foundation import number_text as text
+from lightning_compress.report import check
+
+REPORT_FILE = "report.json"
+DEPLOYED = "deployed"
+
+Status = Literal["finished", "failed", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep.
+
+    Attributes:
+        name: Its directory, relative to the sweep's.
+        path: Its directory.
+        status: Only a ``"finished"`` one has numbers.
+        error: Why there are no numbers.
+        pruning: What was pruned, in a few words.
+        quantization: What was quantized, in a few words.
+        sparsity: Share of zeros that was asked for; 0 without pruning.
+        weight_bits: Bits of quantized weights, 32 without quantization.
+        overrides: Setting → override, as on the command line.
+        metrics: Of the deployed model.
+        dense_metrics: Of the job's own dense control.
+        dense_trained: Whether the control was trained, and is not merely what the fit began with.
+        bytes: Of the file in the format that was asked for.
+        files: Format → bytes.
+        dense_bytes: Of the dense model in float32.
+        latency_ms: Median, of the deployed file.
+        dense_latency_ms: Median, of the dense model, measured at the same time.
+        seconds: Training time of the compressed model.
+        samples: On how many the metrics were computed.
+        report: The report's page.
+        failures: Limits of the job's own that do not hold.
+    """
+
+    name: str
+    path: Path
+    status: Status
+    error: str | None = None
+    pruning: str = "none"
+    quantization: str = "none"
+    sparsity: float = 0.0
+    weight_bits: int = 32
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    dense_metrics: Mapping[str, float] = field(default_factory=dict)
+    dense_trained: bool = False
+    bytes: int | None = None
+    files: Mapping[str, int] = field(default_factory=dict)
+    dense_bytes: int | None = None
+    latency_ms: float | None = None
+    dense_latency_ms: float | None = None
+    seconds: float | None = None
+    samples: int | None = None
+    report: Path | None = None
+    failures: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> str:
+        """Pruning and quantization, in a few words."""
+        parts = [part for part in (self.pruning, self.quantization) if part != "none"]
+        return ", ".join(parts) or "no compression"
+
+    def drop(self, metric: str, *, mode: str = "max") -> float | None:
+        """How much worse a metric is than that of the job's own dense control; negative if better."""
+        if metric not in self.metrics or metric not in self.dense_metrics:
+            return None
+        difference = self.dense_metrics[metric] - self.metrics[metric]
+        return difference if mode == "max" else -difference
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All jobs of a directory.
+
+    Attributes:
+        path: The directory.
+        jobs: Sorted by name.
+        format: Whose bytes the jobs have.
+    """
+
+    path: Path
+    jobs: tuple[Job, ...]
+    format: str = DEPLOYED
+
+    @property
+    def finished(self) -> tuple[Job, ...]:
+        """Jobs with numbers."""
+        return tuple(job for job in self.jobs if job.status == "finished")
+
+    def metric(self, wanted: str | None = None) -> str:
+        """The metric to compare by: the one wanted, or else the first share that any job has.
+
+        Raises:
+            CompressionError: No job has it, or there is none at all.
+        """
+        names = list(dict.fromkeys(name for job in self.finished for name in job.metrics))
+        if wanted is None and names:
+            return next((name for name in names if text.is_share(name)), names[0])
+        if wanted is None or wanted not in names:
+            fix = closest(wanted or "", names) if names else "No job has any; export with verify=true."
+            raise CompressionError.field("compare --metric", expected="a metric of the reports", got=wanted, fix=fix)
+        return wanted
+
+
+def read_sweep(path: str | Path, format: str = DEPLOYED) -> Sweep:
+    """Read the jobs under a directory, finished, failed and half-finished ones.
+
+    A job is a directory with ``job.json``, ``result.json`` or Hydra's ``.hydra``; where there are none, one with
+    ``report.json``.
+
+    Args:
+        path: Directory of a sweep, of a run, or of several exports.
+        format: Whose bytes count: ``"deployed"``, or a format such as ``"packed"``.
+
+    Raises:
+        CompressionError: There is no such directory, or no job in it, or no job wrote that format.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CompressionError.field(
+            "compare SWEEP_DIR", expected="a directory of jobs", got=str(path), fix="There is no such directory."
+        )
+    jobs = tuple(_read(found, folder, format) for found in _directories(folder))
+    if not jobs:
+        raise CompressionError.field(
+            "compare SWEEP_DIR",
+            expected="a directory with finished jobs, such as multirun/digits_grid",
+            got=str(path),
+            fix=f"There is no {JOB_FILE}, {RESULT_FILE} or {REPORT_FILE} in it or below.",
+        )
+    known = sorted({name for job in jobs for name in job.files})
+    if format != DEPLOYED and known and format not in known:
+        raise CompressionError.field(
+            "compare --format", expected=f"one of {', '.join([DEPLOYED, *known])}", got=format, fix=""
+        )
+    return Sweep(folder, jobs, format)
+
+
+def _directories(folder: Path) -> list[Path]:
+    """Directories of jobs; none lies in another, and what jobs share is no job."""
+    marks = {path.parent for mark in (JOB_FILE, RESULT_FILE, ".hydra") for path in folder.rglob(mark)}
+    marks = {path for path in marks if SHARED not in path.relative_to(folder).parts}
+    marks |= {
+        path.parent
+        for path in folder.rglob(REPORT_FILE)
+        if not any(parent in marks for parent in (path.parent, *path.parent.parents))
+    }
+    outermost = [path for path in marks if not any(parent in marks for parent in path.parents)]
+    return sorted(outermost, key=lambda path: _natural(path.relative_to(folder).as_posix()))
+
+
+def _natural(name: str) -> list[tuple[int, float, str]]:
+    """Numbers in names sort as numbers."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(0, float(part), "") if index % 2 else (1, 0.0, part) for index, part in enumerate(parts)]
+
+
+def _read(path: Path, folder: Path, format: str) -> Job:
+    name = path.relative_to(folder).as_posix()
+    name = path.resolve().name if name == "." else name
+    record = read_job(path) or {}
+    overrides = {_setting(line): line for line in map(str, record.get("overrides") or _hydra_overrides(path))}
+    if record.get("status") == "failed":
+        return Job(name, path, "failed", str(record.get("error") or "no reason was noted"), overrides=overrides)
+    try:
+        result = _json(path / RESULT_FILE) if (path / RESULT_FILE).exists() else None
+        if result is None and (record or (path / ".hydra").exists()):
+            return Job(name, path, "unfinished", "it has not ended, or was killed", overrides=overrides)
+        report = _report(path, result)
+        if report is None:
+            return Job(name, path, "unfinished", "it ended without an export; run it with export=default")
+        content = _json(report)
+        check(content)
+        return _job(name, path, content, report, result or {}, format, overrides)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) if isinstance(error, CompressionError) else f"its files cannot be read ({error})"
+        return Job(name, path, "unfinished", " ".join(reason.split()), overrides=overrides)
+
+
+def _job(
+    name: str,
+    path: Path,
+    report: Mapping[str, Any],
+    report_path: Path,
+    result: Mapping[str, Any],
+    format: str,
+    overrides: Mapping[str, str],
+) -> Job:
+    dense, deployed = report["results"]["dense"], report["results"]["deployed"]
+    files = {artifact["format"]: int(artifact["bytes"]) for artifact in report["artifacts"]}
+    size = deployed["bytes"] if format == DEPLOYED else files.get(format)
+    if size is None:
+        return Job(name, path, "unfinished", f"it wrote no {format} file", overrides=overrides, files=files)
+    pruning, quantization = report["plan"]["pruning"], report["plan"]["quantization"]
+    page = report_path.with_suffix(".html")
+    return Job(
+        name=name,
+        path=path,
+        status="finished",
+        pruning=_pruning(pruning),
+        quantization=_quantization(quantization),
+        sparsity=float((pruning or {}).get("final_sparsity") or 0.0),
+        weight_bits=int((quantization or {}).get("weight_bits") or 32),
+        overrides=overrides,
+        metrics=_finite(deployed["metrics"]),
+        dense_metrics={} if dense is None else _finite(dense["metrics"]),
+        dense_trained=dense is not None and not (dense["source"] or "").startswith("at "),
+        bytes=int(size),
+        files=files,
+        dense_bytes=None if dense is None else dense["bytes"],
+        latency_ms=_median(deployed),
+        dense_latency_ms=_median(dense),
+        seconds=(result.get("seconds") or {}).get("compressed"),
+        samples=report.get("samples"),
+        report=page if page.is_file() else None,
+        failures=tuple(report.get("failures") or ()),
+    )
+
+
+def _report(path: Path, result: Mapping[str, Any] | None) -> Path | None:
+    """The job's report: in its directory, which may have been moved since, or where the job says that it is."""
+    inside = sorted(path.rglob(REPORT_FILE), key=lambda found: (len(found.parts), found))
+    if inside:
+        return inside[0]
+    said = (result or {}).get("report")
+    return Path(said) if said and Path(said).is_file() else None
+
+
+def _pruning(settings: Mapping[str, Any] | None) -> str:
+    if not settings or not settings.get("final_sparsity"):
+        return "none"
+    share = f"{100 * settings['final_sparsity']:.4g} %"
+    pattern, distribution = settings.get("pattern", "unstructured"), settings.get("distribution", "global")
+    kind = distribution if pattern == "unstructured" else pattern
+    return f"{share} {kind}"
+
+
+def _quantization(settings: Mapping[str, Any] | None) -> str:
+    if not settings:
+        return "none"
+    weights, activations = settings.get("weight_bits"), settings.get("activation_bits")
+    return "none" if not weights and not activations else f"w{weights or 32}a{activations or 32}"
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _median(result: Mapping[str, Any] | None) -> float | None:
+    latency = result and result["latency_ms"]
+    return float(latency["median"]) if latency else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise CompressionError(f"{path}: expected a mapping, got {type(content).__name__}.")
+    return content
+
+
+def _hydra_overrides(path: Path) -> list[Any]:
+    """A job's overrides as Hydra notes them, a YAML list; none where a killed job left half of it."""
+    file = path / ".hydra" / "overrides.yaml"
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except yaml.YAMLError:
+        return []
+    return found if isinstance(found, list) else []
+
+
+def _setting(override: str) -> str:
+    """What an override sets, adds or deletes."""
+    return override.lstrip("+~").partition("=")[0]

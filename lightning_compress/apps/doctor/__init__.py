@@ -1,0 +1,1 @@
+"""What a run would do, and what would stop it, before it is started."""

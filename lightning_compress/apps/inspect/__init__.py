@@ -1,0 +1,1 @@
+"""What a checkpoint or an exported file holds, layer by layer."""

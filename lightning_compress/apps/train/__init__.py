@@ -1,0 +1,1 @@
+"""A training job from a config, its outcome, and the jobs of a sweep."""

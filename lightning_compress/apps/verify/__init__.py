@@ -1,0 +1,1 @@
+"""A written file measured again on the data of its run."""

@@ -1,0 +1,154 @@
+"""``lightning-compress bench``: latency, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning_compress.errors import CompressionError
+
+_PLOTS = (".svg", ".png", ".pdf")
+
+
+def add_bench(commands: Any) -> None:
+    """``bench``: latency, throughput and memory of files by batch size and threads."""
+    from lightning_compress.cli.parser import add_parser
+
+    parser = add_parser(
+        commands,
+        "bench",
+        "Latency, throughput and memory of a file by batch size and threads, beside another one.",
+        run,
+        epilog="The two files run in turn, block by block; the ratio is the median over blocks, with its quartiles.",
+    )
+    parser.add_argument(
+        "path",
+        type=Path,
+        help="an .onnx file, or the directory of an export; or another file in the directory of its run",
+    )
+    parser.add_argument("--against", type=Path, help="another one; from an export's directory its dense model is taken")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1], metavar="N", help="samples in a call")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], metavar="N", help="threads of the runtime")
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long to time a file at each setting")
+    parser.add_argument("--memory", action="store_true", help="peak memory as well, in a process of its own")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw latency and throughput: .svg, .png or .pdf")
+    parser.add_argument("--dim", action="append", default=[], metavar="NAME=N", help="size of a free dimension")
+
+
+def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Time the files and print a table, or JSON."""
+    from lightning_compress.apps.bench.bench import bench
+    from lightning_compress.export.onnx.session import runtime_name
+    from lightning_compress.foundation.processor import has_vnni
+
+    if arguments.plot is not None and arguments.plot.suffix not in _PLOTS:
+        raise CompressionError.field("bench --plot", expected=f"a name that ends in {_PLOTS}", got=str(arguments.plot))
+    path = _file(arguments.path, "model.onnx")
+    against = None if arguments.against is None else _file(arguments.against, "dense.onnx")
+    rows = bench(
+        path,
+        against,
+        batch_sizes=arguments.batch_size,
+        threads=arguments.threads,
+        seconds=arguments.seconds,
+        dims=dict(_dim(text) for text in arguments.dim),
+        memory=arguments.memory,
+    )
+    if arguments.plot is not None:
+        plot(path, against, rows, arguments.plot)
+    if arguments.json:
+        found = {
+            "path": str(path),
+            "against": None if against is None else str(against),
+            "runtime": runtime_name(arguments.threads[0]) if path.suffix == ".onnx" else path.suffix,
+            "vnni": has_vnni(),
+            "rows": [row.as_dict() for row in rows],
+        }
+        print(json.dumps(found, indent=2))
+        return 0
+    _show(path, against, rows)
+    return 0
+
+
+def _file(path: Path, name: str) -> Path:
+    return path / name if path.is_dir() else path
+
+
+def _dim(text: str) -> tuple[str, int]:
+    name, _, size = text.partition("=")
+    if not name or not size.isdigit():
+        raise CompressionError.field("bench --dim", expected="NAME=<size>", got=text)
+    return name, int(size)
+
+
+def _show(path: Path, against: Path | None, rows: list[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lightning_compress.foundation.number_text import size
+
+    table = Table(title=f"{path}" if against is None else f"{path} against {against}")
+    heads = ["batch", "threads", "median ms", "p90", "p99", "per s"]
+    if rows[0].memory is not None:
+        heads.append("peak memory")
+    if against is not None:
+        heads += ["other ms", "ratio", "quartiles"]
+    if rows[0].against_memory is not None:
+        heads.append("other memory")
+    for head in heads:
+        table.add_column(head, justify="right")
+    for row in rows:
+        timing = row.timing
+        cells = [str(row.batch_size), str(row.threads)]
+        cells += [f"{value:.3f}" for value in (timing.median_ms, timing.p90_ms, timing.p99_ms)]
+        cells.append(f"{row.samples_per_second:,.0f}")
+        if row.memory is not None:
+            cells.append(size(row.memory))
+        if row.against is not None:
+            ratio = row.ratio
+            cells += [f"{row.against.median_ms:.3f}", f"{ratio.median:.2f}", f"{ratio.low:.2f}–{ratio.high:.2f}"]
+        if row.against_memory is not None:
+            cells.append(size(row.against_memory))
+        table.add_row(*cells)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(table)
+
+
+def plot(path: Path, against: Path | None, rows: list[Any], target: Path) -> None:
+    """Draw median latency with its 99th percentile, and throughput, over the batch size; a line for each number of
+    threads."""
+    from matplotlib.figure import Figure
+
+    from lightning_compress.foundation.atomic_write import replacing
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    latency, throughput = figure.subplots(1, 2)
+    for count in dict.fromkeys(row.threads for row in rows):
+        own = [row for row in rows if row.threads == count]
+        threads = f"{count} thread{'s' if count > 1 else ''}"
+        lines = [(path.name, "-", [row.timing for row in own])]
+        if against is not None:
+            lines.append((f"against: {against.name}", "--", [row.against for row in own]))
+        sizes = [row.batch_size for row in own]
+        for name, style, timings in lines:
+            medians = [timing.median_ms for timing in timings]
+            above = [timing.p99_ms - timing.median_ms for timing in timings]
+            label = f"{name}, {threads}"
+            latency.errorbar(sizes, medians, [[0.0] * len(above), above], fmt=f"o{style}", capsize=3, label=label)
+            rates = [1e3 * n / median for n, median in zip(sizes, medians, strict=True)]
+            throughput.plot(sizes, rates, f"o{style}", label=label)
+    for axes, title in ((latency, "Latency in ms: median, up to p99"), (throughput, "Samples per second")):
+        axes.set_title(title, loc="left")
+        axes.set_xlabel("batch size")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted({row.batch_size for row in rows}))
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    latency.legend(fontsize="small")
+    with replacing(target) as temporary:
+        figure.savefig(temporary, format=target.suffix[1:])

@@ -1,0 +1,1 @@
+"""What `CompressedExport` does at the end of a fit: write, verify, measure, compare, report."""

@@ -1,0 +1,110 @@
+"""The report of an export, and the limits that its numbers must keep."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from lightning_compress import report
+from lightning_compress.delivery.run import Findings, Result
+from lightning_compress.delivery.size_accounting import accounting
+from lightning_compress.export.formats import deployed_of
+from lightning_compress.metrics.layer_table import LayerRow
+from lightning_compress.pruning import Pruner
+from lightning_compress.quantization import Quantization
+
+
+def compose(
+    found: Findings,
+    *,
+    name: str,
+    rows: Sequence[LayerRow],
+    dense_bytes: int,
+    history: Sequence[Mapping[str, Any]],
+    pruner: Pruner | None,
+    quantization: Quantization | None,
+    data: Mapping[str, Any] | None,
+    failures: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Put everything into the form of ``report.json``.
+
+    Args:
+        found: What the export found.
+        name: Title.
+        rows: Every parameter, as it was exported.
+        dense_bytes: Bytes of the dense float32 model.
+        history: The monitor's, empty without one.
+        pruner: What pruned.
+        quantization: What quantized.
+        data: Where the data came from and how it was split.
+        failures: Limits that do not hold.
+    """
+    packed = {} if found.packed is None else {row.name: row.bytes for row in found.packed.tensors}
+    form = deployed_of(found.comparisons)
+    deployed = None if form is None else found.comparisons[form]
+    timings = {form: result.timing for form, result in found.results.items() if result.timing is not None}
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return {
+        "format": report.FORMAT,
+        "name": name,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": report.environment(),
+        "seed": int(seed) if seed is not None else None,
+        "data": dict(data) if data is not None else None,
+        "plan": {
+            "pruning": None if pruner is None else _plain(pruner.state_dict()["settings"]),
+            "quantization": None if quantization is None else _plain(_quantization(quantization)),
+            "phases": report.phases(history),
+        },
+        "results": {
+            form: _result(found.results[form], dense_bytes) if form in found.results else None
+            for form in ("dense", "fake_quantized", "deployed")
+        },
+        "agreement": None if deployed is None else deployed.agreement,
+        "max_abs_difference": None if deployed is None else deployed.max_abs,
+        "mean_abs_difference": None if deployed is None else deployed.mean_abs,
+        "samples": None if deployed is None else deployed.samples,
+        "divergence": None if found.divergence is None else found.divergence.as_dict(),
+        "latency": {
+            "ratio": None
+            if found.ratio is None
+            else {"median": found.ratio.median, "low": found.ratio.low, "high": found.ratio.high},
+            **{form: timing.as_dict() for form, timing in timings.items()},
+        },
+        "artifacts": found.artifacts,
+        "bytes": accounting(rows, dense_bytes, found.packed, found.artifacts),
+        "layers": report.layers(rows, packed),
+        "history": [dict(point) for point in history],
+        "stays_float": [] if quantization is None else quantization.unreached,
+        "notes": [*found.notes, *(f"Does not hold: {failure}" for failure in failures)],
+        "failures": list(failures),
+    }
+
+
+def _result(result: Result, dense_bytes: int) -> dict[str, Any]:
+    return {
+        "label": result.label,
+        "metrics": result.metrics,
+        "bytes": result.bytes,
+        "compression_ratio": dense_bytes / result.bytes,
+        "latency_ms": None if result.timing is None else result.timing.as_dict(),
+        "runtime": result.runtime,
+        "source": result.source,
+    }
+
+
+def _quantization(quantization: Quantization) -> dict[str, Any]:
+    """Its settings, with the bits that are live: those that fell on the way are in ``phases``."""
+    bits = {"weight_bits": quantization.weight_bits, "activation_bits": quantization.activation_bits}
+    return {**quantization.settings.as_dict(), **bits}
+
+
+def _plain(value: Any) -> Any:
+    """Settings as JSON types; what JSON cannot hold becomes text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

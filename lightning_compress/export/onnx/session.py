@@ -1,0 +1,142 @@
+"""Running a written ONNX file: one set of session options for verification and for latency."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.export.signatures import input_names
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_EXACT = "session.x64quantprecision"
+
+
+def open_session(
+    path: str | os.PathLike[str],
+    *,
+    threads: int = 1,
+    optimized_path: str | None = None,
+    content: bytes | None = None,
+) -> onnxruntime.InferenceSession:
+    """Open an ONNX file in ONNX Runtime on the CPU.
+
+    Without VNNI, ONNX Runtime's kernels for unsigned activations and signed weights add pairs of products in 16 bits
+    and saturate, which can change results beyond recognition. The option ``session.x64quantprecision`` makes it run
+    exact kernels on such processors and changes nothing on others. Threads do not spin between calls, so that they
+    do not slow down what runs next.
+
+    Args:
+        path: The file.
+        threads: Threads of one operator.
+        optimized_path: Where to write the graph as ONNX Runtime runs it.
+        content: What to open in place of the file's own content.
+
+    Raises:
+        CompressionError: The file is missing, or ONNX Runtime cannot run it.
+    """
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import (
+        Fail,
+        InvalidGraph,
+        InvalidProtobuf,
+        NoSuchFile,
+        NotImplemented,
+    )
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry(_EXACT, "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if optimized_path is not None:
+        options.optimized_model_filepath = optimized_path
+    try:
+        return onnxruntime.InferenceSession(
+            os.fspath(path) if content is None else content, options, providers=["CPUExecutionProvider"]
+        )
+    except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile, NotImplemented) as error:
+        reason = " ".join(str(error).split())
+        raise CompressionError(f"{path}: ONNX Runtime cannot load this file: {reason}") from error
+
+
+def runtime_name(threads: int = 1) -> str:
+    """What ran, for reports: ``"ONNX Runtime 1.32.0, CPU, 1 thread"``."""
+    import onnxruntime
+
+    return f"ONNX Runtime {onnxruntime.__version__}, CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+class OnnxModel:
+    """An ONNX file that is called like the module that it was written from.
+
+    Args:
+        path: The file.
+        forward: The module's forward; its parameters name the inputs.
+        threads: Threads of one operator.
+        content: What to run in place of the file's own content.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        forward: Callable[..., Any],
+        *,
+        threads: int = 1,
+        content: bytes | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.session = open_session(path, threads=threads, content=content)
+        self._forward = forward
+        self._inputs = [item.name for item in self.session.get_inputs()]
+
+    def feed(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The arrays that a call passes to the session.
+
+        Raises:
+            CompressionError: The call lacks an input of the file.
+        """
+        given = input_names(self._forward, args, kwargs)
+        missing = [name for name in self._inputs if name not in given]
+        if missing:
+            raise CompressionError(
+                f"{self.path}: the file's input {missing[0]!r} is not among what the module is called with "
+                f"({', '.join(given) or 'no tensors'}). Export with the arguments that the steps use."
+            )
+        return {name: given[name].detach().cpu().contiguous().numpy() for name in self._inputs}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        """Outputs of the file in order, on the CPU.
+
+        Raises:
+            CompressionError: ONNX Runtime refuses the inputs.
+        """
+        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
+
+        feed = self.feed(*args, **kwargs)
+        try:
+            return [torch.from_numpy(array) for array in self.session.run(None, feed)]
+        except (Fail, InvalidArgument, RuntimeException) as error:
+            shapes = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in feed.items())
+            reason = " ".join(str(error).split())
+            raise CompressionError(f"{self.path}: ONNX Runtime refuses {shapes}: {reason}") from error
+
+
+def restored(outputs: list[torch.Tensor], like: Any) -> Any:
+    """Put a file's outputs in the structure that the module returns.
+
+    Example:
+        >>> restored([torch.ones(1)], {"logits": torch.zeros(1), "loss": None})
+        {'logits': tensor([1.]), 'loss': None}
+    """
+    leaves, structure = tree_flatten(like)
+    rest = iter(outputs)
+    return tree_unflatten([next(rest) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)

@@ -1,0 +1,1 @@
+"""Entropy coding of quantized weights: mask, values, byte planes."""

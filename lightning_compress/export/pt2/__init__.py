@@ -1,0 +1,1 @@
+"""PyTorch's own archives: `.pt2` programs and AOTInductor packages."""

@@ -1,0 +1,87 @@
+"""The series that a run logs under ``compress/``, and the names of its phases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lightning_compress.metrics import functional
+from lightning_compress.metrics.layer_table import LayerRow
+
+if TYPE_CHECKING:
+    from lightning_compress.pruning.schedule import SparsitySchedule
+    from lightning_compress.quantization import Quantization
+
+MEGABYTE = 1e6
+PHASES = {
+    "dense": 0,
+    "pruning": 1,
+    "pruned": 2,
+    "quantized": 3,
+    "pruning + quantized": 4,
+    "pruned + quantized": 5,
+}
+"""What compression does → the number under which ``compress/phase`` logs it; a run mostly goes from 0 up."""
+
+
+def series(rows: Sequence[LayerRow], *, target: float = 0.0, extra: int = 0, products: int = 0) -> dict[str, float]:
+    """Every number that the monitor logs, from rows alone.
+
+    Args:
+        rows: Every parameter of the model.
+        target: Sparsity asked for (``Pruner.sparsity_target``).
+        extra: Bytes besides them (``functional.extra_bytes``).
+        products: Multiply-accumulates between activations (``Macs.products``).
+
+    Returns:
+        Key → value. Sizes are in MB of 10^6 bytes; ``compress/bops`` is left out if multiply-accumulates were not
+        counted.
+
+    Example:
+        >>> rows = [LayerRow("fc.weight", "Linear", (4, 4), numel=16, zeros=0)]
+        >>> series(rows)["compress/compression_ratio"]
+        1.0
+    """
+    dense, packed = functional.dense_bytes(rows, extra), functional.packed_bytes(rows, extra)
+    found = {
+        "compress/sparsity/global": functional.sparsity(rows),
+        "compress/sparsity/target": target,
+        "compress/bits/weight": functional.weight_bits(rows),
+        "compress/bits/activation": functional.activation_bits(rows),
+        "compress/size_mb/dense": dense / MEGABYTE,
+        "compress/size_mb/packed": packed / MEGABYTE,
+        "compress/compression_ratio": dense / packed if packed else 1.0,
+    }
+    operations = functional.bit_operations(rows, products)
+    return found if operations is None else {**found, "compress/bops": operations}
+
+
+def phase(step: int, schedule: SparsitySchedule | None, quantization: Quantization | None) -> str:
+    """What compression does at an optimizer step, in the words of ``PHASES``.
+
+    Example:
+        >>> phase(0, None, None)
+        'dense'
+    """
+    words = []
+    if schedule is not None and schedule.last_update(step) is not None:
+        words.append("pruning" if step < schedule.end else "pruned")
+    if quantization is not None and quantization.enabled:
+        words.append("quantized")
+    return " + ".join(words) or "dense"
+
+
+def bar_text(found: Mapping[str, float], phase: str) -> dict[str, str]:
+    """What a progress bar shows: phase, sparsity, bits of weights and activations.
+
+    Example:
+        >>> bits = {"compress/bits/weight": 8.0, "compress/bits/activation": 8.0}
+        >>> bar_text({"compress/sparsity/global": 0.8, **bits}, "pruned + quantized")
+        {'phase': 'pruned + quantized', 'sparsity': '80.0%', 'bits': '8/8'}
+    """
+    weight, activation = found["compress/bits/weight"], found["compress/bits/activation"]
+    return {
+        "phase": phase,
+        "sparsity": f"{found['compress/sparsity/global']:.1%}",
+        "bits": f"{weight:.3g}/{activation:.3g}",
+    }

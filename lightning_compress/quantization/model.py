@@ -1,0 +1,405 @@
+"""All quantizers of one model: made from settings, placed by a recorded forward, saved and restored."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import astuple, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.foundation.example_inputs import call_arguments, evaluating
+from lightning_compress.foundation.recorded_forward import Tape, recording
+from lightning_compress.foundation.settings_diff import differences
+from lightning_compress.quantization.candidates import (
+    FunctionalUse,
+    Use,
+    Weight,
+    computed,
+    functional_uses,
+    loose,
+    weights,
+)
+from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
+from lightning_compress.quantization.placement.place import Placement, Site, place
+from lightning_compress.quantization.quantizers.base import (
+    ActivationHook,
+    ActivationQuantizer,
+    ClipForward,
+    Switch,
+    Unnested,
+    WeightQuantizer,
+    WeightShadows,
+)
+from lightning_compress.quantization.quantizers.bias import BiasShadow, fits
+from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
+from lightning_compress.quantization.quantizers.searched import SearchedWeightQuantizer
+from lightning_compress.quantization.settings import QuantizationSettings, WeightSpec, check_bits
+from lightning_compress.targets import Candidate, select
+
+# Where a module keeps what is attached to it.
+ATTRIBUTE = "_lightning_compress_quantization"
+
+
+class Quantization:
+    """All quantizers of one model.
+
+    Attributes:
+        settings: What was asked for.
+        layers: Weight's full name → its quantizer.
+        activations: Site name → its quantizer; empty until the model was recorded.
+        biases: What rounds the biases of integer layers in evaluation; empty until the model was recorded.
+        placement: Where the activation quantizers sit; ``None`` until the model was recorded.
+        weight_bits: Bits of weights now, of layers that ask for no others.
+        activation_bits: Likewise of activations.
+        settled: Whether these are the last bits that the run comes to.
+    """
+
+    def __init__(self, model: nn.Module, settings: QuantizationSettings) -> None:
+        self.settings = settings
+        self.layers: dict[str, WeightQuantizer] = {}
+        self.activations: dict[str, ActivationQuantizer] = {}
+        self.biases: list[BiasShadow] = []
+        self.placement: Placement | None = None
+        self._model = model
+        self._switch = Switch(model)
+        self._switch.momentum = settings.momentum
+        self._switch.observe_every = settings.observe_every
+        self._handles: list[torch.utils.hooks.RemovableHandle | ClipForward | Unnested] = []
+        self._overrides: dict[str, Mapping[str, Any]] = {}
+        self._ends: set[str] = set()
+        self._loose: dict[str, Mapping[str, Any]] = {}
+        self._computed: list[str] = []
+        self._functional: list[FunctionalUse] = []
+        self.weight_bits = settings.weight_bits
+        self.activation_bits = settings.activation_bits
+        self.settled = True
+        self._attach_weights()
+
+    @property
+    def root(self) -> nn.Module:
+        """The module that was prepared: all names are relative to it."""
+        return self._model
+
+    def names_in(self, model: nn.Module) -> dict[str, str]:
+        """Weight's name here → its name in a module that holds the root, or that is a part of it."""
+        relative = {id(parameter): name for name, parameter in model.named_parameters()}
+        return {
+            name: relative[id(quantizer.weight)]
+            for name, quantizer in self.layers.items()
+            if id(quantizer.weight) in relative
+        }
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the quantizers act; when not, the model runs in float."""
+        return self._switch.enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._switch.enabled = enabled
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the ranges of activations are kept as they are."""
+        return self._switch.frozen
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        self._switch.frozen = frozen
+
+    @property
+    def layer_input(self) -> Mapping[str, str]:
+        """Weight's full name → site of the quantizer that its layer's input passes."""
+        return self.placement.layer_input if self.placement else {}
+
+    @property
+    def unreached(self) -> list[str]:
+        """What stays float although the backend could run it in integers, with the reason."""
+        return [*self._computed, *(self.placement.unreached if self.placement else ())]
+
+    @property
+    def needs_recording(self) -> bool:
+        """Whether activations are asked for and the model was not recorded yet."""
+        return self.placement is None and any(bits is not None for bits in self._input_bits().values())
+
+    @property
+    def gains_by_recording(self) -> bool:
+        """Whether a recording would place activation quantizers, or may find weights that functions read."""
+        return self.needs_recording or (self.placement is None and bool(self._loose))
+
+    def record(self, example_inputs: Any) -> None:
+        """Place the activation quantizers by one forward in eval mode.
+
+        Args:
+            example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments.
+        """
+        args, kwargs = call_arguments(example_inputs)
+        enabled, self.enabled = self.enabled, False
+        try:
+            with evaluating(self._model), torch.no_grad(), recording(self._model) as tape:
+                self._model(*args, **kwargs)
+        finally:
+            self.enabled = enabled
+        self.place(tape)
+
+    def place(self, tape: Tape) -> None:
+        """Quantize what only a recorded forward shows: weights that functions read, and activations."""
+        reads = functional_uses(tape, self._model)
+        self._refuse_unread({read.weight for read in reads})
+        self._attach_functional(reads)
+        self._set_ends(recorded_ends(tape, self._overrides))
+        found = place(
+            tape,
+            self._model,
+            layer_bits=self._input_bits(),
+            bits=self.activation_bits,
+            backend=self.settings.backend,
+            own=[
+                name
+                for name, overrides in self._overrides.items()
+                if name in self._ends or "activation_bits" in overrides
+            ],
+        )
+        self._attach_activations(found)
+
+    def set_bits(self, weight_bits: int | None, activation_bits: int | None) -> None:
+        """Go on with other bits, but for layers that have bits of their own by an override.
+
+        Ranges of activations stay; those of weights are found anew. Learned scales start anew from the range of least
+        squared error, as a stage of a chain from many bits to few does (Li et al., APoT, 2020).
+
+        Args:
+            weight_bits: Bits of weights, 2 to 8; ``None`` only where they are float already.
+            activation_bits: Bits of activations, likewise.
+        """
+        for which, now, new in (
+            ("weight_bits", self.weight_bits, weight_bits),
+            ("activation_bits", self.activation_bits, activation_bits),
+        ):
+            check_bits(new, f"set_bits.{which}")
+            if (now is None) != (new is None):
+                raise CompressionError.field(
+                    f"set_bits.{which}",
+                    expected="bits where the model was prepared with bits, None where with None",
+                    got=new,
+                )
+        self.weight_bits, self.activation_bits = weight_bits, activation_bits
+        self._renew_specs()
+
+    def _input_bits(self) -> dict[str, int | None]:
+        """Weight's full name → bits of its layer's input now."""
+        settings = self._settings_now()
+        return {name: settings.input_bits(own, end=name in self._ends) for name, own in self._overrides.items()}
+
+    def _settings_now(self) -> QuantizationSettings:
+        return replace(self.settings, weight_bits=self.weight_bits, activation_bits=self.activation_bits)
+
+    def _set_ends(self, ends: set[str]) -> None:
+        self._ends = ends
+        self._renew_specs()
+
+    def _renew_specs(self) -> None:
+        """Bring all quantizers to the bits of now."""
+        settings = self._settings_now()
+        for name, layer in self.layers.items():
+            spec = settings.weight_spec(self._overrides[name], end=name in self._ends)
+            if spec is not None and spec != layer.spec:
+                layer.change(spec)
+        for site in self.placement.sites if self.placement else ():
+            activation = self.activations[site.name]
+            if (bits := site.width(self.activation_bits)) != activation.bits:
+                activation.change(self.settings.activation_spec(bits))
+
+    def _attach_weights(self) -> None:
+        settings = self.settings
+        candidates: list[Candidate[Any]] = [*weights(self._model), *loose(self._model), *computed(self._model)]
+        selections = select(
+            candidates,
+            targets=settings.targets,
+            ignore=settings.ignore,
+            overrides=settings.overrides,
+            field=settings.field,
+        )
+        self._loose = {selection.name: selection.overrides for selection in selections if selection.value is None}
+        self._computed = [f"{s.name}: {s.value}" for s in selections if isinstance(s.value, str)]
+        selected = [selection for selection in selections if isinstance(selection.value, Weight)]
+        if not selected and not self._loose:
+            reasons = "".join(f" {line}." for line in self._computed)
+            raise CompressionError(
+                f"{settings.field}: nothing to quantize: {type(self._model).__name__} has no Conv or Linear layer that "
+                f"the targets select, with a weight of its own.{reasons}"
+            )
+        self._overrides = {selection.value.name: selection.overrides for selection in selected}
+        self._ends = registered_ends(self._overrides)
+        self._quantize([selection.value for selection in selected])
+
+    def _refuse_unread(self, read: Collection[str]) -> None:
+        for part in ("targets", "overrides"):
+            for name in getattr(self.settings, part) or ():
+                if name in self._loose and name not in read:
+                    raise CompressionError.field(
+                        f"{self.settings.field}.{part}",
+                        expected="layers, and parameters that functions read as weights",
+                        got=name,
+                        fix="In the recorded forward no F.linear or F.conv* read it.",
+                    )
+
+    def _attach_functional(self, found: Sequence[FunctionalUse]) -> None:
+        """Quantize weights where functions read them: parameters of no layer, and layers' weights read elsewhere."""
+        modules = dict(self._model.named_modules())
+        new: dict[str, list[FunctionalUse]] = {}
+        reads: list[tuple[WeightQuantizer, Use]] = []
+        for read in found:
+            if (quantizer := self.layers.get(read.weight)) is not None:
+                use = read.use(modules)
+                quantizer.uses = (*quantizer.uses, use)
+                reads.append((quantizer, use))
+            elif read.weight in self._loose:
+                new.setdefault(read.weight, []).append(read)
+            else:
+                continue
+            self._functional.append(read)
+        self._watch(reads)
+        self._overrides |= {name: self._loose[name] for name in new}
+        self._quantize([Weight(n, tuple(read.use(modules) for read in r), r[0].axis) for n, r in new.items()])
+
+    def _quantize(self, found: Sequence[Weight]) -> None:
+        settings = self._settings_now()
+        reads: list[tuple[WeightQuantizer, Use]] = []
+        for weight in found:
+            spec = settings.weight_spec(self._overrides[weight.name], end=weight.name in self._ends)
+            if spec is not None:
+                quantizer = self.layers[weight.name] = self._quantizer(weight, spec)
+                reads += [(quantizer, use) for use in weight.uses]
+        self._watch(reads)
+
+    def _watch(self, reads: Sequence[tuple[WeightQuantizer, Use]]) -> None:
+        """Show each module the quantized weights that its forward reads."""
+        by_host: dict[nn.Module, list[tuple[WeightQuantizer, Use]]] = {}
+        for quantizer, use in reads:
+            by_host.setdefault(use.host, []).append((quantizer, use))
+        for host, uses in by_host.items():
+            host.__dict__[ATTRIBUTE] = self
+            self._handles += WeightShadows(uses, self._switch).attach(host)
+
+    def _quantizer(self, weight: Weight, spec: WeightSpec) -> WeightQuantizer:
+        if spec.range == "learned":
+            return LearnedWeightQuantizer(weight, spec, self._switch)
+        if spec.range == "minmax":
+            return WeightQuantizer(weight, spec)
+        return SearchedWeightQuantizer(weight, spec, self._switch)
+
+    def _attach_activations(self, placement: Placement) -> None:
+        if self.placement is not None:
+            raise CompressionError("The model was recorded already: strip(model) before preparing it again.")
+        modules = dict(self._model.named_modules())
+        self.placement = placement
+        self._handles += [Unnested(module) for module in modules.values() if isinstance(module, nn.TransformerEncoder)]
+        for site in placement.sites:
+            kind = LearnedActivationQuantizer if self.settings.range == "learned" else ActivationQuantizer
+            quantizer = kind(site.name, self.settings.activation_spec(site.width(self.activation_bits)), self._switch)
+            self.activations[site.name] = quantizer
+            self._hook(site, quantizer, modules)
+        for name, site_name in placement.layer_input.items():
+            self._round_biases(self.layers.get(name), self.activations[site_name], modules)
+
+    def _round_biases(
+        self, weight: WeightQuantizer | None, activation: ActivationQuantizer, modules: dict[str, nn.Module]
+    ) -> None:
+        """Let biases of integer layers be in evaluation what they are in a file."""
+        if weight is None or weight.spec.group_size is not None or self.placement is None:
+            return
+        norm = self.placement.folds.get(weight.name.rpartition(".")[0])
+        scales = None if weight.axis is None else weight.weight.shape[weight.axis]
+        for use in weight.uses:
+            bias = use.owner._parameters.get(use.bias) if use.bias is not None else None
+            if norm is None and (bias is None or not fits(bias, scales)):
+                continue
+            shadow = BiasShadow(weight, activation, use, modules[norm] if norm is not None else None, self._switch)
+            self.biases.append(shadow)
+            shadow.host.__dict__[ATTRIBUTE] = self
+            self._handles += shadow.attach(shadow.host)
+
+    def _hook(self, site: Site, quantizer: ActivationQuantizer, modules: dict[str, nn.Module]) -> None:
+        for (name, side), paths in site.places.items():
+            if name not in modules:
+                raise CompressionError(
+                    f"The activation quantizer {site.name!r} belongs to module {name!r}, which this model "
+                    f"does not have. Load it into the architecture that it was trained with."
+                )
+            module = modules[name]
+            module.__dict__[ATTRIBUTE] = self
+            hook = ActivationHook(quantizer, paths, self._switch)
+            if side == "input":
+                self._handles.append(module.register_forward_pre_hook(hook.enter, with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(hook.leave))
+                if ClipForward.serves(module):
+                    self._handles.append(ClipForward(module, hook))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Learned scales and offsets, for an optimizer of their own; empty unless ``range="learned"``."""
+        return [
+            parameter
+            for quantizer in (*self.layers.values(), *self.activations.values())
+            if isinstance(quantizer, LearnedWeightQuantizer | LearnedActivationQuantizer)
+            for parameter in quantizer.parameters()
+        ]
+
+    def synchronize(self) -> None:
+        """Bring every ``scale`` and ``zero_point`` to what an optimizer made of ``parameters()``."""
+        for quantizer in self.activations.values():
+            if isinstance(quantizer, LearnedActivationQuantizer) and quantizer.observed:
+                quantizer.synchronize()
+
+    def detach(self) -> None:
+        """Remove every hook and mark."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for module in self._model.modules():
+            module.__dict__.pop(ATTRIBUTE, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings, placement, ranges and scales: tensors and primitives only."""
+        return {
+            "settings": self.settings.as_dict(),
+            "enabled": self.enabled,
+            "frozen": self.frozen,
+            "weight_bits": self.weight_bits,
+            "activation_bits": self.activation_bits,
+            "ends": sorted(self._ends),
+            "functional": [list(astuple(read)) for read in self._functional],
+            "placement": None if self.placement is None else self.placement.as_dict(),
+            "activations": {name: q.state_dict() for name, q in self.activations.items()},
+            "weight_scales": {name: q.scale().cpu().clone() for name, q in self.layers.items()},
+            "weight_steps": {name: state for name, q in self.layers.items() if (state := q.state_dict())},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over placement, ranges and phase from ``state_dict``; weights find their own scales again.
+
+        Raises:
+            CompressionError: The state is of other settings, or of another model.
+        """
+        if found := differences(state["settings"], self.settings.as_dict()):
+            raise CompressionError(
+                f"{self.settings.field}: the saved quantization was made with other settings: "
+                f"{'; '.join(found)}. Resume with the settings that the run was started with."
+            )
+        self.weight_bits, self.activation_bits = state["weight_bits"], state["activation_bits"]
+        if state["placement"] is not None and self.placement is None:
+            self._attach_functional([FunctionalUse(*read) for read in state["functional"]])
+        self._set_ends(set(state["ends"]))
+        if state["placement"] is not None and self.placement is None:
+            self._attach_activations(Placement.from_dict(state["placement"]))
+        for name, quantizer in self.activations.items():
+            quantizer.load_state_dict(state["activations"][name])
+        for name, layer in self.layers.items():
+            if name in state.get("weight_steps", {}):
+                layer.load_state_dict(state["weight_steps"][name])
+        self.enabled = state["enabled"]
+        self.frozen = state["frozen"]

@@ -1,0 +1,1 @@
+"""Where activation quantizers go, by the rules of a backend."""

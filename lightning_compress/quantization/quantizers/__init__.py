@@ -1,0 +1,1 @@
+"""Modules that fake-quantize weights, activations and biases."""

@@ -1,0 +1,409 @@
+"""Quantizers on a live model: forward hooks alone, so Parameters, classes and ``state_dict`` keys stay as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _global_forward_hooks
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.foundation.nested import Key, replaced_arguments, replaced_at
+from lightning_compress.quantization.candidates import Use, Weight
+from lightning_compress.quantization.fake_quantize import functional as kernels
+from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
+from lightning_compress.quantization.ranges import observers
+from lightning_compress.quantization.settings import ActivationSpec, WeightSpec
+
+# Observations of other methods in the time of one squared-error search, which reads its sample 88 times.
+_SEARCH_EVERY = 10
+
+
+class Switch:
+    """What all quantizers of a model share: whether they act, and whether they learn ranges."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.enabled = True
+        self.frozen = False
+        self.momentum = 0.1
+        self.observe_every = 1
+
+    @property
+    def learning(self) -> bool:
+        """Ranges are learned from training batches alone: never in validation, never once frozen.
+
+        Nor from a forward that runs again inside a backward pass (activation checkpointing): it saw that batch.
+        """
+        if not self.root.training or self.frozen:
+            return False
+        return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
+
+
+class WeightQuantizer:
+    """Fake-quantizes one weight while the module that uses it runs.
+
+    Attributes:
+        name: The weight's full name.
+        uses: Where it is read.
+        spec: Bits and granularity.
+        channel_axis: Dimension of the output channels.
+        axis: The same where each has a scale of its own, ``None`` with a single scale.
+        fixed_scale: Scale to use instead of the one that the weight's own range gives (loaded artifacts).
+    """
+
+    def __init__(self, weight: Weight, spec: WeightSpec) -> None:
+        self.name = weight.name
+        self.uses = weight.uses
+        self.spec = spec
+        self.channel_axis = weight.axis
+        self.axis = None if spec.granularity == "tensor" else weight.axis
+        self.fixed_scale: torch.Tensor | None = None
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The float weight."""
+        first = self.uses[0]
+        parameter = first.owner._parameters[first.attribute]
+        if parameter is None:
+            raise CompressionError(f"{self.name} is gone: its module dropped the parameter after prepare().")
+        return parameter
+
+    @property
+    def biases(self) -> list[nn.Parameter]:
+        """The biases that are added to its products."""
+        found = (use.owner._parameters.get(use.bias) for use in self.uses if use.bias is not None)
+        return [bias for bias in found if bias is not None]
+
+    def scale(self) -> torch.Tensor:
+        """The scale now: float32, ``[C]`` along ``axis``, ``[]`` without; grouped ``[C, groups]``."""
+        if self.fixed_scale is not None:
+            return self.fixed_scale.to(self.weight.device)
+        return observers.weight_scale(
+            self.weight.detach(), self.axis, self.spec.qmax, self.spec.range, group_size=self.spec.group_size
+        )
+
+    def fake_quantize(self) -> torch.Tensor:
+        """The weight on its integer grid, as float; gradients pass to the parameter."""
+        return kernels.fake_quantize_weight(
+            self.weight,
+            self.scale(),
+            self.axis,
+            -self.spec.qmax,
+            self.spec.qmax,
+            group_size=self.spec.group_size,
+            clips=self.spec.range != "minmax",
+        )
+
+    def change(self, spec: WeightSpec) -> None:
+        """Go on with other bits."""
+        self.spec = spec
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the weight itself does not tell: tensors and primitives."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+
+    def integers(self) -> torch.Tensor:
+        """The integers that an export stores: int8, the weight's shape."""
+        return kernels.quantize_weight_integers(
+            self.weight.detach(),
+            self.scale(),
+            self.axis,
+            -self.spec.qmax,
+            self.spec.qmax,
+            group_size=self.spec.group_size,
+        )
+
+
+class ActivationQuantizer:
+    """Observes and fake-quantizes one activation tensor.
+
+    Attributes:
+        name: Name of its site.
+        spec: Bits and scheme.
+        range: Smallest and largest value: float32, ``[2]``; NaN until something was observed.
+        scale: float32, ``[]``.
+        zero_point: float32 holding an integer, ``[]``.
+        nonfinite: Observations left out since they were not finite: int64, ``[]``.
+        watch: Called with every tensor that comes, while a monitor looks.
+    """
+
+    def __init__(self, name: str, spec: ActivationSpec, switch: Switch) -> None:
+        self.name = name
+        self.spec = spec
+        self.switch = switch
+        # Made outside of inference mode, or the first sanity check would poison training. The type is named, as
+        # Lightning's true half precision changes torch's default type inside a step.
+        with torch.inference_mode(False):
+            self.range = torch.full((2,), torch.nan, dtype=torch.float32)
+            self.scale = torch.ones((), dtype=torch.float32)
+            self.zero_point = torch.zeros((), dtype=torch.float32)
+            self.nonfinite = torch.zeros((), dtype=torch.int64)
+        self.observed = False
+        self.watch: Callable[[ActivationQuantizer, torch.Tensor], None] | None = None
+        self._calls = 0
+
+    @property
+    def bits(self) -> int:
+        """Bit width."""
+        return self.spec.bits
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the integers are signed and the zero point is 0."""
+        return self.spec.scheme == "symmetric"
+
+    @property
+    def qmin(self) -> int:
+        """Smallest integer."""
+        return self.spec.qmin
+
+    @property
+    def qmax(self) -> int:
+        """Largest integer."""
+        return self.spec.qmax
+
+    def __call__(
+        self, x: torch.Tensor, clip: kernels.Clip | None = None, scratch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Fake-quantize ``x``, and learn its range when training.
+
+        A minmax range is observed in the same pass over ``x`` and counts from the next call on; only the first
+        batch, and other range methods, look at ``x`` beforehand.
+
+        Args:
+            x: The tensor.
+            clip: Ends to clip ``x`` to first: the activation function that would have run before.
+            scratch: As in ``kernels.fake_quantize``.
+        """
+        if not x.is_floating_point():
+            return x
+        if self.scale.device != x.device:
+            self.to(x.device)
+        if self.watch is not None:
+            self.watch(self, x if clip is None else x.clamp(*clip))
+        grid = (self.scale, self.zero_point, self.qmin, self.qmax)
+        if self._learns_from(x) and self._due():
+            if self.observed and self.spec.range == "minmax":
+                y, observed = kernels.fake_quantize_and_observe(x, *grid, clip=clip, scratch=scratch)
+                self._learn(observed)
+                return y
+            seen = x.detach() if clip is None else x.detach().clamp(*clip)
+            self._learn(observers.observe(seen, self.spec.range, self.bits, symmetric=self.symmetric))
+        if not self.observed:
+            return x if clip is None else x.clamp(*clip)
+        return kernels.fake_quantize(x, *grid, clip=clip, scratch=scratch)
+
+    def to(self, device: torch.device) -> None:
+        """Move the state."""
+        with torch.inference_mode(False):
+            self.range = self.range.to(device)
+            self.scale = self.scale.to(device)
+            self.zero_point = self.zero_point.to(device)
+            self.nonfinite = self.nonfinite.to(device)
+
+    def _learns_from(self, x: torch.Tensor) -> bool:
+        """Whether to look at a tensor: one without values, as of an expert without tokens, has no range."""
+        if not self.switch.learning:
+            return False
+        if torch.compiler.is_compiling():
+            # A size that depends on data would break the graph. Not loaded before it is needed, as that takes a second.
+            from torch.fx.experimental.symbolic_shapes import guard_or_true
+
+            return guard_or_true(x.numel() > 0)
+        return x.numel() > 0
+
+    def _due(self) -> bool:
+        due = self._calls == 0 or not self.observed
+        every = self.switch.observe_every * (_SEARCH_EVERY if self.spec.range == "mse" else 1)
+        # Not a count of all calls: a compiled graph is made anew for each value that it finds here.
+        self._calls = (self._calls + 1) % every
+        return due
+
+    def _learn(self, observed: torch.Tensor) -> None:
+        observers.update_(
+            self.range, observed, self.switch.momentum, self.nonfinite, self.scale, self.zero_point, self.bits,
+            symmetric=self.symmetric,
+        )  # fmt: skip
+        if not self.observed:
+            # A first batch with NaN or infinity gives no range. Read once, but not where that would break a graph.
+            self.observed = torch.compiler.is_compiling() or bool(self.range.isfinite().all())
+
+    def change(self, spec: ActivationSpec) -> None:
+        """Go on with other bits, over the same range."""
+        self.spec = spec
+        if self.observed:
+            self.update_scale()
+
+    def update_scale(self) -> None:
+        """Recompute scale and zero point from the range, in place."""
+        with torch.no_grad():
+            if self.spec.scheme == "affine":
+                scale, zero_point = observers.affine_qparams(self.range[0], self.range[1], self.bits)
+            else:
+                scale, zero_point = observers.symmetric_qparams(self.range[0], self.range[1], self.bits)
+            self.scale.copy_(scale)
+            self.zero_point.copy_(zero_point)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and primitives."""
+        return {
+            "range": self.range.cpu().clone(),
+            "scale": self.scale.cpu().clone(),
+            "zero_point": self.zero_point.cpu().clone(),
+            "nonfinite": self.nonfinite.cpu().clone(),
+            "observed": self.observed,
+            "calls": self._calls,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        device = self.scale.device
+        with torch.inference_mode(False):
+            self.range = state["range"].clone().to(device)
+            self.scale = state["scale"].clone().to(device)
+            self.zero_point = state["zero_point"].clone().to(device)
+            self.nonfinite = state["nonfinite"].clone().to(device)
+        self.observed = bool(state["observed"])
+        self._calls = int(state["calls"])
+
+
+class WeightShadows(Shadows):
+    """Shows a module the quantized weights that its forward reads.
+
+    Args:
+        reads: Each quantizer with the attribute through which the module reads its weight.
+        switch: What the model's quantizers share.
+    """
+
+    def __init__(self, reads: Sequence[tuple[WeightQuantizer, Use]], switch: Switch) -> None:
+        super().__init__([Shadow(use.owner, use.attribute, quantizer.fake_quantize) for quantizer, use in reads])
+        self._switch = switch
+
+    def active(self, module: nn.Module) -> bool:
+        """While the quantizers act."""
+        return self._switch.enabled
+
+
+# Modules that make a new tensor which autograd does not keep for their own backward: it can be quantized in place.
+_UNSAVED = frozenset(
+    {
+        nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GELU, nn.Linear,
+        nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    }
+)  # fmt: skip
+_CLIPS: dict[type[nn.Module], kernels.Clip] = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}
+
+
+class ActivationHook:
+    """Quantizes a tensor at a module's boundary.
+
+    Args:
+        quantizer: The quantizer.
+        paths: Where the tensor stands in the arguments or the result.
+        switch: What the model's quantizers share.
+    """
+
+    def __init__(self, quantizer: ActivationQuantizer, paths: Sequence[tuple[Key, ...]], switch: Switch) -> None:
+        self.quantizer = quantizer
+        self.paths = list(paths)
+        self.switch = switch
+        # What a ReLU left to do, between its forward and ``leave``.
+        self.clip: kernels.Clip | None = None
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before the module's forward: quantize an argument."""
+        if not self.switch.enabled:
+            return None
+        return replaced_arguments(args, kwargs, self.paths, self.quantizer)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """After the module's forward: quantize its result."""
+        if not self.switch.enabled:
+            return None
+        clip, self.clip = self.clip, None
+        if clip is not None:
+            return self.quantizer(output, clip)
+        if type(module) in _UNSAVED and isinstance(output, torch.Tensor) and self._alone(module):
+            return self.quantizer(output, None, output)
+        return replaced_at(output, self.paths, self.quantizer)
+
+    def clips(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
+        """Whether a ReLU need not do its work in this call, since the quantizer does it as well."""
+        if not self.switch.enabled or not torch.is_grad_enabled() or len(args) != 1:
+            return False
+        return isinstance(args[0], torch.Tensor) and args[0].requires_grad and self._alone(module)
+
+    def _alone(self, module: nn.Module) -> bool:
+        """Whether the whole result is quantized, and no other hook sees it before, and may keep it."""
+        first = next(iter(module._forward_hooks.values()), None)
+        return (
+            self.paths == [()]
+            and first == self.leave
+            and not _global_forward_hooks
+            and not torch.compiler.is_compiling()
+        )
+
+
+class ClipForward:
+    """Stands in for the forward of a ReLU whose result is quantized: one pass and one mask then serve both.
+
+    Args:
+        module: ReLU or ReLU6.
+        hook: The one that quantizes its result.
+    """
+
+    def __init__(self, module: nn.Module, hook: ActivationHook) -> None:
+        self.module = module
+        self.hook = hook
+        self._called_with: torch.Tensor | None = None
+        self._handle = module.register_forward_pre_hook(self.enter)
+        # Found before the class's own, like a shadowed weight.
+        module.__dict__["forward"] = self.forward
+
+    @staticmethod
+    def serves(module: nn.Module) -> bool:
+        """Whether a quantizer can do the module's work."""
+        return type(module) in _CLIPS and not module.inplace and "forward" not in module.__dict__
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the forward of a call: behind one that is run by itself, no hook would quantize."""
+        if self.hook.clips(module, args):
+            self._called_with = args[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What came, where the quantizer clips it."""
+        x, self._called_with = self._called_with, None
+        if x is not None and not kwargs and len(args) == 1 and args[0] is x:
+            self.hook.clip = _CLIPS[type(self.module)]
+            return x
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def remove(self) -> None:
+        """Give the module its own forward back, unless somebody set another one since."""
+        self._handle.remove()
+        if self.module.__dict__.get("forward") == self.forward:
+            del self.module.__dict__["forward"]
+
+
+class Unnested:
+    """Keeps an encoder from packing padded batches into nested tensors, which no quantizer can take.
+
+    Args:
+        encoder: The encoder, which would do so in evaluation.
+    """
+
+    def __init__(self, encoder: nn.TransformerEncoder) -> None:
+        self._encoder = encoder
+        self._before = encoder.use_nested_tensor
+        encoder.use_nested_tensor = False
+
+    def remove(self) -> None:
+        """Let the encoder do again what it did before."""
+        self._encoder.use_nested_tensor = self._before

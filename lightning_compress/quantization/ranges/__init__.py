@@ -1,0 +1,1 @@
+"""Observers and optimizers of quantization ranges."""
