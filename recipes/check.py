@@ -21,7 +21,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import tables  # noqa: E402 - a neighbour, not installed
 
-from lightning_compress.foundation.atomic_write import replacing
+from lightning_compress.foundation.atomic_write import replacing  # noqa: E402
 
 TOLERANCE = {"accuracy_points": 1.0, "bytes_relative": 0.05, "agreement": 0.005}
 

@@ -17,7 +17,7 @@ from lightning_compress import GradualMagnitudePruning, QuantizationAwareTrainin
 
 SCRIPT = """
     import sys
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = {tests!r}
     import torch
     from test_fresh_process import Predicting, callbacks, evaluate
     from lightning_modules import quiet_trainer
@@ -56,7 +56,11 @@ def test_validate_test_and_predict_give_the_same_bits_in_a_fresh_process(tmp_pat
     trainer.fit(module, loader())
     trainer.save_checkpoint(checkpoint)
     expected = evaluate(trainer, module)
-    names = {"tests": str(Path(__file__).parent), "checkpoint": str(checkpoint), "out": str(out)}
+    names = {
+        "tests": [str(Path(__file__).parent), str(Path(__file__).parent / "support")],
+        "checkpoint": str(checkpoint),
+        "out": str(out),
+    }
     subprocess.run([sys.executable, "-c", textwrap.dedent(SCRIPT.format(**names))], check=True, timeout=HANG_SECONDS)
     found = torch.load(out, weights_only=True)
     assert torch.equal(found.pop("predict"), expected.pop("predict"))

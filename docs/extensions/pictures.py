@@ -14,9 +14,9 @@ from matplotlib import pyplot as plt
 from lightning_compress.apps.compare.pareto import front
 from lightning_compress.models import ResNet
 from lightning_compress.pruning.distributions import layer_sparsity
+from lightning_compress.pruning.schedule import CURVES, SparsitySchedule
 from lightning_compress.quantization.fake_quantize.reference import quantize
 from lightning_compress.quantization.ranges.qparams import affine_qparams
-from lightning_compress.pruning.schedule import CURVES, SparsitySchedule
 
 ROOT = Path(__file__).parents[2]
 BLUE, ORANGE, GREY = "#2563eb", "#d97706", "#9ca3af"

@@ -130,7 +130,7 @@ def test_a_checkpoint_loads_in_a_process_without_this_package(tmp_path: Path) ->
     torch.save((x, module(x)), tmp_path / "expected.pt")
     script = f"""
         import sys
-        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
         sys.modules["lightning_compress"] = None  # any import of it fails
         import torch
         from lightning_modules import PlainModule

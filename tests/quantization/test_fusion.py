@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_kernels import MODES
+from kernel_modes import MODES
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_kernels import MODES, assert_same_bits
-from test_learned import paper
+from kernel_modes import MODES, assert_same_bits
+from lsq_paper import paper
 
 from lightning_compress.quantization.fake_quantize import cpu as native
 from lightning_compress.quantization.fake_quantize import functional as kernels

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from test_kernels import MODES
+from kernel_modes import MODES
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.fake_quantize import cpu as native

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from lightning_compress import data
 from lightning_compress.quantization import prepare
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "deployment"
 
 

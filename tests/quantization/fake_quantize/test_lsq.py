@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_kernels import MODES, assert_same_bits
+from kernel_modes import MODES, assert_same_bits
+from lsq_paper import paper
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.fake_quantize import cpu as native
@@ -18,22 +19,6 @@ def mode(request: pytest.FixtureRequest) -> Iterator[bool]:
     native.use_compiled(request.param)
     yield request.param
     native.use_compiled("auto")
-
-
-def round_pass(x: torch.Tensor) -> torch.Tensor:
-    return x + (x.round() - x).detach()
-
-
-def paper(
-    v: torch.Tensor, s: torch.Tensor, qn: int, qp: int, g: float, beta: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The pseudo-code of LSQ's appendix B, in float64 by plain autograd, with the offset of LSQ+."""
-    s = s * g + (s - s * g).detach()
-    if beta is not None:
-        beta = beta * g + (beta - beta * g).detach()
-        v = v - beta
-    restored = round_pass(torch.clamp(v / s, -qn, qp)) * s
-    return restored if beta is None else restored + beta
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

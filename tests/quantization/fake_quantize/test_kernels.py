@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from kernel_modes import MODES, assert_same_bits
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
@@ -17,18 +18,6 @@ from lightning_compress.quantization.ranges import observers
 
 AFFINE = (torch.tensor(0.05), torch.tensor(100.0), 0, 255)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def compiler_at_hand() -> bool:
-    try:
-        native.use_compiled(True)
-    except CompressionError:
-        return False
-    native.use_compiled("auto")
-    return True
-
-
-MODES = [False, True] if compiler_at_hand() else [False]
 
 
 @pytest.fixture(params=MODES, ids=lambda mode: "compiled" if mode else "eager")
@@ -62,13 +51,6 @@ def any_floats(count: int) -> torch.Tensor:
     plain = torch.randn(count) * 4
     special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, -math.nan, 3.4e38, -3.4e38, 1e-45])
     return torch.cat([bits, ties, plain, special])
-
-
-def assert_same_bits(a: torch.Tensor, b: torch.Tensor) -> None:
-    assert a.dtype == b.dtype
-    assert torch.equal(a.isnan(), b.isnan())
-    whole = torch.int32 if a.element_size() == 4 else torch.int16
-    assert torch.equal(a.nan_to_num(0.0).view(whole), b.nan_to_num(0.0).view(whole))
 
 
 def with_gradient(function, x: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
