@@ -15,8 +15,8 @@ def clean(model: Any) -> None:
     """Rewrite an ``onnx_ir.Model`` in place.
 
     Transposed convolutions become convolutions, weights behind a ``Transpose`` are stored transposed, no two nodes
-    share a weight, activations are quantized again behind what keeps values, and debugging metadata goes: it is most of a
-    small file, and it names files of the machine that exported.
+    share a weight, activations are quantized again behind what keeps values, and debugging metadata goes: it is most of
+    a small file, and it names files of the machine that exported.
     """
     convolve_instead(model.graph)
     _transpose_weights(model.graph)
