@@ -145,6 +145,8 @@ def headline(report: Mapping[str, Any]) -> str:
     Says no more than the report holds.
     """
     dense, deployed = report["results"]["dense"], report["results"]["deployed"]
+    if deployed is None:
+        return "No file was written."
     parts = []
     if deployed["compression_ratio"] is not None:
         parts.append(f"{times(deployed['compression_ratio'])} smaller than dense float32: {size(deployed['bytes'])}")

@@ -49,7 +49,9 @@ def _pictures(report: Mapping[str, Any]) -> dict[str, Any]:
 def _figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The few numbers at the top: value, what it is, and what to hold it against."""
     dense, deployed = report["results"]["dense"], report["results"]["deployed"]
-    found = []
+    found: list[tuple[str, str, str]] = []
+    if deployed is None:
+        return found
     if deployed["compression_ratio"] is not None:
         against = f"{text.size(plots.dense_bytes(report))} → {text.size(deployed['bytes'])}"
         smallest = min(report["artifacts"], key=lambda artifact: artifact["bytes"], default=None)

@@ -58,7 +58,7 @@ SCHEMA = {
         "quantization": _Optional(_Map(_ANY)),
         "phases": [{"name": str, "start": int, "end": int}],
     },
-    "results": {"dense": _Optional(_RESULT), "fake_quantized": _Optional(_RESULT), "deployed": _RESULT},
+    "results": {"dense": _Optional(_RESULT), "fake_quantized": _Optional(_RESULT), "deployed": _Optional(_RESULT)},
     "agreement": _Optional(_NUMBER),
     "max_abs_difference": _Optional(_NUMBER),
     "artifacts": [{"format": str, "file": str, "bytes": int, "sha256": str, "breakdown": _Map(int)}],

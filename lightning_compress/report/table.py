@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_compress.foundation import number_text as text
@@ -33,3 +34,22 @@ def table(report: Mapping[str, Any]) -> Table:
     for label, cells in text.comparison(report):
         shown.add_row(label, *cells)
     return shown
+
+
+def show(report: Mapping[str, Any], folder: Path) -> None:
+    """Print the table, the packed file's size and where the report is, to standard error.
+
+    Args:
+        report: A report.
+        folder: Where it was written.
+    """
+    from rich.console import Console
+
+    # Standard output is the program's own: a command may print JSON there.
+    console = Console(stderr=True)
+    console.print(table(report))
+    packed = next((item["bytes"] for item in report["artifacts"] if item["format"] == "packed"), None)
+    if packed:
+        smaller = text.times(report["bytes"]["dense"] / packed)
+        console.print(f"Packed: {text.size(packed)}, {smaller} smaller than dense float32", markup=False)
+    console.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
