@@ -28,6 +28,7 @@ from typing import Any
 
 import results
 import torch
+from parts import LEFT
 from tasks import TASKS, TAUGHT
 
 Row = dict[str, Any]
@@ -237,8 +238,8 @@ def keep(name: str, runs: Sequence[Run]) -> None:
     )
 
 
-def main() -> None:
-    """Run, print, and keep where asked."""
+def main() -> int:
+    """Run, print, and keep where asked; the exit code is 75 where runs are left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--root", default="data", help="data.root of lightning-compress train")
@@ -253,6 +254,7 @@ def main() -> None:
     work = (asked.work or results.ROOT / "outputs" / "accuracy").resolve()
     runner = Runner(asked.task, asked.root, work, time.monotonic() + 60 * asked.minutes)
     runs: list[Run] = []
+    code = 0
     try:
         for one in run(runner, range(asked.first_seed, asked.first_seed + asked.seeds), asked.rows, asked.jobs):
             runs.append(one)
@@ -261,11 +263,13 @@ def main() -> None:
                 keep(asked.task, runs)
     except OutOfTime:
         print(f"{asked.minutes:g} minutes are over, and runs are left: the same command goes on.")
+        code = LEFT
     for row in summary(runs):
         spread = f" ± {row['accuracy_std']:.2f}" if "accuracy_std" in row else ""
         print(f"{row['compression']:32} {row['accuracy']:6.2f}{spread} %  drop {row['drop']:5.2f}  "
               f"{row['times_smaller']:.1f} × smaller")  # fmt: skip
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
