@@ -23,6 +23,7 @@ from lightning_compress.quantization import Quantization, find
 from lightning_compress.quantization.fake_quantize.functional import quantize_weight_integers
 from lightning_compress.quantization.quantizers.base import WeightQuantizer
 
+
 @dataclass(frozen=True)
 class Row:
     """What a named tensor takes.
