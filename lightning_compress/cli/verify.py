@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any
 from lightning_compress.apps.configuration.compose import working_directory_importable
 from lightning_compress.errors import CompressionError
 
+TRUST = (
+    "build whatever classes the run's config names, and load any checkpoint of it: both run code of whoever made that "
+    "directory. Without it, only models and data of this package and of PyTorch"
+)
+
 if TYPE_CHECKING:
     from lightning_compress.apps.verify.verify import FileVerdict
 
@@ -49,6 +54,10 @@ def add_verify(commands: Any) -> None:
     parser.add_argument("--mode", choices=("max", "min"), help="whether more or less of the metric is better")
     parser.add_argument("--split", choices=("val", "test"), help="which data; default: what the export was verified on")
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtime")
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", help="directory of the run; default: the file's own or the one above"
+    )
+    parser.add_argument("--trust", action="store_true", help=TRUST)
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -67,7 +76,15 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
             metric=arguments.metric,
             mode=arguments.mode,
         )
-        found = verify_run(arguments.path, rest, demands=demands, split=arguments.split, threads=arguments.threads)
+        found = verify_run(
+            arguments.path,
+            rest,
+            demands=demands,
+            split=arguments.split,
+            threads=arguments.threads,
+            run_dir=arguments.run,
+            trust=arguments.trust,
+        )
     failed = any(item.failures for item in found)
     if arguments.json:
         print(json.dumps({"files": [item.as_dict() for item in found], "holds": not failed}, indent=2))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.onnx.session import OnnxModel
 from lightning_compress.export.packed.save_load import load_packed
+from lightning_compress.foundation import pytree
 from lightning_compress.foundation.output_difference import differences, sizes
 from lightning_compress.foundation.recorded_forward import watch
 from lightning_compress.quantization import find, strip
@@ -147,7 +148,7 @@ def _of_model(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     seen: list[_Seen] = []
     with _watched(model, seen), torch.no_grad():
         outputs = model(*copy.deepcopy(tuple(args)), **copy.deepcopy(kwargs))
-    leaves = torch.utils._pytree.tree_leaves(outputs)
+    leaves = pytree.tree_leaves(outputs)
     return seen, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
