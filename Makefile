@@ -18,7 +18,8 @@ help:
 	@echo "make test        run the tests"
 	@echo "make test-extras  run the tests of optional packages, which it installs"
 	@echo "make test-all    both"
-	@echo "make lint        check style          make format      mend style"
+	@echo "make lint        check style, import contracts, and what .ci/house.py lists"
+	@echo "make format      fix style"
 	@echo "make typecheck   check types          make benchmarks  measure anew, an hour at a time (DATA=~/data)"
 	@echo "make tables      put the measured numbers into README and docs"
 	@echo "make docs        build the documentation into build/docs"
@@ -47,6 +48,8 @@ test-all: test test-extras
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports importlinter.ini
+	$(BIN)/python .ci/house.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

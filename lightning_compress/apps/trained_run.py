@@ -31,6 +31,7 @@ from lightning_compress.export.formats import DENSE_STATE, FILES
 from lightning_compress.export.packed.layout import PLAIN
 from lightning_compress.export.packed.reader import PackedReader
 from lightning_compress.export.packed.save_load import load_packed
+from lightning_compress.lightning_packages import is_instance
 
 _CONFIG = Path(".hydra", "config.yaml")
 Split = Literal["val", "test"]
@@ -127,7 +128,7 @@ def read_run(folder: Path, path: Path, cfg: DictConfig, split: Split) -> Trained
     L.seed_everything(int(cfg.get("seed") or 0), workers=True, verbose=False)
     data = instantiate(cfg.data, "data")
     module = instantiate(cfg.model, "model")
-    if not isinstance(module, L.LightningModule):
+    if not is_instance(module, L.LightningModule):
         raise CompressionError.field("model._target_", expected="a LightningModule", got=type(module).__name__)
     notes: list[str] = []
     checkpoint, packed = _trained(folder, path, notes)
@@ -185,7 +186,7 @@ def _restored(
     """Let Lightning load the checkpoint, callbacks and all, and run one batch."""
     watch = _Watch(OmegaConf.select(cfg, "export.module"))
     with undisturbed():
-        trainer = quiet_trainer(EvaluationData(split, limit=1), [*callbacks, watch])
+        trainer = quiet_trainer(module, EvaluationData(split, limit=1), [*callbacks, watch])
         run = trainer.validate if split == "val" else trainer.test
         try:
             run(module, datamodule=data, ckpt_path=checkpoint, verbose=False)

@@ -19,6 +19,7 @@ from lightning_compress.callbacks.mend_progress import mend_progress
 from lightning_compress.callbacks.run_length import measures_batchnorm, refuse_sharded, run_length
 from lightning_compress.callbacks.sync_ranges import average_ranges, mean_over_ranks
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation import pytree
 from lightning_compress.foundation.recorded_forward import Tape, recording
 from lightning_compress.foundation.settings_diff import check_accept, settle
 from lightning_compress.quantization.attach import Quantization, find, install, strip
@@ -382,4 +383,4 @@ def _reads_parameters(tape: Tape | None) -> bool:
 
 
 def _on_device(example: Any, device: torch.device) -> Any:
-    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), example)
+    return pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), example)

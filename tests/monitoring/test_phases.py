@@ -45,9 +45,10 @@ def test_a_run_of_unknown_length_has_room_for_every_phase() -> None:
     check([Phase("distillation", 0, 10**9)], total=None)
 
 
-def test_quantization_before_pruning_ends_is_a_note() -> None:
-    assert "starts at step 30, before pruning ends at 60" in notes(SCHEDULE, {"start": 30})[0]
-    assert notes(SCHEDULE, {"start": 60}) == []
+def test_ranges_frozen_before_pruning_ends_are_a_note() -> None:
+    assert "frozen at step 30, before pruning ends at 60" in notes(SCHEDULE, {"start": 10, "freeze_range": 30})[0]
+    assert notes(SCHEDULE, {"start": 10, "freeze_range": 60}) == []
+    assert notes(SCHEDULE, {"start": 10}) == []
 
 
 def test_a_phase_is_drawn_where_it_lies() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.signatures import input_names
+from lightning_compress.foundation.pytree import tree_flatten, tree_unflatten
 
 if TYPE_CHECKING:
     import onnxruntime

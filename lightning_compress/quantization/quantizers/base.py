@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn.modules.module import _global_forward_hooks
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation.function_calls import CallHook
 from lightning_compress.foundation.nested import Key, replaced_arguments, replaced_at
+from lightning_compress.foundation.recorded_forward import Boundary
 from lightning_compress.quantization.candidates import Use, Weight
 from lightning_compress.quantization.fake_quantize import functional as kernels
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
@@ -333,6 +335,18 @@ class ActivationHook:
         if type(module) in _UNSAVED and isinstance(output, torch.Tensor) and self._alone(module):
             return self.quantizer(output, None, output)
         return replaced_at(output, self.paths, self.quantizer)
+
+    def at_call(self, place: Boundary) -> CallHook:
+        """The same at a function that a module's own forward calls."""
+        if place.side == "input":
+            return CallHook(place.function, place.call, before=self._before)
+        return CallHook(place.function, place.call, after=self._after)
+
+    def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return replaced_arguments(args, kwargs, self.paths, self.quantizer) if self.switch.enabled else (args, kwargs)
+
+    def _after(self, result: Any) -> Any:
+        return replaced_at(result, self.paths, self.quantizer) if self.switch.enabled else result
 
     def clips(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
         """Whether a ReLU need not do its work in this call, since the quantizer does it as well."""
