@@ -111,7 +111,8 @@ def of_benchmark(found: Mapping[str, Any], chinese: bool = False) -> str:
     ]
     seeds = [f"seed{'s' * (len(found['seeds']) > 1)} {', '.join(map(str, found['seeds']))}"] if found["seeds"] else []
     where = f"{', '.join([*seeds, *surroundings])}, {found['date']}; `{found['command']}`."
-    shown = [*_count_of_seeds(found["seeds"] or [], chinese), *found["notes"]]
+    trained = (found["seeds"] or []) if "accuracy" in columns else []
+    shown = [*_count_of_seeds(trained, chinese), *found["notes"]]
     return "\n".join([*lines, "", *shown, *[""] * bool(shown), *folded([*found.get("origins", []), where], chinese)])
 
 

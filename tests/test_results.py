@@ -74,7 +74,9 @@ def test_a_table_shows_the_columns_that_were_asked_for(folder: Path) -> None:
 
 
 def test_a_table_folds_away_how_it_was_measured(folder: Path) -> None:
-    found = written(seeds=[0, 1], notes=["Of the last epoch."], origins=["resnet20 (seed 0): on another day."])
+    columns = {"network": "network", "accuracy": "accuracy, %"}
+    origins = ["resnet20 (seed 0): on another day."]
+    found = written(columns=columns, seeds=[0, 1], notes=["Of the last epoch."], origins=origins)
     for chinese, count, summary in ((False, "2 seeds.", "How this was measured"), (True, "2 个随机种子。", "测量方法")):
         shown, _, hidden = tables.table("steps", chinese).partition(f"<details><summary>{summary}</summary>\n\n")
         assert f"\n\n{count}\nOf the last epoch.\n\n" in shown
