@@ -27,6 +27,7 @@ from lightning_compress.quantization.candidates import (
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
 from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.placement.sites import Placement, Site
+from lightning_compress.quantization.quantizers.attention import SeparateProjections
 from lightning_compress.quantization.quantizers.base import (
     ActivationHook,
     ActivationQuantizer,
@@ -41,6 +42,8 @@ from lightning_compress.quantization.quantizers.learned import LearnedActivation
 from lightning_compress.quantization.quantizers.searched import SearchedWeightQuantizer
 from lightning_compress.quantization.settings import QuantizationSettings, WeightSpec, check_bits
 from lightning_compress.targets import Candidate, select
+
+_Handle = torch.utils.hooks.RemovableHandle | CallHandle | ClipForward | SeparateProjections | Unnested
 
 # Where a module keeps what is attached to it.
 ATTRIBUTE = "_lightning_compress_quantization"
@@ -70,7 +73,7 @@ class Quantization:
         self._switch = Switch(model)
         self._switch.momentum = settings.momentum
         self._switch.observe_every = settings.observe_every
-        self._handles: list[torch.utils.hooks.RemovableHandle | CallHandle | ClipForward | Unnested] = []
+        self._handles: list[_Handle] = []
         self._overrides: dict[str, Mapping[str, Any]] = {}
         self._ends: set[str] = set()
         self._loose: dict[str, Mapping[str, Any]] = {}
@@ -289,6 +292,8 @@ class Quantization:
             by_host.setdefault(use.host, []).append((quantizer, use))
         for host, uses in by_host.items():
             host.__dict__[ATTRIBUTE] = self
+            if SeparateProjections.serves(host):
+                self._handles.append(SeparateProjections(host))
             self._handles += WeightShadows(uses, self._switch).attach(host)
 
     def _quantizer(self, weight: Weight, spec: WeightSpec) -> WeightQuantizer:

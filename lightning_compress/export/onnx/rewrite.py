@@ -7,19 +7,20 @@ from typing import Any
 import numpy as np
 
 from lightning_compress.export.onnx.carried_quantizers import carry_quantizers
-from lightning_compress.export.onnx.ir import initializer, node_of, take_over, weight_behind
+from lightning_compress.export.onnx.ir import initializer
+from lightning_compress.export.onnx.stored_weights import move_weights
 from lightning_compress.export.onnx.transposed_convolution import convolve_instead
 
 
 def clean(model: Any) -> None:
     """Rewrite an ``onnx_ir.Model`` in place.
 
-    Transposed convolutions become convolutions, weights behind a ``Transpose`` are stored transposed, no two nodes
-    share a weight, activations are quantized again behind what keeps values, and debugging metadata goes: it is most of
-    a small file, and it names files of the machine that exported.
+    Transposed convolutions become convolutions, weights are stored as their kernels read them, no two nodes share a
+    weight, activations are quantized again behind what keeps values, and debugging metadata goes: it is most of a small
+    file, and it names files of the machine that exported.
     """
     convolve_instead(model.graph)
-    _transpose_weights(model.graph)
+    move_weights(model.graph)
     _separate_weights(model.graph)
     carry_quantizers(model.graph)
     _drop_unused(model.graph)
@@ -33,34 +34,6 @@ def clean(model: Any) -> None:
             value.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
-
-
-def _transpose_weights(graph: Any) -> None:
-    """Turn ``Transpose(DequantizeLinear(weight))`` into ``DequantizeLinear(weight transposed)``.
-
-    ONNX Runtime fuses the transpose into a float MatMul before it looks for an integer one.
-    """
-    for node in list(graph):
-        if node.op_type != "Transpose" or (dequantize := weight_behind(node.inputs[0])) is None:
-            continue
-        permutation = list(node.attributes["perm"].as_ints())
-        weight, *parameters = dequantize.inputs
-        transposed = initializer(
-            graph, f"{weight.name}_transposed", np.ascontiguousarray(weight.const_value.numpy().transpose(permutation))
-        )
-        if dequantize.attributes["block_size"].as_int():
-            parameters = [
-                p and initializer(graph, f"{p.name}_transposed", p.const_value.numpy().transpose(permutation))
-                for p in parameters
-            ]
-        axis = permutation.index(dequantize.attributes["axis"].as_int())
-        attributes = {"axis": axis, "block_size": dequantize.attributes["block_size"].as_int()}
-        made = node_of("DequantizeLinear", [transposed, *parameters], attributes, f"{dequantize.name}_transposed")
-        take_over(node.outputs[0], made.outputs[0])
-        graph.insert_before(node, made)
-        graph.remove(node, safe=True)
-        if not dequantize.outputs[0].uses():
-            graph.remove(dequantize, safe=True)
 
 
 def _drop_unused(graph: Any) -> None:
