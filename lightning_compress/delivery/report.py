@@ -85,7 +85,7 @@ def compose(
         "layers": report.layers(rows, packed),
         "history": [dict(point) for point in history],
         "stays_float": [] if quantization is None else quantization.unreached,
-        "notes": [*found.notes, *found.failures, *(f"Does not hold: {failure}" for failure in failures)],
+        "notes": [*found.notes, *(f"Does not hold: {failure}" for failure in failures)],
         "failures": [*found.failures, *failures],
     }
 

@@ -25,6 +25,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.export.divergence import can_trace, first_divergence, site_errors
 from lightning_compress.export.formats import DENSE_ONNX, FILES, GIVEN, deployed_of, files_of
 from lightning_compress.export.latency import Ratio
+from lightning_compress.export.onnx.session import needs_exact_kernels, open_session
 from lightning_compress.export.signatures import called_through
 from lightning_compress.export.verification import deployed_form, pytorch_name
 from lightning_compress.foundation.processor import has_vnni
@@ -75,6 +76,7 @@ class Export:
         if deployed is not None:
             with found.attempt(f"{FILES[deployed]} was written and does not run"):
                 runtime = self._form(deployed, self._copy())[1]
+                found.notes += self._without_vnni(deployed)
         if self.dense is not None:
             found.results["dense"] = Result("Dense", runtime, self.dense[1], dense_bytes)
             if self.dense[1] != GIVEN:
@@ -87,7 +89,6 @@ class Export:
         if deployed is not None:
             size = sum((self.directory / name).stat().st_size for name in files_of([deployed]) if name != DENSE_ONNX)
             found.results["deployed"] = Result("Deployed", runtime, FILES[deployed], size)
-            found.notes += _without_vnni(deployed)
         if self.data is not None:
             self._verify(found, self.data, deployed)
         if self.latency and runtime is not None and deployed is not None:
@@ -184,20 +185,18 @@ class Export:
         if "dense" in measured:
             found.ratio = Ratio.between(measured["deployed"], measured["dense"])
 
-
-def _without_vnni(deployed: str) -> list[str]:
-    """What to know of a file that is run on a processor like this one."""
-    if has_vnni() is not False:
+    def _without_vnni(self, deployed: str) -> list[str]:
+        """What to know of a file that is run on a processor like this one."""
+        if deployed == "openvino" and has_vnni() is False:
+            return [
+                "This processor has no VNNI: OpenVINO computed the quantized graph in float, exactly and without gain, "
+                "since its 8-bit kernels saturate here. Set LP_TRANSFORMS_MODE=False where you deploy on such "
+                "processors, or deploy the ONNX file there."
+            ]
+        if deployed == "onnx" and needs_exact_kernels(open_session(self.directory / FILES[deployed])):
+            return [
+                "The file is for processors with VNNI (processor='vnni', or a backend that wants int8), and this one "
+                "has none: ONNX Runtime ran its exact 8-bit kernels (session.x64quantprecision=1), since its default "
+                "ones saturate here. Set the same where you deploy on such processors."
+            ]
         return []
-    notes = {
-        "openvino": (
-            "This processor has no VNNI: OpenVINO computed the quantized graph in float, exactly and without gain, "
-            "since its 8-bit kernels saturate here. Set LP_TRANSFORMS_MODE=False where you deploy on such "
-            "processors, or deploy the ONNX file there."
-        ),
-        "onnx": (
-            "This processor has no VNNI: ONNX Runtime ran its exact 8-bit kernels (session.x64quantprecision=1), "
-            "since its default ones saturate here. Set the same where you deploy on such processors."
-        ),
-    }
-    return [notes[deployed]] if deployed in notes else []

@@ -134,7 +134,7 @@ def recording(model: nn.Module) -> Iterator[Tape]:
     recorder = _Recorder(model)
     handles = [handle for name, module in model.named_modules() for handle in recorder.watch(name, module)]
     try:
-        with _eager(), recorder:
+        with uncompiled(), recorder:
             yield recorder.tape
     finally:
         for handle in handles:
@@ -177,8 +177,13 @@ def watch(
     return module.register_forward_hook(lambda _module, _args, output: leave(output))
 
 
-def _eager() -> AbstractContextManager[None]:
-    """Let compiled modules run as they are written, since a graph shows neither hooks nor operations."""
+def uncompiled() -> AbstractContextManager[None]:
+    """Let compiled modules run as they are written, since a graph shows neither hooks nor operations.
+
+    Example:
+        >>> with uncompiled():
+        ...     _ = nn.Linear(2, 2)(torch.zeros(1, 2))
+    """
     # Nothing is compiled in a process that has not loaded the compiler, and loading it takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 

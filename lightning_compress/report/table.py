@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_compress.foundation import number_text as text
+from lightning_compress.foundation.number_text import size
+from lightning_compress.report import text
 from lightning_compress.report.schema import check
 
 if TYPE_CHECKING:
@@ -22,17 +23,18 @@ def table(report: Mapping[str, Any]) -> Table:
     Raises:
         CompressionError: The report is not whole.
     """
+    from rich.markup import escape
     from rich.table import Table
 
     check(report)
     versions = text.versions(report)
-    shown = Table(title=report["name"], title_justify="left", header_style="bold", border_style="dim")
+    shown = Table(title=escape(report["name"]), title_justify="left", header_style="bold", border_style="dim")
     shown.add_column("")
     for key, _ in versions:
         deployed = key == "deployed"
         shown.add_column(text.VERSIONS[key], justify="right", style="bold" if deployed else "")
     for label, cells in text.comparison(report):
-        shown.add_row(label, *cells)
+        shown.add_row(escape(label), *map(escape, cells))
     return shown
 
 
@@ -50,6 +52,7 @@ def show(report: Mapping[str, Any], folder: Path) -> None:
     console.print(table(report))
     packed = next((item["bytes"] for item in report["artifacts"] if item["format"] == "packed"), None)
     if packed:
-        smaller = text.times(report["bytes"]["dense"] / packed)
-        console.print(f"Packed: {text.size(packed)}, {smaller} smaller than dense float32", markup=False)
+        ratio, word = text.size_change(report["bytes"]["dense"] / packed)
+        of = "of dense float32" if word == "the size" else "than dense float32"
+        console.print(f"Packed: {size(packed)}, {ratio} {word} {of}", markup=False)
     console.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)

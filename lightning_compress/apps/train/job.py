@@ -222,12 +222,12 @@ class _Job:
         trainer = self.trainer(own or False, callbacks)
         for logger in own:
             logger.log_hyperparams(_plain(self.cfg))
+            if place := loggers.place(logger):
+                log.info("W&B run: %s", place)
         done = [f"dense_checkpoint={quoted(dense_checkpoint)}"] if dense_checkpoint is not None else []
-        try:
+        # All files are written by then; the run ends as usual, with exit code 1.
+        with contextlib.suppress(DoesNotHold):
             self.fit(trainer, model, keep, self.wanted.ckpt_path, "ckpt_path", done)
-        except DoesNotHold:
-            # All files are written by then; the run ends as usual, with exit code 1.
-            pass
         exports = (callback for callback in callbacks if isinstance(callback, CompressedExport))
         self.failures += [failure for callback in exports for failure in callback.failures]
         metrics = _numbers(trainer.callback_metrics)
