@@ -221,6 +221,8 @@ class _Job:
         trainer = self.trainer(own or False, callbacks)
         for logger in own:
             logger.log_hyperparams(_plain(self.cfg))
+            if place := loggers.place(logger):
+                log.info("W&B run: %s", place)
         done = [f"dense_checkpoint={quoted(dense_checkpoint)}"] if dense_checkpoint is not None else []
         try:
             self.fit(trainer, model, keep, self.wanted.ckpt_path, "ckpt_path", done)

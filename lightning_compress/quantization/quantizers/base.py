@@ -19,6 +19,7 @@ from lightning_compress.quantization.candidates import Use, Weight
 from lightning_compress.quantization.fake_quantize import functional as kernels
 from lightning_compress.quantization.fake_quantize.gpu import autograd as device
 from lightning_compress.quantization.fake_quantize.gpu import operators
+from lightning_compress.quantization.fake_quantize.transforms import look, transformed
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
 from lightning_compress.quantization.quantizers.weight_group import Ready, WeightGroup, connected
 from lightning_compress.quantization.ranges import observers
@@ -247,12 +248,14 @@ class ActivationQuantizer:
             return self._on_accelerator(x, clip, in_place=scratch is x)
         grid = (self.scale, self.zero_point, self.qmin, self.qmax)
         if self._learns_from(x) and self._due():
-            if self.observed and self.spec.range == "minmax":
+            if transformed():
+                look(x if clip is None else x.clamp(*clip), self._learn_behind)
+            elif self.observed and self.spec.range == "minmax":
                 y, observed = kernels.fake_quantize_and_observe(x, *grid, clip=clip, scratch=scratch)
                 self._learn(observed)
                 return y
-            seen = x.detach() if clip is None else x.detach().clamp(*clip)
-            self._learn(observers.observe(seen, self.spec.range, self.bits, symmetric=self.symmetric))
+            else:
+                self._learn_behind(x.detach() if clip is None else x.detach().clamp(*clip))
         if not self.observed:
             return x if clip is None else x.clamp(*clip)
         return kernels.fake_quantize(x, *grid, clip=clip, scratch=scratch)
@@ -316,6 +319,10 @@ class ActivationQuantizer:
         # Not a count of all calls: a compiled graph is made anew for each value that it finds here.
         self._calls = (self._calls + 1) % every
         return due
+
+    def _learn_behind(self, seen: torch.Tensor) -> None:
+        """Learn from a tensor beforehand."""
+        self._learn(observers.observe(seen, self.spec.range, self.bits, symmetric=self.symmetric))
 
     def _learn(self, observed: torch.Tensor) -> None:
         observers.update_(

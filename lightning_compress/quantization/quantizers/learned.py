@@ -25,6 +25,7 @@ from lightning_compress.quantization.fake_quantize.lsq import (
     learned_zero_point,
 )
 from lightning_compress.quantization.fake_quantize.step_memory import StepMemory
+from lightning_compress.quantization.fake_quantize.transforms import look, transformed
 from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch, WeightQuantizer
 from lightning_compress.quantization.quantizers.weight_group import Ready, connected_learned, searched_together
 from lightning_compress.quantization.ranges import observers
@@ -63,7 +64,10 @@ class LearnedWeightQuantizer(WeightQuantizer):
             return super().fake_quantize()
         if self.log_scale.device != self.weight.device:
             self.log_scale.data = self.log_scale.data.to(self.weight.device)
-        self.begin([self])
+        if not self.started and transformed():
+            look(self.weight, self._start)
+        else:
+            self.begin([self])
         qmax, log_scale = self.spec.qmax, self.log_scale if self.switch.learning else self.log_scale.detach()
         return learned_fake_quantize(self.weight, log_scale.exp(), -qmax, qmax, self._factor, axis=self.axis or 0)
 
@@ -100,6 +104,10 @@ class LearnedWeightQuantizer(WeightQuantizer):
         log_scale = self.log_scale if self.switch.learning else self.log_scale.detach()
         axis = -1 if self.axis is None else self.axis % self.weight.ndim
         return connected_learned(self.weight, log_scale, ready, axis, self.spec.qmax, self._factor)
+
+    def _start(self, weight: torch.Tensor) -> None:
+        self.log_scale.data.copy_(observers.weight_scale(weight, self.axis, self.spec.qmax, "mse").log())
+        self.started = True
 
     def change(self, spec: WeightSpec) -> None:
         """Go on with other bits, from the range of least squared error at them."""
@@ -150,13 +158,17 @@ class LearnedActivationQuantizer(ActivationQuantizer):
         if served(x):
             return self._on_accelerator(x, clip, in_place=scratch is x)
         if (self.restarts or not self.observed) and self._learns_from(x):
-            seen = x.detach() if clip is None else x.detach().clamp(*clip)
-            self._start(observers.observe(seen, "mse", self.bits, symmetric=self.symmetric))
+            seen = x if clip is None else x.clamp(*clip)
+            if transformed():
+                look(seen, self._start)
+            else:
+                self._start(seen.detach())
         if not self.observed:
             return x if clip is None else x.clamp(*clip)
         if not self.switch.learning:
-            self.synchronize()
-            grid = (self.scale, self.zero_point, self.qmin, self.qmax)
+            if not transformed():
+                self.synchronize()
+            grid = (*self._learned(), self.qmin, self.qmax)
             return kernels.fake_quantize(x, *grid, clip=clip, scratch=scratch)
         scale, offset = self.log_scale.exp(), None if self.symmetric else self.shift * self.width
         memory = None if torch.compiler.is_compiling() else self._memory
@@ -195,9 +207,9 @@ class LearnedActivationQuantizer(ActivationQuantizer):
             self.synchronize()
             self.restarts = True
 
-    def _start(self, observed: torch.Tensor) -> None:
+    def _start(self, seen: torch.Tensor) -> None:
         with torch.no_grad():
-            self._learn(observed)
+            self._learn(observers.observe(seen, "mse", self.bits, symmetric=self.symmetric))
             if self.observed:
                 self._take_range()
 
@@ -211,11 +223,17 @@ class LearnedActivationQuantizer(ActivationQuantizer):
 
     def synchronize(self) -> None:
         """Bring ``scale`` and ``zero_point`` to what the parameters say."""
-        with torch.no_grad():
-            self.scale.copy_(self.log_scale.exp())
-            if not self.symmetric:
-                offset = self.shift * self.width
-                self.zero_point.copy_(learned_zero_point(offset, self.scale, self.qmin, self.qmax))
+        scale, zero_point = self._learned()
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
+    @torch.no_grad()
+    def _learned(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero point by the parameters."""
+        scale = self.log_scale.exp()
+        if self.symmetric:
+            return scale, torch.zeros_like(scale)
+        return scale, learned_zero_point(self.shift * self.width, scale, self.qmin, self.qmax)
 
     def update_scale(self) -> None:
         """Scale and zero point come from the parameters, not from the range."""
