@@ -32,7 +32,9 @@ from lightning_compress.export.trace import trace
 from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.foundation.output_difference import same_outputs
 
-_PYTORCH = frozenset({"aten", "prim", "prims", "inductor", "quantized", "quantized_decomposed", "mkldnn", "higher_order"})
+_PYTORCH = frozenset(
+    {"aten", "prim", "prims", "inductor", "quantized", "quantized_decomposed", "mkldnn", "higher_order"}
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def load_torch_export(path: str | Path) -> nn.Module:
     """Load a ``.pt2`` file as a module for inference.
 
     The file is checked before PyTorch reads it: it may hold no pickles, nothing but arithmetic for sizes, and call
-    nothing but the operators of ``lightning_compress.export.pt2.operators``. Plain ``torch.export.load`` does not check.
+    nothing but the operators of ``lightning_compress.export.pt2.operators``. ``torch.export.load`` does not check.
 
     Raises:
         CompressionError: It is missing, cannot be read, or holds what may be code.
