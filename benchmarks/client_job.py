@@ -1,6 +1,6 @@
-"""One library's training four times in a process of its own: alone, pruned, with QAT, with both.
+"""One library's training several times in a process of its own: alone, then with our callbacks.
 
-    python benchmarks/client_job.py chemprop result.json
+    python benchmarks/client_job.py chemprop result.json prune qat both
 
 ``clients.py`` starts this in the library's environment.
 """
@@ -28,7 +28,6 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_compress import CompressedExport, GradualMagnitudePruning, QuantizationAwareTraining
 
-MODES = ("alone", "prune", "qat", "both")
 Row = dict[str, Any]
 
 
@@ -69,8 +68,7 @@ def run(library: Any, mode: str, folder: Path) -> Row:
     except Exception as error:  # whatever a library's training does, its row says it
         row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         row["refused_before_training"] = not clock.seconds
-        if "--trace" in sys.argv:
-            traceback.print_exc()
+        row["trace"] = "".join(traceback.format_tb(error.__traceback__)[-4:])
     row["steps"] = len(clock.seconds)
     row["step_seconds"] = statistics.median(clock.seconds) if clock.seconds else None
     row["files"] = [n for n in ("model.onnx", "model.packed") if (folder / "compressed" / n).is_file()]
@@ -89,17 +87,17 @@ def names_us(checkpoint: Path) -> bool:
     return any(str(text).startswith("lightning_compress") for text in classes)
 
 
-def main(name: str, target: Path) -> None:
+def main(name: str, target: Path, modes: list[str]) -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     library = libraries.load(name)
     distribution = library.REQUIREMENTS[0].partition("[")[0].partition("=")[0]
     result: Row = {"version": f"{distribution} {version(distribution)}", "lines": library.LINES}
-    for mode in MODES:
+    for mode in ("alone", *modes):
         with tempfile.TemporaryDirectory() as folder:
             result[mode] = run(library, mode, Path(folder))
-    for mode in MODES[1:]:
+    for mode in modes:
         keys = result[mode].pop("keys", None)
         result[mode]["same_keys"] = keys is not None and keys == result["alone"].get("keys")
     result["alone"].pop("keys", None)
@@ -107,4 +105,4 @@ def main(name: str, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
