@@ -4,7 +4,7 @@
     python benchmarks/tables.py --check     # exits with 1 where a table is not what the files give
 
 ``NAME`` is a file of ``benchmarks/results/``, a recipe, whose numbers are in its ``expected.json``, ``headlines``, one
-number of each file, or ``recipes``, one line of each recipe.
+number of each file, ``top_headlines``, the few that README shows, or ``recipes``, one line of each recipe.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from headlines import HEADLINES
+from headlines import HEADLINES, Headline
 
 from lightning_compress.foundation.atomic_write import replacing
 
@@ -47,6 +47,7 @@ CHINESE = {
     "dense − deployed, points": "稠密减部署（百分点）",
     "ONNX, × smaller": "ONNX 压缩倍数",
     "packed, × smaller": "packed 压缩倍数",
+    "How this was measured": "测量方法",
     "date": "日期",
     "CPU": "CPU",
     "1 thread": "单线程",
@@ -75,8 +76,8 @@ def replace_marked(content: str, chinese: bool = False) -> str:
 
 def table(name: str, chinese: bool = False) -> str:
     """One table with where it comes from, or a word that it was not measured yet."""
-    if name == "headlines":
-        return of_headlines(chinese) + "\n"
+    if name in ("headlines", "top_headlines"):
+        return of_headlines([one for one in HEADLINES if one.top or name == "headlines"], chinese) + "\n"
     if name == "recipes":
         return of_recipes(chinese) + "\n"
     measured = ROOT / "benchmarks" / "results" / f"{name}.json"
@@ -109,15 +110,23 @@ def of_benchmark(found: Mapping[str, Any], chinese: bool = False) -> str:
         f"ONNX Runtime {versions['onnxruntime']}",
     ]
     seeds = [f"seed{'s' * (len(found['seeds']) > 1)} {', '.join(map(str, found['seeds']))}"] if found["seeds"] else []
-    return "\n".join(
-        [*lines, "", *found["notes"], f"{', '.join([*seeds, *surroundings])}, {found['date']}; `{found['command']}`."]
-    )
+    where = f"{', '.join([*seeds, *surroundings])}, {found['date']}; `{found['command']}`."
+    trained = (found["seeds"] or []) if "accuracy" in columns else []
+    shown = [*_count_of_seeds(trained, chinese), *found["notes"]]
+    return "\n".join([*lines, "", *shown, *[""] * bool(shown), *folded([*found.get("origins", []), where], chinese)])
 
 
-def of_headlines(chinese: bool = False) -> str:
+def folded(paragraphs: Sequence[str], chinese: bool = False) -> list[str]:
+    """Lines that a page shows when they are asked for."""
+    summary = _say("How this was measured", chinese)
+    text = [line for paragraph in paragraphs for line in (paragraph, "")]
+    return [f"<details><summary>{summary}</summary>", "", *text, "</details>"]
+
+
+def of_headlines(headlines: Sequence[Headline], chinese: bool = False) -> str:
     """One line of each result, with the command that it comes from."""
     folder = ROOT / "benchmarks" / "results"
-    found = [(headline, line) for headline in HEADLINES if (line := headline.found(folder)) is not None]
+    found = [(headline, line) for headline in headlines if (line := headline.found(folder)) is not None]
     rows = [[headline.chinese if chinese else headline.text, *line] for headline, line in found]
     return "\n".join(grid([_say(text, chinese) for text in ("what", "measured", "how")], rows, [False] * 3))
 
@@ -247,6 +256,14 @@ def _surroundings(environment: Mapping[str, Any]) -> str:
         f"{environment['cpu']}, {_threads(environment['threads'])}, PyTorch {environment['torch']}, ONNX Runtime "
         f"{environment['onnxruntime']}"
     )
+
+
+def _count_of_seeds(seeds: Sequence[int], chinese: bool) -> list[str]:
+    """How much a table stands on."""
+    if not seeds:
+        return []
+    english = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}."
+    return [f"{len(seeds)} 个随机种子。" if chinese else english]
 
 
 def _threads(count: int) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from lightning_compress.errors import CompressionError, closest
 from lightning_compress.foundation.example_inputs import call_arguments, in_float32, in_other_precision
 from lightning_compress.foundation.nested import tensors
+from lightning_compress.foundation.pytree import tree_map_only
 
 _SAMPLES = 4
 

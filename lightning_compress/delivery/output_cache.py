@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves
+
+from lightning_compress.foundation.pytree import tree_flatten, tree_leaves
 
 
 class Remembered:

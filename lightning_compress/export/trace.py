@@ -16,6 +16,7 @@ from torch.nn.modules import transformer
 from lightning_compress.errors import CompressionError, closest, first_line
 from lightning_compress.export.deployable import deployable
 from lightning_compress.export.signatures import spell_keywords
+from lightning_compress.foundation import pytree
 from lightning_compress.foundation.example_inputs import call_arguments
 
 
@@ -109,7 +110,7 @@ def _dynamic(argument: Any, batch: Any) -> Any:
 
 
 def _cpu(tree: Any) -> Any:
-    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.detach().cpu(), tree)
+    return pytree.tree_map_only(torch.Tensor, lambda t: t.detach().cpu(), tree)
 
 
 def _at_least_two(tree: Any) -> Any:
@@ -117,7 +118,7 @@ def _at_least_two(tree: Any) -> Any:
     def repeat(tensor: torch.Tensor) -> torch.Tensor:
         return torch.cat([tensor, tensor]) if tensor.ndim and tensor.shape[0] == 1 else tensor
 
-    return torch.utils._pytree.tree_map_only(torch.Tensor, repeat, tree)
+    return pytree.tree_map_only(torch.Tensor, repeat, tree)
 
 
 @contextmanager

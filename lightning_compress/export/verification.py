@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric, MetricCollection
 
 from lightning_compress.errors import CompressionError
@@ -23,6 +22,7 @@ from lightning_compress.export.openvino import OpenVinoModel, openvino_name
 from lightning_compress.export.packed.save_load import load_packed
 from lightning_compress.export.pt2.write import load_torch_export
 from lightning_compress.foundation.output_difference import differences
+from lightning_compress.foundation.pytree import tree_leaves
 from lightning_compress.quantization import strip
 
 _TARGETS = ("target", "targets", "label", "labels", "y")

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+
+from lightning_compress.foundation.pytree import tree_map_only
 
 
 def call_arguments(example_inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_compress.foundation import pytree
+
 
 def differences(actual: Tensor, expected: Tensor) -> Tensor:
     """Absolute differences: float64, none where both have the same infinity or both no number.
@@ -51,7 +53,7 @@ def same_outputs(actual: Any, expected: Any, *, least: float = 0.0) -> bool:
         expected: As many, in any structure.
         least: Mean difference that always counts as none.
     """
-    pairs = zip(torch.utils._pytree.tree_leaves(actual), torch.utils._pytree.tree_leaves(expected), strict=True)
+    pairs = zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True)
     return all(
         bool(differences(a, b).mean() <= _TOLERANCE * sizes(b).mean() + least)
         for a, b in pairs

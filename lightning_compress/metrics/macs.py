@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from lightning_compress.foundation.example_inputs import call_arguments, evaluating
+from lightning_compress.foundation.pytree import tree_map_only
 from lightning_compress.quantization import find
 
 

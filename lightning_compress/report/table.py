@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lightning_compress.foundation import number_text as text
+from lightning_compress.report import text
 from lightning_compress.report.schema import check
 
 if TYPE_CHECKING:
@@ -21,15 +21,16 @@ def table(report: Mapping[str, Any]) -> Table:
     Raises:
         CompressionError: The report is not whole.
     """
+    from rich.markup import escape
     from rich.table import Table
 
     check(report)
     versions = text.versions(report)
-    shown = Table(title=report["name"], title_justify="left", header_style="bold", border_style="dim")
+    shown = Table(title=escape(report["name"]), title_justify="left", header_style="bold", border_style="dim")
     shown.add_column("")
     for key, _ in versions:
         deployed = key == "deployed"
         shown.add_column(text.VERSIONS[key], justify="right", style="bold" if deployed else "")
     for label, cells in text.comparison(report):
-        shown.add_row(label, *cells)
+        shown.add_row(escape(label), *map(escape, cells))
     return shown

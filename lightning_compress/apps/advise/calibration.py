@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 from typing_extensions import override
 
 from lightning_compress.apps.train.job import Rehearsed, rehearse
@@ -23,6 +22,7 @@ from lightning_compress.delivery.dense_baseline import read_dense, refuse_other_
 from lightning_compress.delivery.evaluation import duplicate
 from lightning_compress.delivery.network_call import Entry, EntryWatch
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation.pytree import tree_map_only
 
 _APART = ("pruning", "quantization", "distillation", "export", "callbacks", "logger")
 _LOGGING = r".*(You are trying to `self\.log\(\)`|`training_step` returned `None`)"

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_compress.errors import CompressionError, first_line, refuse_missing
 from lightning_compress.export.executorch.xnnpack import for_xnnpack
@@ -27,6 +26,7 @@ from lightning_compress.export.trace import trace
 from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.foundation.example_inputs import call_arguments
 from lightning_compress.foundation.output_difference import same_outputs
+from lightning_compress.foundation.pytree import tree_leaves, tree_map_only
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.onnx.session import OnnxModel
 from lightning_compress.export.signatures import input_names, spell_keywords
+from lightning_compress.foundation.pytree import tree_leaves
 
 
 def name_axes(

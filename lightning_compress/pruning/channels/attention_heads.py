@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from lightning_compress.foundation import pytree
 from lightning_compress.pruning.channels.group import ChannelGroup, Part
 from lightning_compress.pruning.channels.narrow_attention import Gathered
 from lightning_compress.pruning.channels.trial_forward import outputs

@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation import pytree
 from lightning_compress.foundation.example_inputs import evaluating
 from lightning_compress.pruning.channels.attention_heads import find_heads
 from lightning_compress.pruning.channels.group import ChannelGroup, Part

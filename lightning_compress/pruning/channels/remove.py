@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from lightning_compress.foundation import pytree
 from lightning_compress.pruning.channels.attention_heads import HeadGroup, calls_of
 from lightning_compress.pruning.channels.dependency_graph import dependency_graph, pruning_group
 from lightning_compress.pruning.channels.group import ChannelGroup, Part

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from lightning_compress.foundation import pytree
 from lightning_compress.foundation.example_inputs import call_arguments, evaluating
 
 
