@@ -156,14 +156,14 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             "]",
             "```",
             "",
-            f"{sum(works(row) for row in found)} of {len(found)} libraries end with both files from every run (pruning, "
-            "quantization-aware training, both), predict by their own means afterwards, and keep their keys and "
-            "checkpoints that open without this package.",
+            f"{sum(works(row) for row in found)} of {len(found)} libraries end with both files from every run "
+            "(pruning, quantization-aware training, both), predict by their own means afterwards, and keep their keys "
+            "and checkpoints that open without this package.",
             "",
             *table,
             "",
-            "Agreement is the share of predictions with the same top class, where the outputs are classes. The ratio of "
-            "steps is that of tiny networks, whose steps take milliseconds: it is an upper bound for larger ones.",
+            "Agreement is the share of predictions with the same top class, where the outputs are classes. The ratio "
+            "of steps is that of tiny networks, whose steps take milliseconds: larger ones pay less.",
             "",
             *(["## What fails", "", *lacking, ""] if lacking else []),
             *(["## What stays float", "", *named, ""] if named else []),

@@ -19,7 +19,9 @@ def _segmentation(name: str, encoder: str = "resnet18", size: int = 64, **settin
     return Architecture(title, "segmentation-models-pytorch", build, images(size))
 
 
-def _monai(name: str, size: int = 32, image_channels: int = 1, depth: int | None = None, **settings: Any) -> Architecture:
+def _monai(
+    name: str, size: int = 32, image_channels: int = 1, depth: int | None = None, **settings: Any
+) -> Architecture:
     def build() -> nn.Module:
         from monai.networks import nets
 
