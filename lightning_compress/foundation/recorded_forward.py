@@ -26,6 +26,10 @@ _SITE_PACKAGES = (
 )
 
 
+_PROPERTIES = {"T": "t", "mT": "transpose", "data": "detach"}
+"""Properties that are views of a tensor → the operation that makes the same."""
+
+
 @dataclass(frozen=True)
 class Boundary:
     """A place where a tensor enters or leaves a module.
@@ -179,10 +183,10 @@ class _Recorder(TorchFunctionMode):
             return result
         # A parameter that an optimizer writes inside the recording stays that parameter.
         made = [tensor for _, tensor in tensors(result) if id(tensor) not in self._parameters]
-        if made and getattr(func, "__name__", "") != "__get__":
+        if made and (name := _name(func)) is not None:
             used = [self._value(tensor) for _, tensor in tensors((*args, kwargs))]
             modules = tuple(name for name, _ in self._stack)
-            op = Op(_name(func), used, [], modules, _caller(), args)
+            op = Op(name, used, [], modules, _caller(), args)
             for value in dict.fromkeys(used):
                 value.consumers.append(op)
             for tensor in made:
@@ -207,9 +211,11 @@ def _argument_path(path: tuple[Key, ...], positional: int) -> tuple[Key, ...]:
     return path[1:] if path[0] == positional else path
 
 
-def _name(func: Any) -> str:
-    """``torch.Tensor.add_``, ``__iadd__`` and ``torch.add`` are all ``add``."""
+def _name(func: Any) -> str | None:
+    """``torch.Tensor.add_``, ``__iadd__`` and ``torch.add`` are all ``add``; ``None`` for properties like ``grad``."""
     name: str = getattr(func, "__name__", type(func).__name__).strip("_")
+    if name == "get":
+        return _PROPERTIES.get(func.__self__.__name__)
     for prefix in ("i", "r"):
         if name.startswith(prefix) and name[1:] in {"add", "mul", "sub", "truediv", "matmul"}:
             return name[1:]

@@ -35,8 +35,8 @@ def node_of(operator: str, inputs: list[Any], attributes: dict[str, Any], name: 
 
 
 def take_over(old: Any, new: Any) -> None:
-    """Let a new value stand where an old one stood, under its name."""
+    """Let a new value stand where an old one stood, under its name, among the graph's outputs too."""
     import onnx_ir as ir
 
     new.name, new.type, new.shape = old.name, old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, new)
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

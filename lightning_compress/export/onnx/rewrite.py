@@ -111,14 +111,20 @@ def _quantize_behind_views(graph: Any) -> None:
             continue
         moved = node.outputs[0]
         users = list(moved.uses())
-        if not users or all(use.node.op_type == "QuantizeLinear" for use in users):
+        if not moved.is_graph_output() and all(use.node.op_type == "QuantizeLinear" for use in users):
             continue
         scale, zero_point = before.inputs[1:3]
         quantize = node_of("QuantizeLinear", [moved, scale, zero_point], {}, f"{node.name}_quantized")
         again = node_of("DequantizeLinear", [quantize.outputs[0], scale, zero_point], {}, f"{node.name}_dequantized")
-        again.outputs[0].shape, again.outputs[0].dtype = moved.shape, moved.dtype
-        for use in users:
-            use.node.replace_input_with(use.idx, again.outputs[0])
+        if moved.is_graph_output():
+            name = moved.name
+            take_over(moved, again.outputs[0])
+            quantize.replace_input_with(0, moved)
+            moved.name = f"{name}_moved"
+        else:
+            again.outputs[0].shape, again.outputs[0].dtype = moved.shape, moved.dtype
+            for use in users:
+                use.node.replace_input_with(use.idx, again.outputs[0])
         graph.insert_after(node, [quantize, again])
 
 

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.export.fixed_batch import run_in_batches
 from lightning_compress.export.signatures import input_names
-from lightning_compress.foundation.pytree import tree_flatten, tree_unflatten
 
 if TYPE_CHECKING:
     import onnxruntime
 
 _EXACT = "session.x64quantprecision"
+FLOAT_ACTIVATIONS = "session.qdq_matmulnbits_accuracy_level"
+"""Set to 1 it keeps the activations of products by INT4 weights in float, which are rounded to 8 bits by default."""
 
 
 def open_session(
@@ -30,8 +32,9 @@ def open_session(
 
     Without VNNI, ONNX Runtime's kernels for unsigned activations and signed weights add pairs of products in 16 bits
     and saturate, which can change results beyond recognition. The option ``session.x64quantprecision`` makes it run
-    exact kernels on such processors and changes nothing on others. Threads do not spin between calls, so that they
-    do not slow down what runs next.
+    exact kernels on such processors and changes nothing on others. By default ONNX Runtime rounds float activations to
+    8 bits before it multiplies them by INT4 weights; ``session.qdq_matmulnbits_accuracy_level=1`` keeps them in float.
+    Threads do not spin between calls, so that they do not slow down what runs next.
 
     Args:
         path: The file.
@@ -56,6 +59,7 @@ def open_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry(_EXACT, "1")
+    options.add_session_config_entry(FLOAT_ACTIVATIONS, "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimized_path is not None:
         options.optimized_model_filepath = optimized_path
@@ -96,47 +100,44 @@ class OnnxModel:
         self.path = Path(path)
         self.session = open_session(path, threads=threads, content=content)
         self._forward = forward
-        self._inputs = [item.name for item in self.session.get_inputs()]
+        self._inputs = {item.name: item.shape for item in self.session.get_inputs()}
 
     def feed(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The arrays that a call passes to the session.
+        """The arrays that a call passes to the session: by their names, or by their order in a file with other names.
 
         Raises:
             CompressionError: The call lacks an input of the file.
         """
+        return {name: tensor.numpy() for name, tensor in self._tensors(args, kwargs).items()}
+
+    def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
         given = input_names(self._forward, args, kwargs)
         missing = [name for name in self._inputs if name not in given]
-        if missing:
+        if missing and len(given) == len(self._inputs):
+            given = dict(zip(self._inputs, given.values(), strict=True))
+        elif missing:
             raise CompressionError(
                 f"{self.path}: the file's input {missing[0]!r} is not among what the module is called with "
                 f"({', '.join(given) or 'no tensors'}). Export with the arguments that the steps use."
             )
-        return {name: given[name].detach().cpu().contiguous().numpy() for name in self._inputs}
+        return {name: given[name].detach().cpu().contiguous() for name in self._inputs}
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
-        """Outputs of the file in order, on the CPU.
+        """Outputs of the file in order, on the CPU. A file of a fixed batch runs as often as it takes.
 
         Raises:
             CompressionError: ONNX Runtime refuses the inputs.
         """
+        given = list(self._tensors(args, kwargs).values())
+        return run_in_batches(self._run, given, list(self._inputs.values()), str(self.path))
+
+    def _run(self, given: list[torch.Tensor]) -> list[torch.Tensor]:
         from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
-        feed = self.feed(*args, **kwargs)
+        feed = {name: tensor.numpy() for name, tensor in zip(self._inputs, given, strict=True)}
         try:
             return [torch.from_numpy(array) for array in self.session.run(None, feed)]
         except (Fail, InvalidArgument, RuntimeException) as error:
             shapes = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in feed.items())
             reason = " ".join(str(error).split())
             raise CompressionError(f"{self.path}: ONNX Runtime refuses {shapes}: {reason}") from error
-
-
-def restored(outputs: list[torch.Tensor], like: Any) -> Any:
-    """Put a file's outputs in the structure that the module returns.
-
-    Example:
-        >>> restored([torch.ones(1)], {"logits": torch.zeros(1), "loss": None})
-        {'logits': tensor([1.]), 'loss': None}
-    """
-    leaves, structure = tree_flatten(like)
-    rest = iter(outputs)
-    return tree_unflatten([next(rest) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)

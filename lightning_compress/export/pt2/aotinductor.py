@@ -66,7 +66,7 @@ def to_aot_inductor(
         raise CompressionError.field("to_aot_inductor.path", expected="a file that ends in .pt2", got=str(path))
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         raise CompressionError("to_aot_inductor: no C++ compiler is installed. Install g++ or clang++.")
-    program = trace(model, example_inputs, dynamic_batch=dynamic_batch, field="to_aot_inductor")
+    program = trace(model, example_inputs, dynamic_batch=dynamic_batch, field="to_aot_inductor").program
     args, kwargs = program.example_inputs
     expected = program.module()(*args, **kwargs)
     if integers is None:

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_compress.foundation.nested import Key
 from lightning_compress.foundation.recorded_forward import Boundary, Op, Tape, Value
-from lightning_compress.quantization.candidates import weights
+from lightning_compress.quantization.candidates import activations, joins, weights
 from lightning_compress.quantization.operations import ADDS, ATTENTION, CONVOLUTIONS, RECURRENT, TRANSPARENT, WEIGHTED
 from lightning_compress.quantization.placement.backend_rules import RULES, Rules
 from lightning_compress.quantization.settings import Backend
@@ -158,6 +158,7 @@ class _Placer:
         self.shared_weights = {weight for weight, count in reads.items() if weight and count > 1}
         self.folds: dict[str, str] = {}
         self.unreached: list[str] = []
+        self.data = activations(tape)
 
     def run(self) -> Placement:
         joined = self._joined()
@@ -306,8 +307,8 @@ class _Placer:
         # A parent that has the weight of a layer under a name of its own is no layer.
         if not {weight, layer} <= self.layer_weights or layer not in op.modules[-1:]:
             return
-        readers = [user for value in op.inputs if value.parameter == weight for user in self._users(value)]
-        if any(reader is not op and _computes(reader) for reader in readers):
+        readers = [(user, value) for value in op.inputs if value.parameter == weight for user in value.consumers]
+        if any(reader is not op and joins(reader, value, self.data) for reader, value in readers):
             return  # Others read the weight, without this norm.
         norm_op = _only_user(op.outputs[0])
         if norm_op is None or norm_op.name != "batch_norm" or not norm_op.modules:
@@ -417,11 +418,6 @@ class _Placer:
             for op in covered[best]:
                 del missed[op]
         return chosen, list(missed)
-
-
-def _computes(op: Op) -> bool:
-    """Whether it makes activations: a step outside the network also reads weights for a penalty, or to change them."""
-    return op.name in WEIGHTED or op.name == "embedding" or op.modules[-1:] not in ((), ("",))
 
 
 def _only_user(value: Value) -> Op | None:
