@@ -80,6 +80,7 @@ def to_onnx(
     """
     name = type(model).__name__
     axes = dynamic_axes or {}
+    _refuse_projections(model)
     traced = trace(model, example_inputs, dynamic_batch=dynamic_batch, dynamic_axes=axes, field="to_onnx")
     inputs = _names("input_names", input_names, traced.input_names)
     program = _export(traced.program, inputs, _names("output_names", output_names, traced.output_names), name)
@@ -102,6 +103,15 @@ def to_onnx(
         int4=tuple(narrow),
         left_out=traced.left_out,
     )
+
+
+def _refuse_projections(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            raise CompressionError(
+                f"to_onnx: {name or 'the model'} is an LSTM with proj_size={module.proj_size}, and ONNX's LSTM has no "
+                f"projections. Put a Linear behind an LSTM without them, or write 'torch_export' or 'packed'."
+            )
 
 
 def _names(setting: str, given: Sequence[str] | None, own: Sequence[str]) -> Sequence[str]:
