@@ -18,8 +18,9 @@ help:
 	@echo "make test        run the tests"
 	@echo "make test-extras  run the tests of optional packages, which it installs"
 	@echo "make test-all    both"
-	@echo "make lint        check style          make format      mend style"
-	@echo "make typecheck   check types          make benchmarks  measure all anew (DATA=~/data)"
+	@echo "make lint        check style, import contracts, and what .ci/house.py lists"
+	@echo "make format      fix style"
+	@echo "make typecheck   check types          make benchmarks  measure, an hour at a time (DATA=~/data)"
 	@echo "make tables      put the measured numbers into README and docs"
 	@echo "make docs        build the documentation into build/docs"
 	@echo "make recipes-check RECIPE=digits_cnn_sparse80_w8a8     run a recipe, compare with its numbers"
@@ -47,6 +48,8 @@ test-all: test test-extras
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports importlinter.ini
+	$(BIN)/python .ci/house.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -55,18 +58,10 @@ format: $(INSTALLED)
 typecheck: $(INSTALLED)
 	$(BIN)/mypy
 
-# Hours, most of them for the accuracies, which need the data sets: make benchmarks DATA=~/data
+# Hours in all, most of them for the accuracies, which need the data sets: make benchmarks DATA=~/data. Each call ends in
+# under an hour, with exit code 75 of the script while parts are left; the next call goes on. ARGS: parts, or --list.
 benchmarks: $(INSTALLED)
-	set -e; for script in import_time callback_cost quantization_step quantization_peers pruning_cost \
-		distillation_step onnx_latency runtime_peers packed_size packed_fuzz resume_soak \
-		"runtime_agreement --compile --root $(DATA)/fashion_mnist" "advised_plan --fashion-mnist $(DATA)/fashion_mnist" \
-		"accuracy fashion_mnist_mlp --root $(DATA)" "accuracy fashion_mnist_lenet5 --root $(DATA)" \
-		"accuracy cifar10_resnet20 --root $(DATA)" "recipe_variants digits_cnn_sparse80_w8a8" \
-		"channel_pruning --data fashion_mnist --epochs 3 --root $(DATA)"; do \
-		set -- $$script; name=$$1; shift; echo "== $$name $$*"; \
-		$(BIN)/python benchmarks/$$name.py $$* --write; \
-	done
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/parts.py --root $(DATA) $(ARGS); code=$$?; $(BIN)/python benchmarks/tables.py; exit $$code
 
 tables: $(INSTALLED)
 	$(BIN)/python benchmarks/tables.py

@@ -19,6 +19,7 @@ class Headline:
         result: Name of the file.
         row: What the row is known by: column → value, or several values for as many rows.
         form: What is shown of a row, by the names of its columns.
+        top: Whether README shows it, too.
     """
 
     text: str
@@ -26,6 +27,7 @@ class Headline:
     result: str
     row: Mapping[str, str | int | float | tuple[str, ...]]
     form: str
+    top: bool = False
 
     def found(self, folder: Path) -> tuple[str, str] | None:
         """The number as text, several with strokes between, and the script with the dates of these rows.
@@ -67,6 +69,7 @@ HEADLINES = [
         "quantization_step",
         {"network": "resnet20", "ranges": ("observed", "frozen", "learned")},
         "{ratio:.2f}",
+        top=True,
     ),
     Headline(
         "Memory that its training adds ÷ float",
@@ -88,6 +91,7 @@ HEADLINES = [
         "quantization_peers",
         {"network": "resnet20", "library": ("nvidia-modelopt==0.47.0", "torchao==0.18.0", "nncf==3.4.0")},
         "{ratio:.2f}",
+        top=True,
     ),
     Headline(
         "Exact global mask update of 100M weights ÷ bare selection and masks; torch.nn.utils.prune ÷ the same",
@@ -95,6 +99,7 @@ HEADLINES = [
         "pruning_cost",
         {"measured": "mask update, 100M weights", "way": ("lightning-compress", "torch.nn.utils.prune")},
         "{ratio:.2f}",
+        top=True,
     ),
     Headline(
         "Training step with pruning ÷ dense step, ResNet-18 / transformer encoder / 100M MLP",
@@ -123,6 +128,7 @@ HEADLINES = [
         "accuracy_fashion_mnist_mlp",
         {"compression": "80 % sparse, 8 bits"},
         _ACCURACY,
+        top=True,
     ),
     Headline(
         "Fashion-MNIST, MLP: 90 % sparse and 4 bits",
@@ -212,6 +218,7 @@ HEADLINES = [
         "packed_size",
         {"network": "ResNet-20", "bits": 8},
         "{of_bound:.3f}",
+        top=True,
     ),
     Headline(
         "100M weights, 80 % sparse, 8 bits: MB of float32 packed / loaded in a second, one thread",
@@ -240,5 +247,6 @@ HEADLINES = [
         "runtime_peers",
         {"runtime": ("OpenVINO", "AOTInductor"), "network": "resnet20", "batch": 32},
         "{ours_to_peer:.2f}",
+        top=True,
     ),
 ]

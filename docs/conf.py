@@ -21,7 +21,7 @@ extensions = [
     "offline",
 ]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["README.md"]
+exclude_patterns = ["README.md", "pypi.md"]
 root_doc = "index"
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]

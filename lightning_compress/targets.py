@@ -75,11 +75,11 @@ def select(
         candidates: Everything that could be selected.
         targets: Patterns to select; ``None`` selects the defaults.
         ignore: Patterns to leave out; a target that names a candidate more exactly wins.
-        overrides: Pattern → settings for what it names; ``None`` as settings leaves it out.
+        overrides: Pattern → settings for what it names among the selected; ``None`` as settings leaves it out.
         field: Name of the owner (``"GradualMagnitudePruning"``), for messages.
 
     Raises:
-        CompressionError: A pattern is malformed or matches nothing.
+        CompressionError: A pattern is malformed or matches nothing, or an override names nothing that is selected.
 
     Example:
         >>> fc = Candidate(("fc.weight", "fc"), nn.Linear(2, 2), value="fc")
@@ -94,6 +94,7 @@ def select(
             _refuse_unmatched(pattern, candidates, f"{field}.{part}")
 
     selected = []
+    unused = {pattern for pattern, settings in overridden.items() if settings is not None}
     for candidate in candidates:
         if chosen_targets is None:
             wanted = DEFAULT if candidate.default else None
@@ -104,13 +105,20 @@ def select(
         strongest = -1
         for pattern, value in overridden.items():
             strength = rank(pattern, candidate, f"{field}.overrides")
+            if strength is not None and (wanted is not None or unwanted is not None):
+                unused.discard(pattern)
             if strength is not None and strength >= strongest:
                 strongest, settings = strength, value
-        if strongest >= 0 and settings is not None and wanted is None:
-            wanted = strongest
-        if wanted is None or settings is None or (unwanted is not None and unwanted >= max(wanted, strongest)):
+        if wanted is None or settings is None or (unwanted is not None and unwanted >= wanted):
             continue
         selected.append(Selection(candidate.names[0], candidate.value, settings))
+    for pattern in sorted(unused):
+        raise CompressionError.field(
+            f"{field}.overrides",
+            expected="patterns that name a selected layer, since overrides change settings and select nothing",
+            got=pattern,
+            fix="Name the layer in targets, too.",
+        )
     return selected
 
 

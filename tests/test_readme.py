@@ -30,7 +30,7 @@ def test_the_callbacks_of_the_readme_train_and_export() -> None:
     names: dict[str, Any] = {"module": module, "datamodule": None}
     block = next(block for block in BLOCKS if "trainer = L.Trainer" in block)
     settings = "max_epochs=2, accelerator='cpu', logger=False, enable_progress_bar=False, enable_checkpointing=False, "
-    block = block.replace("max_epochs=30,", settings).replace("every=10", "every=2")
+    block = block.replace("max_epochs=30,", settings)
     block = block.replace("trainer.fit(module, datamodule)", "trainer.fit(module, loader(), loader(2, seed=1))")
     exec(block, {**names, "loader": loader})
     assert {"model.onnx", "model.packed", "report.html"} <= set(os.listdir("compressed"))
@@ -66,20 +66,20 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
 
 
 TESTS = {
-    "bf16-mixed": ["test_beside_features.py::test_mixed_and_true_precision"],
+    "bf16-mixed": ["test_compatibility.py::test_mixed_and_true_precision"],
     "`torch.compile`": [
-        "test_beside_features.py::test_a_module_compiled_as_a_whole",
-        "test_beside_features.py::test_a_module_with_a_compiled_network",
+        "test_compatibility.py::test_a_module_compiled_as_a_whole",
+        "test_compatibility.py::test_a_module_with_a_compiled_network",
     ],
-    "Activation checkpointing": ["test_beside_features.py::test_activation_checkpointing"],
+    "Activation checkpointing": ["test_compatibility.py::test_activation_checkpointing"],
     "Gradient accumulation": [
-        "test_beside_features.py::test_gradient_accumulation",
-        "test_beside_features.py::test_scheduled_gradient_accumulation_counts_its_own_steps",
+        "test_compatibility.py::test_gradient_accumulation",
+        "test_compatibility.py::test_scheduled_gradient_accumulation_counts_its_own_steps",
     ],
-    "Gradient clipping": ["test_beside_features.py::test_gradient_clipping"],
+    "Gradient clipping": ["test_compatibility.py::test_gradient_clipping"],
     "Several optimizers": [
-        "test_beside_features.py::test_several_optimizers_by_hand",
-        "test_beside_features.py::test_several_optimizers_by_hand_have_no_fractions_of_a_run",
+        "test_compatibility.py::test_several_optimizers_by_hand",
+        "test_compatibility.py::test_several_optimizers_by_hand_have_no_fractions_of_a_run",
     ],
     "Manual optimization": [
         "callbacks/test_quantization_callback.py::test_a_phase_that_a_run_by_hand_never_came_to_is_said"
@@ -88,32 +88,32 @@ TESTS = {
         "callbacks/test_distillation_callback.py::test_what_cannot_be_is_refused_before_the_first_step"
     ],
     "EMA": [
-        "test_beside_features.py::test_averaged_weights",
+        "test_compatibility.py::test_averaged_weights",
         "callbacks/test_pruning_callback.py::test_averaging_listed_after_pruning_is_refused",
     ],
     "SWA": [
-        "test_beside_features.py::test_stochastic_weight_averaging",
-        "test_beside_features.py::test_batch_norm_of_averaged_weights_is_measured_with_the_weights_that_stay",
-        "test_beside_features.py::test_backbone_finetuning",
-        "test_beside_features.py::test_learning_rate_finder",
-        "test_beside_features.py::test_batch_size_finder",
+        "test_compatibility.py::test_stochastic_weight_averaging",
+        "test_compatibility.py::test_batch_norm_of_averaged_weights_is_measured_with_the_weights_that_stay",
+        "test_compatibility.py::test_backbone_finetuning",
+        "test_compatibility.py::test_learning_rate_finder",
+        "test_compatibility.py::test_batch_size_finder",
     ],
-    "Early stopping": ["test_beside_features.py::test_early_stopping_before_the_target_is_said"],
-    "`overfit_batches`": ["test_beside_features.py::test_settings_of_the_trainer"],
+    "Early stopping": ["test_compatibility.py::test_early_stopping_before_the_target_is_said"],
+    "`overfit_batches`": ["test_compatibility.py::test_settings_of_the_trainer"],
     "`fast_dev_run`": [
-        "test_beside_features.py::test_a_trial_run_sees_every_phase",
-        "test_beside_features.py::test_settings_of_the_trainer",
+        "test_compatibility.py::test_a_trial_run_sees_every_phase",
+        "test_compatibility.py::test_settings_of_the_trainer",
         "test_traps.py::test_a_sanity_check_does_not_poison_training",
     ],
     "Iterable loaders": [
-        "test_beside_features.py::test_iterable_loaders_take_steps",
+        "test_compatibility.py::test_iterable_loaders_take_steps",
         "callbacks/test_pruning_callback.py::test_a_run_of_unknown_length_takes_steps_and_refuses_fractions",
     ],
     "`ModelCheckpoint`": ["callbacks/test_checkpoint_callback.py::test_a_dense_epoch_is_never_the_best"],
     "`save_weights_only`": [
-        "test_beside_features.py::test_weights_alone_are_saved_and_loaded",
-        "test_beside_features.py::test_checkpoints_load_with_weights_only",
-        "test_beside_features.py::test_a_copy_of_a_module_is_its_own",
+        "test_compatibility.py::test_weights_alone_are_saved_and_loaded",
+        "test_compatibility.py::test_checkpoints_load_with_weights_only",
+        "test_compatibility.py::test_a_copy_of_a_module_is_its_own",
     ],
     "Resume": [
         "test_resume_soak.py::test_a_stopped_process_goes_on_to_the_same_bits",
@@ -121,22 +121,26 @@ TESTS = {
         "callbacks/test_resume.py::test_other_settings_are_refused_with_the_differences_or_accepted_and_said",
     ],
     "LightningCLI": [
-        "test_beside_features.py::test_the_command_line_of_lightning",
-        "test_beside_features.py::test_fabric",
-        "test_beside_features.py::test_a_plain_loop",
+        "test_compatibility.py::test_the_command_line_of_lightning",
+        "test_compatibility.py::test_fabric",
+        "test_compatibility.py::test_a_plain_loop",
     ],
     "DDP": ["test_distributed.py::test_all_ranks_have_the_same"],
-    "FSDP": ["test_beside_features.py::test_sharded_strategies_are_refused"],
+    "FSDP": ["test_compatibility.py::test_sharded_strategies_are_refused"],
 }
 """Beginning of a row of the table of Lightning's features → its tests."""
 
 
-def test_every_row_of_the_table_of_features_has_its_tests() -> None:
-    table = README.partition("## Beside everything else")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (.+?) \|", table, flags=re.MULTILINE)[1:]
+def test_every_row_of_the_compatibility_table_has_its_tests() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \|", page, flags=re.MULTILINE)[1:]
     begun = {row: [start for start in TESTS if row.startswith(start)] for row in rows}
     assert all(len(starts) == 1 for starts in begun.values()), begun
     assert len(rows) == len(TESTS)
     for tests in TESTS.values():
         for file, name in (test.split("::") for test in tests):
             assert f"def {name}(" in (Path(__file__).parent / file).read_text(), name
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 160

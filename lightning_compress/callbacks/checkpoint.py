@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -12,27 +12,18 @@ from typing_extensions import override
 
 from lightning_compress.callbacks.mend_progress import mend_progress
 from lightning_compress.callbacks.monitor import compression
+from lightning_compress.errors import CompressionError
+from lightning_compress.lightning_packages import package_of
 from lightning_compress.monitoring.phases import ready
 
+if TYPE_CHECKING:
+    _Base = ModelCheckpoint
+else:
+    _Base = object
 
-class CompressedCheckpoint(ModelCheckpoint):
-    """Lightning's ``ModelCheckpoint``, except that no dense epoch can be the best.
 
-    Early epochs often score better only because they are not compressed yet. Here a value of ``monitor`` competes for
-    the top k only if target sparsity and bits were live for all of its measurement: from the start of the last
-    validation for a metric that validation logs, from the start of the training epoch for any other. Without
-    ``monitor`` the newest checkpoints are kept, as Lightning does; ``save_last`` and ``save_on_exception`` are not
-    gated either, since they are there to resume from. A checkpoint that falls on the last batch of an epoch
-    (``every_n_train_steps``) is written at the epoch's end, or by the validation that follows where that measures
-    ``monitor``, so that a run which goes on from there has validated that epoch. All arguments are those of
-    ``ModelCheckpoint``.
-
-    Where nothing compresses, this is ``ModelCheckpoint``.
-
-    Example:
-        >>> CompressedCheckpoint(monitor="val/acc", mode="max").save_top_k
-        1
-    """
+class OnlyCompressed(_Base):
+    """What makes a ``ModelCheckpoint`` of either of Lightning's packages take no dense epoch as best."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,6 +33,17 @@ class CompressedCheckpoint(ModelCheckpoint):
         self._started_live = False
         self._before: Tensor | None = None
         self._last_batch: tuple[Any, ...] | None = None
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # A Trainer knows checkpoint callbacks by the class of its own package.
+        if package_of(trainer) is not package_of(self):
+            place = "callbacks.pytorch_lightning" if package_of(self) is L.pytorch else "callbacks"
+            raise CompressionError(
+                f"{type(self).__name__}: expected a Trainer of {package_of(self).__name__}, got one of "
+                f"{package_of(trainer).__name__}. Take the class from lightning_compress.{place}."
+            )
+        super().setup(trainer, pl_module, stage)
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -117,3 +119,24 @@ class CompressedCheckpoint(ModelCheckpoint):
                 f"{type(self).__name__}: no checkpoint was kept as best by {self.monitor!r}: target sparsity and bits "
                 "were never live for a whole measurement of it. Train for longer, or let compression finish earlier."
             )
+
+
+class CompressedCheckpoint(OnlyCompressed, ModelCheckpoint):
+    """Lightning's ``ModelCheckpoint``, except that no dense epoch can be the best.
+
+    Early epochs often score better only because they are not compressed yet. Here a value of ``monitor`` competes for
+    the top k only if target sparsity and bits were live for all of its measurement: from the start of the last
+    validation for a metric that validation logs, from the start of the training epoch for any other. Without
+    ``monitor`` the newest checkpoints are kept, as Lightning does; ``save_last`` and ``save_on_exception`` are not
+    gated either, since they are there to resume from. A checkpoint that falls on the last batch of an epoch
+    (``every_n_train_steps``) is written at the epoch's end, or by the validation that follows where that measures
+    ``monitor``, so that a run which goes on from there has validated that epoch. All arguments are those of
+    ``ModelCheckpoint``. A Trainer of ``pytorch_lightning`` takes the class of the same name from
+    ``lightning_compress.callbacks.pytorch_lightning``.
+
+    Where nothing compresses, this is ``ModelCheckpoint``.
+
+    Example:
+        >>> CompressedCheckpoint(monitor="val/acc", mode="max").save_top_k
+        1
+    """

@@ -9,7 +9,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
@@ -18,6 +17,7 @@ from lightning_compress.callbacks.mend_progress import mend_progress
 from lightning_compress.callbacks.run_length import measures_batchnorm, refuse_sharded, run_length
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.settings_diff import check_accept
+from lightning_compress.lightning_packages import is_instance, is_overridden
 from lightning_compress.pruning import Pruner
 from lightning_compress.pruning.distributions import DistributionName
 from lightning_compress.pruning.optimizer_state import (
@@ -116,7 +116,7 @@ class GradualMagnitudePruning(Callback):
             return
         refuse_sharded(trainer, type(self).__name__)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        averaging = [i for i, callback in enumerate(callbacks) if isinstance(callback, WeightAveraging)]
+        averaging = [i for i, callback in enumerate(callbacks) if is_instance(callback, WeightAveraging)]
         self._averaging = bool(averaging)
         if averaging and max(averaging) > callbacks.index(self):
             raise CompressionError(
@@ -127,8 +127,8 @@ class GradualMagnitudePruning(Callback):
         # Hooks that run after ours may write to gradients; then weights and state are masked after the step.
         later = callbacks[callbacks.index(self) + 1 :]
         self._trust_gradients = not (
-            is_overridden("on_before_optimizer_step", pl_module)
-            or is_overridden("configure_gradient_clipping", pl_module)
+            is_overridden("on_before_optimizer_step", pl_module, LightningModule)
+            or is_overridden("configure_gradient_clipping", pl_module, LightningModule)
             or any(is_overridden("on_before_optimizer_step", callback, Callback) for callback in later)
         )
 

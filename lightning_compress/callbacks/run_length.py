@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler,
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.lightning_packages import is_instance
 from lightning_compress.timeline import Run
 
 
@@ -45,7 +46,7 @@ def _measuring_epochs(trainer: L.Trainer, before: Callback | None) -> int:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     begun = callbacks if before is None else callbacks[: callbacks.index(before)]
     return sum(
-        isinstance(callback, StochasticWeightAveraging)
+        is_instance(callback, StochasticWeightAveraging)
         and trainer.max_epochs != -1
         and callback.pl_module_contains_batch_norm(trainer.lightning_module)
         for callback in begun
@@ -71,7 +72,7 @@ def _length(trainer: L.Trainer) -> Run:
     schedulers = [
         callback
         for callback in trainer.callbacks  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches()
+        if is_instance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches()
     ]
     if not schedulers:
         per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
@@ -99,9 +100,9 @@ def refuse_sharded(trainer: L.Trainer, field: str) -> None:
     Raises:
         CompressionError: The strategy is neither a single device nor DDP.
     """
-    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    whole = is_instance(trainer.strategy, SingleDeviceStrategy) or is_instance(trainer.strategy, DDPStrategy)
     # DeepSpeed's strategy is derived from DDP's.
-    if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):
+    if not whole or is_instance(trainer.strategy, DeepSpeedStrategy):
         raise CompressionError.field(
             f"{field}: Trainer.strategy",
             expected="a single device or DDP",

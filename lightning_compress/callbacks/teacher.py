@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_compress.delivery.dense_baseline import read_dense, refuse_other_model
 from lightning_compress.delivery.evaluation import duplicate
 from lightning_compress.errors import CompressionError
+from lightning_compress.lightning_packages import is_instance
 from lightning_compress.quantization import strip
 
 
@@ -25,8 +26,8 @@ def frozen_copy(module: nn.Module) -> nn.Module:
         >>> frozen_copy(nn.Linear(2, 2)).weight.requires_grad
         False
     """
-    copied = duplicate(module) if isinstance(module, L.LightningModule) else copy.deepcopy(module)
-    if isinstance(copied, L.LightningModule) and copied._compiler_ctx is not None:
+    copied = duplicate(module) if is_instance(module, L.LightningModule) else copy.deepcopy(module)
+    if is_instance(copied, L.LightningModule) and copied._compiler_ctx is not None:
         # Lightning binds compiled methods to a compiled module; those of a copy would run the original.
         to_uncompiled(copied)
         for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):

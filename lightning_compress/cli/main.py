@@ -21,6 +21,7 @@ from lightning_compress.apps.configuration.overrides import at_home
 from lightning_compress.cli.advise import add_advise
 from lightning_compress.cli.bench import add_bench
 from lightning_compress.cli.compare import add_compare
+from lightning_compress.cli.completion import is_completion, line_of_settings, subcommands_for
 from lightning_compress.cli.doctor import add_doctor
 from lightning_compress.cli.inspect import add_inspect
 from lightning_compress.cli.parser import Command, add_parser
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for add in COMMANDS:
         add(commands)
     given = [at_home(text) for text in (sys.argv[1:] if argv is None else argv)]
+    if is_completion(given):
+        return _complete(given, list(commands.choices))
     arguments, rest = parser.parse_known_args(given)
     if rest and not arguments.passes_on:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -66,6 +69,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"\nInterrupted. {interrupt}".rstrip(), file=sys.stderr)
         return INTERRUPTED
+
+
+def _complete(arguments: list[str], names: list[str]) -> int:
+    """Answer a shell's completion, or print what installs it: ``eval "$(lightning-compress -sc install=bash)"``."""
+    line = os.environ.get("COMP_LINE", "")
+    if any("query=" in text for text in arguments):
+        found = subcommands_for(line, names)
+        if found is not None:
+            print(" ".join(found))
+            return DONE
+        with line_of_settings(line):
+            return train(argparse.Namespace(json=False), arguments)
+    return train(argparse.Namespace(json=False), arguments)
 
 
 def add_train(commands: Any) -> None:
@@ -140,7 +156,8 @@ def _process_for_hydra(overrides: list[str]) -> Iterator[None]:
     The working directory is importable meanwhile, for ``model._target_=my_module.MyModel``.
     """
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["lightning-compress train", *overrides]
+    # Hydra's completion registers for the program of this name, its help shows it.
+    sys.argv = ["lightning-compress" if is_completion(overrides) else "lightning-compress train", *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         with working_directory_importable():

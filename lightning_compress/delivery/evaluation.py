@@ -13,9 +13,6 @@ from typing import Any, Literal, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
@@ -25,6 +22,7 @@ from typing_extensions import override
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.example_inputs import in_float32, in_other_precision
 from lightning_compress.foundation.nested import tensors
+from lightning_compress.lightning_packages import base_of, is_overridden, package_of
 
 Split = Literal["val", "test"]
 _STEP = {"val": "validation_step", "test": "test_step"}
@@ -54,7 +52,8 @@ class EvaluationData:
         """The data of a Trainer that has fitted, without touching the Trainer."""
         datamodule = getattr(trainer, "datamodule", None) if dataloaders is None else None
         module = trainer.lightning_module
-        if dataloaders is None and split == "val" and datamodule is None and not is_overridden(_LOADER["val"], module):
+        own = datamodule is not None or is_overridden(_LOADER["val"], module, L.LightningModule)
+        if dataloaders is None and split == "val" and not own:
             dataloaders = trainer.val_dataloaders
         limit = trainer.limit_val_batches if split == "val" else trainer.limit_test_batches
         return cls(split, _whole(dataloaders), datamodule, limit or 1.0, in_other_precision(module))
@@ -66,15 +65,17 @@ class EvaluationData:
             CompressionError: There is not.
         """
         step, loader = _STEP[self.split], _LOADER[self.split]
-        if not is_overridden(step, module):
+        if not is_overridden(step, module, L.LightningModule):
             raise CompressionError.field(
                 f"{field}.split",
                 expected=f"a split that {type(module).__name__} evaluates",
                 got=self.split,
                 fix=f"Define {step}, or give verify=False.",
             )
-        source = self.datamodule if self.datamodule is not None else module
-        if self.dataloaders is None and not is_overridden(loader, source):
+        own = self.datamodule is None
+        source: Any = module if own else self.datamodule
+        kind: type = L.LightningModule if own else L.LightningDataModule
+        if self.dataloaders is None and not is_overridden(loader, source, kind):
             raise CompressionError.field(
                 f"{field}.split",
                 expected=f"a split with data; {type(source).__name__} has no {loader}",
@@ -137,7 +138,7 @@ def evaluate(
             part.distributed_available_fn = _alone
     datamodule = None if data.datamodule is None else _borrowed(data.datamodule, data.split)
     with undisturbed():
-        trainer = quiet_trainer(data, [_Batches(on_batch)] if on_batch is not None else [])
+        trainer = quiet_trainer(module, data, [_Batches(on_batch)] if on_batch is not None else [])
         if forward is not None:
             module.get_submodule(entry).forward = counted
         run = trainer.validate if data.split == "val" else trainer.test
@@ -159,12 +160,13 @@ def _keep_built(module: L.LightningModule, split: Split) -> None:
         set_up(stage)
         module.load_state_dict(weights, strict=False)
 
-    _unhook(module, L.LightningModule, ("prepare_data", "configure_model", "configure_callbacks", "teardown"))
+    base = base_of(module, L.LightningModule)
+    _unhook(module, base, ("prepare_data", "configure_model", "configure_callbacks", "teardown"))
     if split == "test":
         module.setup = for_test  # type: ignore[method-assign]
     else:
         # fit has run setup("fit"), which covers validation.
-        _unhook(module, L.LightningModule, ("setup",))
+        _unhook(module, base, ("setup",))
 
 
 def _borrowed(datamodule: L.LightningDataModule, split: Split) -> L.LightningDataModule:
@@ -174,7 +176,7 @@ def _borrowed(datamodule: L.LightningDataModule, split: Split) -> L.LightningDat
     """
     borrowed = copy.copy(datamodule)
     hooks = ("prepare_data", "teardown") if split == "test" else ("prepare_data", "setup", "teardown")
-    _unhook(borrowed, L.LightningDataModule, hooks)
+    _unhook(borrowed, base_of(borrowed, L.LightningDataModule), hooks)
     return borrowed
 
 
@@ -187,14 +189,18 @@ def _unhook(owner: object, base: type, hooks: tuple[str, ...]) -> None:
         setattr(owner, hook, MethodType(getattr(base, hook), owner))
 
 
-def quiet_trainer(data: EvaluationData, callbacks: list[Callback]) -> L.Trainer:
-    """A Trainer on the CPU that evaluates and writes nothing."""
-    return L.Trainer(
-        plugins=[_Float32()] if data.float32 else None,
+def quiet_trainer(module: L.LightningModule, data: EvaluationData, callbacks: list[Callback]) -> L.Trainer:
+    """A Trainer of the module's package, on the CPU, that evaluates and writes nothing."""
+    package = package_of(module)
+    precision = package.plugins.precision.Precision()
+    if data.float32:
+        precision.convert_input = in_float32
+    trainer: L.Trainer = package.Trainer(
+        plugins=[precision],
         accelerator="cpu",
         devices=1,
         # Steps may use self.logger.experiment: this one takes everything and keeps nothing.
-        logger=DummyLogger(),
+        logger=package.loggers.logger.DummyLogger(),
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -202,12 +208,7 @@ def quiet_trainer(data: EvaluationData, callbacks: list[Callback]) -> L.Trainer:
         limit_val_batches=data.limit,
         limit_test_batches=data.limit,
     )
-
-
-class _Float32(Precision):
-    @override
-    def convert_input(self, data: Any) -> Any:
-        return in_float32(data)
+    return trainer
 
 
 class _Batches(Callback):
@@ -226,7 +227,8 @@ class _Batches(Callback):
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Keep the process's random numbers, and Lightning's advice about a Trainer that the user did not make, aside."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    names = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -14,12 +14,14 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.quantize_ops import dequantize, quantize_dequantize
 from lightning_compress.foundation.example_inputs import call_arguments
-from lightning_compress.foundation.nested import Key, replaced_arguments, replaced_at
-from lightning_compress.foundation.recorded_forward import recording
+from lightning_compress.foundation.function_calls import CallHook, on_call
+from lightning_compress.foundation.nested import Key
+from lightning_compress.foundation.recorded_forward import Boundary, recording, watch
 from lightning_compress.quantization.attach import Quantization, find, strip
 from lightning_compress.quantization.candidates import Use
 from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.quantizers import bias as biases
+from lightning_compress.quantization.quantizers.attention import SeparateProjections
 from lightning_compress.quantization.quantizers.base import ActivationQuantizer
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
 
@@ -84,17 +86,20 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
     if folds is None:
         root, folds = duplicate, _folds(duplicate, example_inputs)
     modules = dict(root.named_modules())
+    for host in dict.fromkeys(use.host for weight in integers.values() for use in weight.uses):
+        if SeparateProjections.serves(host):
+            SeparateProjections(host)
     for layer, norm in folds.items():
         _fold(modules[layer], modules[norm], integers.get(f"{layer}.weight"))
-        modules[norm] = nn.Identity()
-        _replace(root, norm, modules[norm])
+        # Its module may do more than the norm.
+        on_call(modules[norm], CallHook("batch_norm", 0, instead=_first))
     stored = [shadow for name, weight in integers.items() for shadow in _store(name, weight, input_scales.get(name))]
     # From the first line of the forward to its last: some read a layer's weight, or its dtype, outside of the layer.
     Shadows(stored).attach(duplicate)
     for module in dict.fromkeys(shadow.owner for shadow in stored if isinstance(shadow.owner, nn.RNNBase)):
         Shadows([]).attach(module)
-    for (place_of, side), paths, quantizer in sites:
-        _constant(modules[place_of], side, paths, quantizer)
+    for at, paths, quantizer in sites:
+        _constant(modules[at.module], at, paths, quantizer)
     return duplicate
 
 
@@ -112,9 +117,7 @@ def _integers(quantization: Quantization) -> dict[str, IntegerWeight]:
     }
 
 
-def _sites(
-    quantization: Quantization,
-) -> list[tuple[tuple[str, str], list[tuple[Key, ...]], ActivationQuantizer]]:
+def _sites(quantization: Quantization) -> list[tuple[Boundary, list[tuple[Key, ...]], ActivationQuantizer]]:
     if quantization.activations and not any(q.observed for q in quantization.activations.values()):
         names = list(quantization.activations)
         raise CompressionError(
@@ -160,9 +163,9 @@ def _fold(layer: nn.Module, norm: nn.Module, weight: IntegerWeight | None) -> No
     layer.register_parameter("bias", nn.Parameter(shift.to(parameter.dtype)))
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, module)
+def _first(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Stands in for a folded batch norm."""
+    return x
 
 
 def _dequantized(owner: nn.Module, attribute: str, axis: int, block: int) -> torch.Tensor:
@@ -227,20 +230,11 @@ def _make_room(weight: IntegerWeight, bias: torch.Tensor, input_scale: float) ->
         weight.scale = scale
 
 
-def _constant(module: nn.Module, side: str, paths: list[tuple[Key, ...]], quantizer: ActivationQuantizer) -> None:
+def _constant(module: nn.Module, place: Boundary, paths: list[tuple[Key, ...]], quantizer: ActivationQuantizer) -> None:
     scale, zero_point = float(quantizer.scale), int(quantizer.zero_point)
     qmin, qmax = quantizer.qmin, quantizer.qmax
 
     def apply(x: torch.Tensor) -> torch.Tensor:
         return quantize_dequantize(x, scale, zero_point, qmin, qmax)
 
-    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return replaced_arguments(args, kwargs, paths, apply)
-
-    def leave(_module: nn.Module, _args: Any, output: Any) -> Any:
-        return replaced_at(output, paths, apply)
-
-    if side == "input":
-        module.register_forward_pre_hook(enter, with_kwargs=True)
-    else:
-        module.register_forward_hook(leave)
+    watch(module, place, paths, apply)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.onnx.session import OnnxModel
 from lightning_compress.export.packed.save_load import load_packed
-from lightning_compress.foundation.nested import replaced, tensors
+from lightning_compress.foundation.nested import tensors
 from lightning_compress.foundation.output_difference import differences, sizes
-from lightning_compress.foundation.recorded_forward import Boundary
+from lightning_compress.foundation.recorded_forward import watch
 from lightning_compress.quantization import find, strip
 
 ROUNDING = 0.05
@@ -163,7 +163,8 @@ def _watched(model: nn.Module, seen: list[_Seen]) -> Iterator[None]:
             quantizer = quantization.activations[site.name]
             grid = (float(quantizer.scale), int(quantizer.zero_point))
             for boundary in site.boundaries:
-                handles.append(_watch(modules[boundary.module], boundary, _Note(site.name, grid, seen)))
+                note = _Note(site.name, grid, seen)
+                handles.append(watch(modules[boundary.module], boundary, [boundary.path], note))
     try:
         yield
     finally:
@@ -182,18 +183,6 @@ class _Note:
             # Operations after the quantizer may work in place.
             self.seen.append(_Seen(self.name, value.detach().clone(), self.grid))
         return value
-
-
-def _watch(module: nn.Module, boundary: Boundary, note: _Note) -> torch.utils.hooks.RemovableHandle:
-    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        replaced(dict(kwargs) if isinstance(boundary.path[0], str) else args, boundary.path, note)
-
-    def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-        replaced(output, boundary.path, note)
-
-    if boundary.side == "input":
-        return module.register_forward_pre_hook(enter, with_kwargs=True)
-    return module.register_forward_hook(leave)
 
 
 def _of_onnx(

@@ -127,9 +127,7 @@ def _shapes(names: Mapping[str, Any], carrying: list[str], batch: Any, axes: Map
     return {name: {**first.get(name, {}), **axes.get(name, {})} or None for name in names}
 
 
-def _axes(
-    given: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]], field: str
-) -> dict[str, dict[int, Any]]:
+def _axes(given: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]], field: str) -> dict[str, dict[int, Any]]:
     """Dimensions whose bounds torch.export finds by itself."""
     for name, free in axes.items():
         if name not in given:

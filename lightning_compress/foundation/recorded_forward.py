@@ -6,18 +6,21 @@ Works on arbitrary eager code. Forward hooks name the tensors that pass a module
 
 from __future__ import annotations
 
+import dis
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_compress.foundation.nested import Key, tensors
+from lightning_compress.foundation.function_calls import CallHandle, CallHook, function_name, known_functions, on_call
+from lightning_compress.foundation.nested import Key, replaced_arguments, replaced_at, tensors
 
 _SITE_PACKAGES = (
     str(Path(torch.__file__).parent),
@@ -28,21 +31,26 @@ _SITE_PACKAGES = (
 
 _PROPERTIES = {"T": "t", "mT": "transpose", "data": "detach"}
 """Properties that are views of a tensor → the operation that makes the same."""
+Handle = torch.utils.hooks.RemovableHandle | CallHandle
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """A place where a tensor enters or leaves a module.
+    """A place where a tensor enters or leaves a module, or a function that the module's own forward calls.
 
     Attributes:
         module: Full name of the module.
         side: ``"input"`` or ``"output"``.
         path: Where the tensor stands in the arguments or the result (``()`` for the result itself).
+        function: Name of the function; empty for the module itself.
+        call: Which of the forward's calls of that function.
     """
 
     module: str
     side: str
     path: tuple[Key, ...]
+    function: str = ""
+    call: int = 0
 
 
 @dataclass(eq=False)
@@ -72,7 +80,21 @@ class Value:
 
 @dataclass(eq=False)
 class Op:
-    """One operation: its normalized name, its values, and the modules that it ran in, innermost last."""
+    """One operation.
+
+    Attributes:
+        name: Its normalized name.
+        inputs: The tensors among its arguments.
+        outputs: The tensors in its result.
+        modules: The modules that it ran in, innermost last.
+        where: File and line of the call.
+        arguments: Positional arguments.
+        keywords: Keyword arguments.
+        paths: Where each input stands in the arguments, a name first for keyword arguments.
+        results: Where each output stands in the result.
+        call: Which call of this function it is in its module's own forward; ``None`` where it cannot be hooked.
+        dropped: Whether its caller drops the result, as after a function that works in place.
+    """
 
     name: str
     inputs: list[Value]
@@ -80,6 +102,11 @@ class Op:
     modules: tuple[str, ...]
     where: str
     arguments: tuple[Any, ...] = ()
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    paths: tuple[tuple[Key, ...], ...] = ()
+    results: tuple[tuple[Key, ...], ...] = ()
+    call: int | None = None
+    dropped: bool = False
 
 
 @dataclass
@@ -109,15 +136,56 @@ def recording(model: nn.Module) -> Iterator[Tape]:
     recorder = _Recorder(model)
     handles = [handle for name, module in model.named_modules() for handle in recorder.watch(name, module)]
     try:
-        with _eager(), recorder:
+        with uncompiled(), recorder:
             yield recorder.tape
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _eager() -> AbstractContextManager[None]:
-    """Let compiled modules run as they are written, since a graph shows neither hooks nor operations."""
+def watch(
+    module: nn.Module, place: Boundary, paths: Sequence[tuple[Key, ...]], function: Callable[[Tensor], Tensor]
+) -> Handle:
+    """Let a function see, and replace, the tensors at a boundary.
+
+    Args:
+        module: The boundary's module.
+        place: The boundary.
+        paths: Where the tensors stand there.
+        function: Takes a tensor and returns the one that goes on.
+
+    Returns:
+        A handle that takes the function off again.
+
+    Example:
+        >>> net = nn.Sequential(nn.ReLU())
+        >>> handle = watch(net, Boundary("", "output", ()), [()], lambda x: x + 1)
+        >>> net(torch.zeros(1))
+        tensor([1.])
+        >>> handle.remove()
+    """
+
+    def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return replaced_arguments(args, kwargs, paths, function)
+
+    def leave(result: Any) -> Any:
+        return replaced_at(result, paths, function)
+
+    if place.function:
+        before, after = (enter, None) if place.side == "input" else (None, leave)
+        return on_call(module, CallHook(place.function, place.call, before=before, after=after))
+    if place.side == "input":
+        return module.register_forward_pre_hook(lambda _, args, kwargs: enter(args, kwargs), with_kwargs=True)
+    return module.register_forward_hook(lambda _module, _args, output: leave(output))
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Let compiled modules run as they are written, since a graph shows neither hooks nor operations.
+
+    Example:
+        >>> with uncompiled():
+        ...     _ = nn.Linear(2, 2)(torch.zeros(1, 2))
+    """
     # Nothing is compiled in a process that has not loaded the compiler, and loading it takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
@@ -140,13 +208,22 @@ def unrecorded() -> Iterator[None]:
         _Recorder.paused = before
 
 
+@dataclass
+class _Frame:
+    """One forward that is running: its module, the values made before it, and its calls by function."""
+
+    module: str
+    entered: int
+    counts: dict[str, int] = field(default_factory=dict)
+
+
 class _Recorder(TorchFunctionMode):
     paused = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.tape = Tape()
-        self._stack: list[tuple[str, int]] = []
+        self._stack: list[_Frame] = []
         self._values: dict[int, Value] = {}
         # Tensors must outlive the recording, or a new one could take over an id.
         self._alive: list[torch.Tensor] = []
@@ -157,13 +234,17 @@ class _Recorder(TorchFunctionMode):
     def watch(self, name: str, module: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
         def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.tape.calls[name] = self.tape.calls.get(name, 0) + 1
-            self._stack.append((name, len(self._alive)))
+            self._stack.append(_Frame(name, len(self._alive)))
             for path, tensor in tensors((*args, kwargs) if kwargs else args):
                 boundary = Boundary(name, "input", _argument_path(path, len(args)))
                 self._value(tensor).inputs.append(boundary)
 
+        def begin(_module: nn.Module, _args: tuple[Any, ...]) -> None:
+            # Other hooks before the forward are no part of it.
+            self._stack[-1].counts.clear()
+
         def leave(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            _, entered = self._stack.pop()
+            entered = self._stack.pop().entered
             for path, tensor in tensors(output):
                 # A module that hands its input on unchanged (Identity, an empty Sequential) made nothing: a
                 # quantizer behind it would miss the tensor's other users.
@@ -172,6 +253,7 @@ class _Recorder(TorchFunctionMode):
                     value.outputs.append(Boundary(name, "output", path))
 
         yield module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+        yield module.register_forward_pre_hook(begin)
         yield module.register_forward_hook(leave)
 
     def __torch_function__(
@@ -181,18 +263,40 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         if _Recorder.paused:
             return result
+        call = self._count(func)
         # A parameter that an optimizer writes inside the recording stays that parameter.
-        made = [tensor for _, tensor in tensors(result) if id(tensor) not in self._parameters]
+        made = [(path, tensor) for path, tensor in tensors(result) if id(tensor) not in self._parameters]
         if made and (name := _name(func)) is not None:
-            used = [self._value(tensor) for _, tensor in tensors((*args, kwargs))]
-            modules = tuple(name for name, _ in self._stack)
-            op = Op(name, used, [], modules, _caller(), args)
-            for value in dict.fromkeys(used):
+            used = list(tensors((*args, kwargs)))
+            frame = _caller()
+            op = Op(
+                name=name,
+                inputs=[self._value(tensor) for _, tensor in used],
+                outputs=[],
+                modules=tuple(frame.module for frame in self._stack),
+                where=f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}",
+                arguments=args,
+                keywords=kwargs,
+                paths=tuple(_argument_path(path, len(args)) for path, _ in used),
+                results=tuple(path for path, _ in made),
+                call=call,
+                dropped=_drops_result(frame),
+            )
+            for value in dict.fromkeys(op.inputs):
                 value.consumers.append(op)
-            for tensor in made:
+            for _, tensor in made:
                 op.outputs.append(self._add(tensor, Value(producer=op)))
             self.tape.ops.append(op)
         return result
+
+    def _count(self, func: Any) -> int | None:
+        """Which call of a function this is in the forward that is running."""
+        name = known_functions().get(func) if self._stack and type(func).__hash__ is not None else None
+        if name is None:
+            return None
+        counts = self._stack[-1].counts
+        counts[name] = counts.get(name, 0) + 1
+        return counts[name] - 1
 
     def _value(self, tensor: torch.Tensor) -> Value:
         if id(tensor) not in self._values:
@@ -212,19 +316,23 @@ def _argument_path(path: tuple[Key, ...], positional: int) -> tuple[Key, ...]:
 
 
 def _name(func: Any) -> str | None:
-    """``torch.Tensor.add_``, ``__iadd__`` and ``torch.add`` are all ``add``; ``None`` for properties like ``grad``."""
-    name: str = getattr(func, "__name__", type(func).__name__).strip("_")
-    if name == "get":
-        return _PROPERTIES.get(func.__self__.__name__)
-    for prefix in ("i", "r"):
-        if name.startswith(prefix) and name[1:] in {"add", "mul", "sub", "truediv", "matmul"}:
-            return name[1:]
-    return name
+    """The operation; that of a property which makes a view, and ``None`` for others like ``grad``."""
+    name = function_name(func)
+    return _PROPERTIES.get(func.__self__.__name__) if name == "get" else name
 
 
-def _caller() -> str:
-    """File and line of the user's code that called the operation."""
+def _caller() -> FrameType:
+    """The user's code that called the operation."""
     frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_SITE_PACKAGES):
         frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    return frame
+
+
+def _drops_result(frame: FrameType) -> bool:
+    """Whether the statement that is running drops what its call returns."""
+    code = frame.f_code.co_code
+    after = frame.f_lasti + 2
+    while after < len(code) and code[after] == dis.opmap.get("CACHE", -1):
+        after += 2
+    return after < len(code) and code[after] == dis.opmap["POP_TOP"]

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_compress.lightning_packages import is_instance
+
 PATIENCE_S = 120
 """How long an artifact or the end of a run may wait for a server before the run goes on without it."""
 
@@ -20,7 +22,7 @@ def connected(logger: Logger) -> str | None:
     Returns:
         Why it cannot be used: its server refuses, or does not answer within ``init_timeout``; else ``None``.
     """
-    if not isinstance(logger, WandbLogger):
+    if not is_instance(logger, WandbLogger):
         return None
     import wandb
 
@@ -31,6 +33,14 @@ def connected(logger: Logger) -> str | None:
     except (wandb.Error, OSError) as error:
         return " ".join(str(error).split())
     return None
+
+
+def place(logger: Logger) -> str | None:
+    """Where a W&B run can be seen: its page, or offline the folder that ``wandb sync`` takes; else ``None``."""
+    if not is_instance(logger, WandbLogger):
+        return None
+    run = logger.experiment
+    return run.url or os.path.dirname(run.dir)
 
 
 def finish() -> None:
@@ -47,7 +57,7 @@ def finish() -> None:
 def kept_going(logger: Logger, what: str) -> Iterator[None]:
     """Turn what a logger's server or disk does wrong into a warning."""
     failures: tuple[type[Exception], ...] = (OSError, TimeoutError)
-    if isinstance(logger, WandbLogger):
+    if is_instance(logger, WandbLogger):
         import wandb
 
         failures += (wandb.Error,)

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_compress.foundation.checksum import sha256
+from lightning_compress.lightning_packages import is_instance
 from lightning_compress.loggers.connection import PATIENCE_S, finish, kept_going
 from lightning_compress.loggers.training import log_image
 
@@ -48,7 +49,7 @@ def log_report(
     numbers = summary(report)
     for logger in loggers:
         with kept_going(logger, "the report"):
-            if isinstance(logger, WandbLogger):
+            if is_instance(logger, WandbLogger):
                 logger.experiment.summary.update(dict(numbers))
                 _log_files(logger.experiment, report, files, dense, checkpoint)
             else:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from lightning_compress.foundation.atomic_write import replacing
+from lightning_compress.lightning_packages import is_instance
 from lightning_compress.loggers.connection import kept_going
 from lightning_compress.metrics.layer_table import LayerRow
 
@@ -41,7 +42,7 @@ def log_plan(loggers: Iterable[Logger], plan: Mapping[str, Any]) -> None:
     text = json.dumps(plan, indent=2, default=str)
     for logger in loggers:
         with kept_going(logger, "the plan"):
-            if isinstance(logger, WandbLogger):
+            if is_instance(logger, WandbLogger):
                 logger.experiment.config.update({"compress": json.loads(text)}, allow_val_change=True)
             elif (folder := _folder(logger)) is not None:
                 with replacing(folder / "compress_plan.json") as path:
@@ -85,12 +86,12 @@ def log_histograms(loggers: Iterable[Logger], weights: Mapping[str, Tensor], ste
         with kept_going(logger, "the histograms"):
             for name, weight in weights.items():
                 values = weight.detach().float().cpu().numpy().ravel()
-                if isinstance(logger, WandbLogger):
+                if is_instance(logger, WandbLogger):
                     import wandb
 
                     found = wandb.Histogram(np_histogram=np.histogram(values[np.isfinite(values)], bins=_BINS))
                     logger.log_metrics({f"{WEIGHTS}/{name}": found}, step)  # type: ignore[dict-item]
-                elif isinstance(logger, TensorBoardLogger):
+                elif is_instance(logger, TensorBoardLogger):
                     logger.experiment.add_histogram(f"{WEIGHTS}/{name}", values, step)
 
 
@@ -108,9 +109,9 @@ def log_image(loggers: Iterable[Logger], key: str, png: bytes) -> None:
 
     for logger in loggers:
         with kept_going(logger, f"the picture {key}"):
-            if isinstance(logger, WandbLogger):
+            if is_instance(logger, WandbLogger):
                 logger.log_image(key, [Image.open(io.BytesIO(png))])
-            elif isinstance(logger, TensorBoardLogger):
+            elif is_instance(logger, TensorBoardLogger):
                 pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
                 logger.experiment.add_image(key, pixels, dataformats="HWC")
             elif (folder := _folder(logger)) is not None:
@@ -129,7 +130,7 @@ def alert(loggers: Iterable[Logger], title: str, text: str) -> None:
     """
     rank_zero_warn(f"{title}: {text}")
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if is_instance(logger, WandbLogger):
             with kept_going(logger, "an alert"):
                 logger.experiment.alert(title=title, text=text, level="WARN")
 
@@ -139,7 +140,7 @@ def _log_table(
 ) -> None:
     for logger in loggers:
         with kept_going(logger, what):
-            if isinstance(logger, WandbLogger):
+            if is_instance(logger, WandbLogger):
                 logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
             elif (folder := _folder(logger)) is not None:
                 with (
@@ -151,7 +152,7 @@ def _log_table(
 
 def _folder(logger: Logger) -> Path | None:
     """Where a local logger writes."""
-    if not isinstance(logger, CSVLogger | TensorBoardLogger):
+    if not (is_instance(logger, CSVLogger) or is_instance(logger, TensorBoardLogger)):
         return None
     folder = Path(logger.log_dir)
     folder.mkdir(parents=True, exist_ok=True)

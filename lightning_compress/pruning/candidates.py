@@ -1,16 +1,19 @@
-"""Which parameters of a model can be pruned, and by which names they go."""
+"""Which parameters of a model can be pruned, by which names they go, and which are pruned by default."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.pruning.recorded_weights import ParameterUse
 from lightning_compress.pruning.settings import Settings
 from lightning_compress.targets import Candidate, Selection, select
 
-_DEFAULT_LAYERS = (
+_LAYERS = (
     nn.Linear,
     nn.Bilinear,
     nn.Conv1d,
@@ -23,14 +26,29 @@ _DEFAULT_LAYERS = (
     nn.RNNCellBase,
     nn.MultiheadAttention,
 )
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+_TABLE_CLASS = re.compile(r"(?i)norm|embed|position|rotary|codebook")
+_TABLE_NAME = re.compile(r"(?i)bias|norm|emb|(^|_)pos|token|cls|latent|prompt|table|codebook|scale|gamma|beta|temper")
+_WEIGHT_NAME = re.compile(r"(?i)(^|_)(weights?|kernels?|proj|experts?)(\d*$|_)|^w(_?[a-z0-9]{1,3})?$")
+
+EXPECTED = "a bias, norm, embedding or table"
+"""Why most other parameters are dense; nobody needs to be told."""
 
 
-def candidates(model: nn.Module) -> list[Candidate[nn.Parameter]]:
+def candidates(model: nn.Module, use: ParameterUse | None = None) -> list[Candidate[nn.Parameter]]:
     """List every floating point parameter of the model, tied ones once.
 
-    Matrices and kernels of linear, convolution, recurrent and attention layers are selected by default. Biases,
-    norms and embeddings are there to be named; a bias answers to its own full name only, never to its layer's
-    name or class.
+    Selected by default are the matrices and kernels of linear, convolution, recurrent and attention layers, and those
+    of any other class that a product reads as its weight. Without a recorded forward the latter are guessed: they have
+    two dimensions or more, the name of a weight (``weight``, ``w1``, ``kernel``, ``down_proj``) and are in no class of
+    norms or embeddings. Biases, norms, embeddings and positional tables are there to be named; a bias answers to its
+    own full name only, never to its layer's name or class.
+
+    Args:
+        model: The model.
+        use: What a recorded forward did with the parameters, see :func:`.recorded_weights.record_use`.
 
     Raises:
         CompressionError: A lazy layer has not seen its first batch, so its weights have no shape yet.
@@ -40,40 +58,46 @@ def candidates(model: nn.Module) -> list[Candidate[nn.Parameter]]:
         [(('0.weight', '0'), True), (('0.bias',), False)]
     """
     names: dict[nn.Parameter, list[str]] = {}
-    owners: dict[nn.Parameter, list[nn.Module]] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for name, parameter in module.named_parameters(prefix=prefix, recurse=False):
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise CompressionError(
-                    f"{name}: a lazy layer whose weights have no shape yet. Run one batch through the model first."
-                )
-            if not parameter.is_floating_point():
-                continue
-            names.setdefault(parameter, []).append(name)
-            owners.setdefault(parameter, []).append(module)
+    owners = _owners(model)
+    for parameter, places in owners.items():
+        names[parameter] = [name for name, _ in places]
+        for name, _ in places:
+            prefix = name.rpartition(".")[0]
             if prefix and _is_weight(name, parameter):
                 names[parameter].append(prefix)
     return [
         Candidate(
             tuple(names[parameter]),
             # A module without a telling class, so that the class "Linear" does not name a Linear's bias.
-            modules[0] if _is_weight(names[parameter][0], parameter) else nn.Module(),
+            places[0][1] if _is_weight(places[0][0], parameter) else nn.Module(),
             parameter,
-            default=_is_matrix(names[parameter][0], parameter)
-            and all(isinstance(module, _DEFAULT_LAYERS) for module in modules),
+            default=_dense_because(parameter, places, use) is None,
         )
-        for parameter, modules in owners.items()
+        for parameter, places in owners.items()
     ]
 
 
-def choose(model: nn.Module, settings: Settings) -> list[Selection[nn.Parameter]]:
+def left_dense(model: nn.Module, use: ParameterUse | None = None) -> dict[str, str]:
+    """Matrices that are not pruned by default though they may be weights, with the reason.
+
+    Example:
+        >>> net = nn.Module()
+        >>> net.mixing = nn.Parameter(nn.Linear(4, 4).weight.detach())
+        >>> left_dense(net)
+        {'mixing': 'it is in no known layer; with example_inputs one forward shows whether it is a weight'}
+    """
+    reasons = {places[0][0]: _dense_because(parameter, places, use) for parameter, places in _owners(model).items()}
+    return {name: reason for name, reason in reasons.items() if reason not in (None, EXPECTED)}
+
+
+def choose(model: nn.Module, settings: Settings, use: ParameterUse | None = None) -> list[Selection[nn.Parameter]]:
     """Select the parameters to prune, in the model's order.
 
     Raises:
         CompressionError: A pattern matches nothing, or nothing is left to prune.
     """
     selection = select(
-        candidates(model),
+        candidates(model, use),
         targets=settings.targets,
         ignore=settings.ignore,
         overrides=settings.overrides,
@@ -85,6 +109,51 @@ def choose(model: nn.Module, settings: Settings) -> list[Selection[nn.Parameter]
             "linear, recurrent or attention layer that is not ignored; name others with targets."
         )
     return selection
+
+
+def _owners(model: nn.Module) -> dict[nn.Parameter, list[tuple[str, nn.Module]]]:
+    """Parameter → its full names, each with the module that has it."""
+    owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(prefix=prefix, recurse=False):
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise CompressionError(
+                    f"{name}: a lazy layer whose weights have no shape yet. Run one batch through the model first."
+                )
+            if parameter.is_floating_point():
+                owners.setdefault(parameter, []).append((name, module))
+    return owners
+
+
+def _dense_because(
+    parameter: nn.Parameter, places: Sequence[tuple[str, nn.Module]], use: ParameterUse | None
+) -> str | None:
+    """Why a parameter is not pruned by default; ``None`` if it is."""
+    name = places[0][0]
+    modules = [module for _, module in places]
+    if not _is_matrix(name, parameter) or any(isinstance(module, _TABLES + _NORMS) for module in modules):
+        return EXPECTED
+    in_layer = all(isinstance(module, _LAYERS) for module in modules)
+    own_name = name.rpartition(".")[2]
+    if not in_layer and (
+        sum(size > 1 for size in parameter.shape) < 2
+        or _TABLE_NAME.search(own_name)
+        or (use is not None and name in use.tables)
+    ):
+        return EXPECTED
+    if use is not None and name in use.computed and name not in use.weights:
+        return f"its layer computes with {use.computed[name]}() of it, whose zeros are not where its own are"
+    if in_layer:
+        return None
+    if use is not None and name in use.weights:
+        return None
+    if any(_TABLE_CLASS.search(base.__name__) for module in modules for base in type(module).__mro__):
+        return EXPECTED
+    if use is not None and name in use.seen:
+        return "no product or convolution reads it as its weight"
+    if _WEIGHT_NAME.search(own_name):
+        return None
+    return "it is in no known layer; with example_inputs one forward shows whether it is a weight"
 
 
 def _is_weight(name: str, parameter: nn.Parameter) -> bool:

@@ -50,7 +50,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class NOfM(Pattern):
-    """At most ``n`` of every ``m`` neighbours along the input dimension (dimension 1) are non-zero.
+    """At most ``n`` of every ``m`` neighbours along the input dimension ``dim`` are non-zero.
 
     A unit is one group of ``m``; pruning it removes its ``m - n`` smallest entries. During a gradual schedule a
     growing share of the groups is pruned; at the end every group is.
@@ -60,11 +60,12 @@ class NOfM(Pattern):
 
     n: int = 2
     m: int = 4
+    dim: int = 1
 
     def refusal(self, shape: Sequence[int]) -> str | None:
         """See :meth:`Pattern.refusal`."""
-        if len(shape) < 2 or shape[1] % self.m:
-            return f"pattern {self.text} needs an input dimension (dimension 1) divisible by {self.m}"
+        if len(shape) < 2 or shape[self.dim] % self.m:
+            return f"pattern {self.text} needs an input dimension (dimension {self.dim}) divisible by {self.m}"
         return None
 
     def units(self, shape: Sequence[int]) -> int:
@@ -76,7 +77,7 @@ class NOfM(Pattern):
         return 1 - self.n / self.m
 
     def _groups(self, scores: Tensor) -> Tensor:
-        return scores.movedim(1, -1).reshape(-1, self.m)
+        return scores.movedim(self.dim, -1).reshape(-1, self.m)
 
     def unit_scores(self, scores: Tensor) -> Tensor:
         """Sum of the entries that would go, 1-D over groups."""
@@ -87,8 +88,8 @@ class NOfM(Pattern):
         smallest = self._groups(scores).sort(dim=1, stable=True).indices[:, : self.m - self.n]
         groups = torch.ones(kept.numel(), self.m, dtype=torch.bool, device=kept.device)
         groups.scatter_(1, smallest, kept[:, None].expand(-1, self.m - self.n))
-        moved = scores.movedim(1, -1).shape
-        return groups.reshape(moved).movedim(-1, 1)
+        moved = scores.movedim(self.dim, -1).shape
+        return groups.reshape(moved).movedim(-1, self.dim)
 
 
 @dataclass(frozen=True)

@@ -144,14 +144,16 @@ class Pruner:
         self.churn = 0.0
         """Share of the target weights whose mask changed in the last update."""
         self.skipped: dict[str, str] = {}
-        """Parameters or channel groups that the pattern does not fit, with the reason."""
+        """Matrices or channel groups that stay dense though no setting says so, with the reason."""
         self._asked: dict[str, float] = {}
         self._scores = Scores(settings)
         self._groups: list[ChannelGroup] = []
         if isinstance(settings.pattern, Channel):
             self._sites, self._groups, self.skipped = channel_sites(model, settings, example_inputs)
         else:
-            self._sites, self.skipped = weight_sites(model, settings)
+            self._sites, self.skipped = weight_sites(model, settings, example_inputs)
+        self._numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        self._warn_of_dense()
         refuse_floors(settings, self._groups or self._sites)
         if settings.keep_zeros:
             for site in self._sites:
@@ -193,6 +195,15 @@ class Pruner:
         total = sum(site.parameter.numel() for site in self._sites)
         kept = sum(int(site.parameter.detach().count_nonzero()) for site in self._sites)
         return 1 - kept / total
+
+    @property
+    def coverage(self) -> float:
+        """Share of the model's parameters that are pruned; the others stay dense whatever ``final_sparsity`` is."""
+        return sum(site.mask.numel() for site in self._sites) / sum(self._numel.values())
+
+    def sparsity_of_model(self) -> float:
+        """Share of all the model's parameters, biases, norms and embeddings among them, that are zeros in targets."""
+        return self.sparsity() * self.coverage
 
     def sparsity_target(self) -> float:
         """Share of zeros asked of the target weights together at the last update; 0 before the first."""
@@ -405,6 +416,21 @@ class Pruner:
             for site in self._sites
             if site.name in state_dict["movement"]
         }
+
+    def _warn_of_dense(self) -> None:
+        dense = {name: reason for name, reason in self.skipped.items() if name in self._numel}
+        share = sum(self._numel[name] for name in dense) / sum(self._numel.values())
+        if share < 0.01:
+            return
+        largest = sorted(dense, key=lambda name: -self._numel[name])
+        named = ", ".join(f"{name} ({dense[name]})" for name in largest[:3])
+        more = f" and {len(dense) - 3} more" if len(dense) > 3 else ""
+        warnings.warn(
+            f"{self._settings.field}: {100 * share:.0f} % of the model's parameters stay dense without being asked to: "
+            f"{named}{more}. final_sparsity is a share of the pruned weights, {100 * self.coverage:.0f} % of the "
+            "parameters. Name the others in targets to prune them, or in ignore to confirm.",
+            stacklevel=5,
+        )
 
     def _warn_of_collapse(self, before: list[int], after: list[int]) -> None:
         for site, old, new in zip(self._sites, before, after, strict=True):

@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning.candidates import choose
+from lightning_compress.pruning.candidates import candidates, choose, left_dense
 from lightning_compress.pruning.channels.group import ChannelGroup
 from lightning_compress.pruning.channels.shrink import removable_groups
-from lightning_compress.pruning.patterns import Pattern
+from lightning_compress.pruning.patterns import NOfM, Pattern
 from lightning_compress.pruning.prunable import Site
+from lightning_compress.pruning.recorded_weights import ParameterUse, record_use
 from lightning_compress.pruning.settings import Settings
+from lightning_compress.targets import rank
 
 
-def weight_sites(model: nn.Module, settings: Settings) -> tuple[list[Site], dict[str, str]]:
+def weight_sites(model: nn.Module, settings: Settings, example_inputs: Any = None) -> tuple[list[Site], dict[str, str]]:
     """One site for each weight to prune.
 
+    Args:
+        model: The model.
+        settings: What is asked for.
+        example_inputs: Inputs of one forward, which shows what parameters are weights; by default the module's
+            ``example_input_array``. Without them classes and names decide.
+
     Returns:
-        The sites, and the parameters that the pattern does not fit, with the reason.
+        The sites, and the matrices that stay dense though nobody asked for it, with the reason.
 
     Raises:
         CompressionError: Nothing is left to prune, or the pattern does not fit a weight that was named.
     """
+    inputs = example_inputs if example_inputs is not None else getattr(model, "example_input_array", None)
+    use = None if inputs is None else record_use(model, inputs, settings.field)
+    selection = choose(model, settings, use)
     sites = []
-    skipped: dict[str, str] = {}
-    for selected in choose(model, settings):
+    skipped = _left_out(model, settings, {selected.name for selected in selection}, use)
+    for selected in selection:
         name, parameter, own = selected.name, selected.value, selected.overrides
         pattern: Pattern = own.get("pattern", settings.pattern)
+        if isinstance(pattern, NOfM) and use is not None and use.weights.get(name) == 0:
+            # A layer that holds [in, out].
+            pattern = dataclasses.replace(pattern, dim=0)
         if refusal := pattern.refusal(parameter.shape):
             if settings.targets is not None or own:
                 raise CompressionError(
@@ -41,6 +56,20 @@ def weight_sites(model: nn.Module, settings: Settings) -> tuple[list[Site], dict
         sites.append(Site.of(name, parameter, pattern, **_shares(own, settings)))
     _refuse_nothing(sites, skipped, settings)
     return sites, skipped
+
+
+def _left_out(model: nn.Module, settings: Settings, selected: set[str], use: ParameterUse | None) -> dict[str, str]:
+    """Matrices that stay dense though no setting says so."""
+    if settings.targets is not None:
+        return {}
+    unwanted = [*settings.ignore, *(pattern for pattern, own in settings.overrides.items() if own is None)]
+    left = left_dense(model, use)
+    return {
+        candidate.names[0]: left[candidate.names[0]]
+        for candidate in candidates(model, use)
+        if candidate.names[0] in left.keys() - selected
+        and all(rank(pattern, candidate, settings.field) is None for pattern in unwanted)
+    }
 
 
 def channel_sites(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_compress.foundation.recorded_forward import Op, Tape, Value
-from lightning_compress.quantization.operations import CONVOLUTIONS, LINEAR
+from lightning_compress.foundation.recorded_forward import Op, Tape
+from lightning_compress.quantization.data_flow import activations, joins, source
+from lightning_compress.quantization.operations import CONVOLUTIONS, LINEAR, PRODUCTS
 from lightning_compress.targets import Candidate
 
 _CHANNELS_FIRST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
@@ -92,7 +93,7 @@ def computed(model: nn.Module) -> list[Candidate[str]]:
 
 @dataclass(frozen=True)
 class FunctionalUse:
-    """A weight that a module's forward hands to ``F.linear`` or ``F.conv*`` itself, by names.
+    """A weight that a module's forward hands to a function such as ``F.linear`` or ``torch.addmm`` itself, by names.
 
     Attributes:
         weight: Full name of the weight.
@@ -151,43 +152,69 @@ def outside_uses(tape: Tape, model: nn.Module) -> list[FunctionalUse]:
     return list(found)
 
 
-def activations(tape: Tape) -> set[Value]:
-    """Values on a tape that depend on what modules were given."""
-    found: set[Value] = set()
-    for op in tape.ops:
-        found |= {v for v in op.inputs if v.producer is None and v.parameter is None and v.inputs}
-        if not found.isdisjoint(op.inputs):
-            found.update(op.outputs)
-    return found
-
-
-def joins(op: Op, weight: Value, data: set[Value]) -> bool:
-    """Whether a weight, or what is computed from it, meets activations or is a result before it is a single number."""
-    waiting, seen = [(op, weight)], set()
-    while waiting:
-        op, read = waiting.pop()
-        if any(value in data for value in op.inputs if value is not read):
-            return True
-        for made in op.outputs:
-            if made.ndim and made not in seen:
-                seen.add(made)
-                if made.outputs:
-                    return True
-                waiting += [(user, made) for user in made.consumers]
-    return False
+# Function → where its weight and its bias stand among the arguments.
+_POSITIONS = {
+    **dict.fromkeys(CONVOLUTIONS | LINEAR, (1, 2)),
+    **dict.fromkeys(("matmul", "mm", "bmm"), (1, None)),
+    **dict.fromkeys(("addmm", "baddbmm"), (2, 0)),
+    "bilinear": (2, 3),
+}
 
 
 def _functional(op: Op) -> FunctionalUse | None:
-    if op.name not in CONVOLUTIONS | LINEAR or not op.modules or len(op.inputs) < 2:
+    if not op.modules:
         return None
-    weight, *bias = (value.parameter for value in op.inputs[1:3])
-    if weight is None:
+    if op.name == "einsum":
+        return _in_einsum(op)
+    weight_at, bias_at = _POSITIONS.get(op.name, (None, None))
+    if weight_at is None or len(op.inputs) <= weight_at:
         return None
-    return FunctionalUse(weight, bias[0] if bias else None, op.modules[-1], 1 if "transpose" in op.name else 0)
+    value = op.inputs[weight_at]
+    weight = source(value)
+    if weight.parameter is None or weight.ndim != value.ndim or weight.ndim < 2:
+        return None
+    axis = 1 if "transpose" in op.name else 0
+    if op.name in PRODUCTS:
+        # The last dimension is that of the outputs, unless the weight is transposed on the way.
+        axis = weight.ndim - (1 if value is weight else 2)
+    bias = op.inputs[bias_at].parameter if bias_at is not None and len(op.inputs) > bias_at else None
+    return FunctionalUse(weight.parameter, bias, op.modules[-1], axis)
+
+
+def _in_einsum(op: Op) -> FunctionalUse | None:
+    """A parameter among an einsum's operands; its largest dimension that the result has is that of the outputs."""
+    equation = op.arguments[0]
+    if not isinstance(equation, str) or "->" not in equation or "." in equation:
+        return None
+    operands, result = equation.replace(" ", "").split("->")
+    for letters, value in zip(operands.split(","), op.inputs, strict=False):
+        if value.parameter is not None and value.ndim >= 2:
+            others = "".join(operands.split(",")).replace(letters, "", 1)
+            free = [i for i, letter in enumerate(letters) if letter in result and letter not in others]
+            return FunctionalUse(value.parameter, None, op.modules[-1], free[-1] if free else value.ndim - 1)
+    return None
+
+
+def complex_weights(model: nn.Module) -> list[Candidate[str]]:
+    """Weights of layers that hold complex numbers: why each stays float."""
+    return [
+        Candidate((f"{prefix}.{use.attribute}".lstrip("."), prefix), use.owner, _COMPLEX)
+        for prefix, use, _ in _reads(model)
+        if (parameter := use.owner._parameters.get(use.attribute)) is not None and parameter.is_complex()
+    ]
+
+
+_COMPLEX = (
+    "its numbers are complex, for which no runtime has integer kernels; give it real and imaginary parts in layers of "
+    "their own"
+)
 
 
 def _uses(model: nn.Module) -> Iterator[tuple[str, Use, int]]:
-    return (read for read in _reads(model) if read[1].owner._parameters.get(read[1].attribute) is not None)
+    for prefix, use, axis in _reads(model):
+        parameter = use.owner._parameters.get(use.attribute)
+        if parameter is not None and parameter.is_floating_point():
+            yield prefix, use, axis
 
 
 def _computed_uses(model: nn.Module) -> Iterator[tuple[str, Use, int]]:
@@ -224,6 +251,9 @@ def _reads(model: nn.Module) -> Iterator[tuple[str, Use, int]]:
             for attribute in module._flat_weights_names:
                 if attribute.startswith("weight"):
                     yield prefix, Use(module, attribute, module), 0
+        elif isinstance(module, nn.RNNCellBase):
+            for attribute in ("weight_ih", "weight_hh"):
+                yield prefix, Use(module, attribute, module, attribute.replace("weight", "bias")), 0
         elif isinstance(module, _CHANNELS_FIRST) and module not in read_by_attention:
             yield prefix, Use(module, "weight", module, "bias"), 0
         elif isinstance(module, _CHANNELS_SECOND):

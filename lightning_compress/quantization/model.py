@@ -11,12 +11,14 @@ from torch import nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.example_inputs import call_arguments, evaluating
+from lightning_compress.foundation.function_calls import CallHandle, on_call
 from lightning_compress.foundation.recorded_forward import Tape, recording
 from lightning_compress.foundation.settings_diff import differences
 from lightning_compress.quantization.candidates import (
     FunctionalUse,
     Use,
     Weight,
+    complex_weights,
     computed,
     functional_uses,
     loose,
@@ -24,7 +26,9 @@ from lightning_compress.quantization.candidates import (
     weights,
 )
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
-from lightning_compress.quantization.placement.place import Placement, Site, place
+from lightning_compress.quantization.placement.place import place
+from lightning_compress.quantization.placement.sites import Placement, Site
+from lightning_compress.quantization.quantizers.attention import SeparateProjections
 from lightning_compress.quantization.quantizers.base import (
     ActivationHook,
     ActivationQuantizer,
@@ -39,6 +43,8 @@ from lightning_compress.quantization.quantizers.learned import LearnedActivation
 from lightning_compress.quantization.quantizers.searched import SearchedWeightQuantizer
 from lightning_compress.quantization.settings import QuantizationSettings, WeightSpec, check_bits
 from lightning_compress.targets import Candidate, select
+
+_Handle = torch.utils.hooks.RemovableHandle | CallHandle | ClipForward | SeparateProjections | Unnested
 
 # Where a module keeps what is attached to it.
 ATTRIBUTE = "_lightning_compress_quantization"
@@ -68,7 +74,7 @@ class Quantization:
         self._switch = Switch(model)
         self._switch.momentum = settings.momentum
         self._switch.observe_every = settings.observe_every
-        self._handles: list[torch.utils.hooks.RemovableHandle | ClipForward | Unnested] = []
+        self._handles: list[_Handle] = []
         self._overrides: dict[str, Mapping[str, Any]] = {}
         self._ends: set[str] = set()
         self._loose: dict[str, Mapping[str, Any]] = {}
@@ -225,7 +231,10 @@ class Quantization:
 
     def _attach_weights(self) -> None:
         settings = self.settings
-        candidates: list[Candidate[Any]] = [*weights(self._model), *loose(self._model), *computed(self._model)]
+        model = self._model
+        candidates: list[Candidate[Any]] = [
+            *weights(model), *loose(model), *computed(model), *complex_weights(model)
+        ]  # fmt: skip
         selections = select(
             candidates,
             targets=settings.targets,
@@ -293,6 +302,8 @@ class Quantization:
             by_host.setdefault(use.host, []).append((quantizer, use))
         for host, uses in by_host.items():
             host.__dict__[ATTRIBUTE] = self
+            if SeparateProjections.serves(host):
+                self._handles.append(SeparateProjections(host))
             self._handles += WeightShadows(uses, self._switch).attach(host)
 
     def _quantizer(self, weight: Weight, spec: WeightSpec) -> WeightQuantizer:
@@ -312,9 +323,12 @@ class Quantization:
             kind = LearnedActivationQuantizer if self.settings.range == "learned" else ActivationQuantizer
             quantizer = kind(site.name, self.settings.activation_spec(site.width(self.activation_bits)), self._switch)
             self.activations[site.name] = quantizer
-            self._hook(site, quantizer, modules)
+            self._hook(site, quantizer, modules, functions=False)
         for name, site_name in placement.layer_input.items():
             self._round_biases(self.layers.get(name), self.activations[site_name], modules)
+        # Last, so that the functions that the other hooks call are not counted.
+        for site in placement.sites:
+            self._hook(site, self.activations[site.name], modules, functions=True)
 
     def _round_biases(
         self, weight: WeightQuantizer | None, activation: ActivationQuantizer, modules: dict[str, nn.Module]
@@ -333,8 +347,13 @@ class Quantization:
             shadow.host.__dict__[ATTRIBUTE] = self
             self._handles += shadow.attach(shadow.host)
 
-    def _hook(self, site: Site, quantizer: ActivationQuantizer, modules: dict[str, nn.Module]) -> None:
-        for (name, side), paths in site.places.items():
+    def _hook(
+        self, site: Site, quantizer: ActivationQuantizer, modules: dict[str, nn.Module], *, functions: bool
+    ) -> None:
+        for at, paths in site.places.items():
+            if bool(at.function) != functions:
+                continue
+            name = at.module
             if name not in modules:
                 raise CompressionError(
                     f"The activation quantizer {site.name!r} belongs to module {name!r}, which this model "
@@ -343,7 +362,9 @@ class Quantization:
             module = modules[name]
             module.__dict__[ATTRIBUTE] = self
             hook = ActivationHook(quantizer, paths, self._switch)
-            if side == "input":
+            if at.function:
+                self._handles.append(on_call(module, hook.at_call(at)))
+            elif at.side == "input":
                 self._handles.append(module.register_forward_pre_hook(hook.enter, with_kwargs=True))
             else:
                 self._handles.append(module.register_forward_hook(hook.leave))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning_compress.foundation import number_text as text
+from lightning_compress.foundation.number_text import percent, size
 from lightning_compress.report import speed_of_patterns as zeros
+from lightning_compress.report import text
+from lightning_compress.report.warnings import alarms, remarks
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -17,6 +19,9 @@ def markdown(report: Mapping[str, Any]) -> str:
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"# {report['name']}"
     yield ""
+    for alarm in alarms(report):
+        yield f"> **{_escaped(alarm)}**"
+        yield ""
     yield text.headline(report)
     yield ""
     heads = [text.VERSIONS[key] for key, _ in text.versions(report)]
@@ -25,9 +30,9 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield (
             f"The deployed file gives the fake-quantized model's prediction on "
-            f"{text.percent(report['agreement'], 2)} of the samples."
+            f"{percent(report['agreement'], 2)} of the samples."
         )
-    for remark in [*text.remarks(report), *report["notes"]]:
+    for remark in [*remarks(report), *report["notes"]]:
         yield ""
         yield f"> {remark}"
     yield from _zeros(report)
@@ -63,8 +68,8 @@ def _files(report: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## Files", "")
     rows = []
     for artifact in report["artifacts"]:
-        rows.append([f"`{artifact['file']}`", text.size(artifact["bytes"])])
-        rows += [[f"&emsp;{_escaped(part)}", text.size(count)] for part, count in artifact["breakdown"].items()]
+        rows.append([f"`{artifact['file']}`", size(artifact["bytes"])])
+        rows += [[f"&emsp;{_escaped(part)}", size(count)] for part, count in artifact["breakdown"].items()]
     yield from _table(["File", "Size"], rows)
     if counted := text.accounting(report):
         yield from ("", "## Bytes", "")
@@ -79,11 +84,11 @@ def _layers(report: Mapping[str, Any]) -> Iterator[str]:
             f"`{row['name']}`",
             row["type"],
             "×".join(map(str, row["shape"])),
-            text.percent(row["sparsity_target"]),
-            text.percent(row["sparsity"]),
+            percent(row["sparsity_target"]),
+            percent(row["sparsity"]),
             f"{row['weight_bits']}/{row['activation_bits']}",
-            text.size(row["bytes_dense"]),
-            text.size(row["bytes_packed"]),
+            size(row["bytes_dense"]),
+            size(row["bytes_packed"]),
         ]
         for row in report["layers"]
     ]

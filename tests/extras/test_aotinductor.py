@@ -95,5 +95,5 @@ def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
 
 def test_without_a_compiler_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CompressionError, match=r"no C\+\+ compiler"):
+    with pytest.raises(CompressionError, match=r"No C\+\+ compiler"):
         to_aot_inductor(Mlp(), torch.randn(2, 12), tmp_path / "model.pt2")

@@ -19,7 +19,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
 
@@ -31,6 +30,7 @@ from lightning_compress.apps.train.outcome import RESULT_FILE, Outcome, read_rep
 from lightning_compress.callbacks.interrupt import InterruptCheckpoint, Interrupted
 from lightning_compress.callbacks.starting_weights import StartingWeights
 from lightning_compress.errors import CompressionError, DoesNotHold
+from lightning_compress.lightning_packages import is_instance, is_overridden, refuse_mixed
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ class _Job:
         model, folder = self.model(), self.output / "dense"
         keep = InterruptCheckpoint(folder)
         others = _instantiate_all(self.cfg.get("callbacks"), "callbacks")
-        others = [c for c in others if not isinstance(c, Checkpoint) and not _is_ours(c)]
+        others = [c for c in others if not is_instance(c, Checkpoint) and not _is_ours(c)]
         if checkpoint is not None:
             others.insert(0, StartingWeights(checkpoint, "dense_checkpoint", stage="test"))
         trainer = self.trainer(CSVLogger(self.output, name="dense", version=""), [*others, keep])
@@ -221,6 +221,8 @@ class _Job:
         trainer = self.trainer(own or False, callbacks)
         for logger in own:
             logger.log_hyperparams(_plain(self.cfg))
+            if place := loggers.place(logger):
+                log.info("W&B run: %s", place)
         done = [f"dense_checkpoint={quoted(dense_checkpoint)}"] if dense_checkpoint is not None else []
         try:
             self.fit(trainer, model, keep, self.wanted.ckpt_path, "ckpt_path", done)
@@ -238,7 +240,7 @@ class _Job:
         """A fresh model, with the same weights at every call."""
         L.seed_everything(self.wanted.seed, workers=True, verbose=False)
         model = instantiate(self.cfg.model, "model")
-        if not isinstance(model, L.LightningModule):
+        if not is_instance(model, L.LightningModule):
             raise CompressionError.field(
                 "model._target_",
                 expected="a LightningModule",
@@ -278,12 +280,12 @@ class _Job:
         """A Trainer of the ``trainer`` group."""
         # Objects go to a partial: a config cannot hold them.
         build = instantiate(self.cfg.trainer, "trainer", _partial_=True)
-        checkpoints = any(isinstance(callback, Checkpoint) for callback in callbacks)
+        checkpoints = any(is_instance(callback, Checkpoint) for callback in callbacks)
         try:
             trainer = build(logger=logger, callbacks=callbacks, enable_checkpointing=checkpoints)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise CompressionError(f"trainer: {' '.join(str(error).split())}") from error
-        if not isinstance(trainer, L.Trainer):
+        if not is_instance(trainer, L.Trainer):
             raise CompressionError.field("trainer._target_", expected="a Trainer", got=self.cfg.trainer._target_)
         return trainer
 
@@ -299,6 +301,7 @@ class _Job:
         """Fit, with the same random numbers at every call."""
         with self.interruptible(trainer, lambda: self.resumable(trainer, keep), resume_key, done):
             L.seed_everything(self.wanted.seed, workers=True, verbose=False)
+            refuse_mixed(trainer, model, "model._target_")
             trainer.fit(model, datamodule=self.data, ckpt_path=ckpt_path)
 
     @contextlib.contextmanager
@@ -331,7 +334,9 @@ class _Job:
 
     def test(self, trainer: L.Trainer, model: L.LightningModule) -> dict[str, float]:
         """Metrics on test data; none where the module or the data has no test part."""
-        if not is_overridden("test_step", model) or not is_overridden("test_dataloader", self.data):
+        if not is_overridden("test_step", model, L.LightningModule) or not is_overridden(
+            "test_dataloader", self.data, L.LightningDataModule
+        ):
             return {}
         found = trainer.test(model, datamodule=self.data, verbose=False)
         return _numbers({name: value for part in found for name, value in part.items()})

@@ -1,6 +1,6 @@
 """The packed file itself: a safetensors file with one entry, which holds a layout and checksummed chunks.
 
-Nothing here knows what a chunk means; ``packed.md`` describes all of it to the byte. Every length is checked against
+Nothing here knows what a chunk means; ``FORMAT.md`` describes all of it to the byte. Every length is checked against
 the file before anything is allocated, and no byte of a file is ever executed.
 """
 
@@ -22,7 +22,7 @@ from lightning_compress.foundation.atomic_write import replacing
 
 VERSION = 1
 _STORED, _DEFLATED, _LZMA = range(3)
-LAYOUT_EXPANSION = 64
+LAYOUT_EXPANSION = 32
 """A layout is at most this many times longer than its compressed form, or it is stored otherwise."""
 
 _HEADER = re.compile(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lightning_compress.export.packed.varints import Reader, Writer
+from lightning_compress.export.packed.varints import LARGEST, Reader, Writer
 
 DTYPES = (
     "float32",
@@ -29,11 +29,14 @@ WIDTHS = (4, 2, 2, 8, 8, 4, 2, 1, 1, 1, 1, 1, 8, 16)
 FLOATS = frozenset({0, 1, 2, 3})
 """Codes of the element types that are rotated before they are split into planes."""
 
+POOLED = 1 << 16
+"""Plain tensors of fewer bytes share a chunk; larger ones have their own, so that they load alone."""
+
 PLAIN, INTEGERS, SPARSE, SAME = range(4)
 KINDS = ("plain", "integers", "sparse", "same")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A tensor in the file.
 
@@ -158,15 +161,51 @@ def from_bytes(reader: Reader, size: int) -> Layout:
         extra = reader.rest().decode()
     except UnicodeDecodeError:
         raise reader.damaged("extra", "not UTF-8") from None
+    layout = Layout(entries, lengths, checksums, extra)
+    _check_references(layout, reader)
+    return layout
+
+
+def scale_shape(entry: Entry) -> tuple[int, ...] | None:
+    """Shape that the scale of quantized integers must have; ``None`` where axis and group make no sense."""
+    if entry.axis is None:
+        return () if entry.group == 0 else None
+    channels = entry.shape[entry.axis]
+    if entry.group == 0:
+        return (channels,)
+    inputs = entry.numel // channels
+    return (channels, -(-inputs // entry.group)) if entry.group <= inputs else None
+
+
+def _check_references(layout: Layout, reader: Reader) -> None:
+    """Check what entries say of each other and of chunks, so that nothing is decoded twice or as another type."""
+    entries, coded = layout.entries, set()
+    pools: dict[int, list[Entry]] = {}
     for index, entry in enumerate(entries):
-        # "Same as" points backwards, at an entry that is not itself such a pointer: no loops, no long chains.
+        # Sizes of 0 do not hide what the others come to.
+        if math.prod(max(size, 1) for size in entry.shape) > LARGEST:
+            raise reader.damaged(f"shape of {entry.name or index}", f"{entry.shape}, which is too large")
+        fine = True
         if entry.kind == SAME:
+            # Backwards, at an entry that is not itself such a pointer: no loops, no long chains.
             fine = entry.chunk < index and entries[entry.chunk].kind != SAME
             fine = fine and (entries[entry.chunk].shape, entries[entry.chunk].dtype) == (entry.shape, entry.dtype)
+        elif entry.kind == PLAIN:
+            fine = entry.chunk < len(layout.lengths)
+            pools.setdefault(entry.chunk, []).append(entry)
         else:
-            fine = entry.chunk < len(lengths) and entry.numel < 1 << 48
-        if entry.kind == INTEGERS:
-            fine = fine and entries[entry.scale].kind == PLAIN and bool(entry.shape)
+            # Coded numbers have a chunk of their own.
+            fine = entry.chunk < len(layout.lengths) and entry.chunk not in coded and entry.dtype in FLOATS
+            fine = fine and bool(entry.shape) and entry.numel > 0
+            coded.add(entry.chunk)
         if not fine:
             raise reader.damaged(f"entry {entry.name or index}", "one that refers to what it cannot")
-    return Layout(entries, lengths, checksums, extra)
+        if entry.kind == INTEGERS:
+            scale = entries[entry.scale]
+            if scale.kind != PLAIN or scale.dtype not in FLOATS or scale.shape != scale_shape(entry):
+                raise reader.damaged(f"scale of {entry.name or index}", "one that does not fit its integers")
+    for chunk, pool in pools.items():
+        if chunk in coded or any(entry.dtype != pool[0].dtype for entry in pool):
+            raise reader.damaged(f"chunk {chunk}", "one of more than one type")
+        if len(pool) > 1 and max(entry.nbytes for entry in pool) >= POOLED:
+            raise reader.damaged(f"chunk {chunk}", f"shared by a tensor of {POOLED} bytes or more")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -14,21 +13,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lightning_compress.errors import CompressionError
+from lightning_compress.errors import CompressionError, first_line
 from lightning_compress.export.packed import layout
 from lightning_compress.export.packed.codec import byte_planes as planes
 from lightning_compress.export.packed.codec import weight as weights
 from lightning_compress.export.packed.container import Container
 from lightning_compress.export.packed.layout import INTEGERS, PLAIN, SAME, SPARSE, Entry
-from lightning_compress.export.packed.state_json import with_tensors
+from lightning_compress.export.packed.state_json import is_deep, with_tensors
 from lightning_compress.export.packed.varints import Reader
 from lightning_compress.quantization import attach, strip
 from lightning_compress.quantization.fake_quantize.functional import spread_scale
 
 LARGEST_EXPANSION = 1000
-"""Without a model to compare shapes with, a tensor may take this many times the file's bytes."""
+"""Without a model to compare shapes with, all tensors together may take this many times the file's bytes."""
 STATE_EXPANSION = 16
-"""Scales and the state of quantizers may take this many times the file's bytes."""
+"""Scales and the state of quantizers may take as much as the model and this many times the file's bytes."""
 
 
 class PackedReader:
@@ -58,18 +57,29 @@ class PackedReader:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._container = Container(path)
         self._all = self._container.layout.entries
-        self._pools: dict[int, NDArray[np.uint8]] = {}
+        self._pools: dict[int, list[Entry]] = {}
+        self._starts: dict[int, int] = {}
+        for entry in self._all:
+            if entry.kind == PLAIN:
+                pool = self._pools.setdefault(entry.chunk, [])
+                self._starts[id(entry)] = self._starts[id(pool[-1])] + pool[-1].nbytes if pool else 0
+                pool.append(entry)
+        self._decoded: dict[int, NDArray[np.uint8]] = {}
+        own = [entry for entry in self._all if entry.kind != SAME]
+        self._bytes = sum(entry.nbytes for entry in own)
+        self._unnamed_bytes = sum(entry.nbytes for entry in own if not entry.name)
+        self._model_bytes: int | None = None
         self.entries: dict[str, Entry] = {entry.name: entry for entry in self._all if entry.name}
         try:
             extra = json.loads(self._container.layout.extra)
             self.metadata: Any = extra["metadata"]
             self.prefix: str | None = extra["prefix"]
             self._state: Any = extra["quantization"]
+            if not isinstance(self.prefix, str | None) or is_deep(extra):
+                raise ValueError("no such prefix, or too deeply nested")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._container.__exit__(None, None, None)
-            raise CompressionError(f"{path}: damaged, its metadata cannot be read ({error!r}).") from None
-        if not isinstance(self.prefix, str | None):
-            raise CompressionError(f"{path}: damaged, the prefix is {self.prefix!r}.")
+            raise CompressionError(f"{path}: damaged, its metadata cannot be read ({str(error)[:200]}).") from None
 
     def __enter__(self) -> PackedReader:
         return self
@@ -111,19 +121,22 @@ class PackedReader:
                 raise CompressionError(
                     f"{where}, {name}: {model} is on the meta device. Call .to_empty(device='cpu') first."
                 )
+        self._model_bytes = sum(tensor.nbytes for tensor in state.values())
 
-    def tensor(self, name: str, *, fitting: bool = False) -> torch.Tensor:
+    def tensor(self, name: str) -> torch.Tensor:
         """Read a tensor: quantized weights as integers times scale, in the type that was trained.
 
         Args:
             name: Its key in the ``state_dict``.
-            fitting: Whether its shape was checked against a model already. Otherwise a tensor of more than
-                ``LARGEST_EXPANSION`` times the file's size is refused.
+
+        Raises:
+            CompressionError: There is no such tensor, it is damaged, or the file holds more than
+                ``LARGEST_EXPANSION`` times its own bytes and no model has shown by ``check_fits`` that it should.
         """
         if name not in self.entries:
             raise CompressionError(f"{self._container.path}: there is no tensor {name!r} in the file.")
         entry = self._resolved(self.entries[name])
-        self._refuse_bomb(entry, LARGEST_EXPANSION if not fitting else None)
+        self._refuse_bomb(name)
         if entry.kind != INTEGERS:
             return self._numbers(entry, name)
         integers = torch.from_numpy(self._integers(entry, name))
@@ -136,7 +149,7 @@ class PackedReader:
         entry = self._resolved(self.entries[name])
         if entry.kind != INTEGERS:
             raise CompressionError(f"{self._container.where(name)}: not quantized.")
-        self._refuse_bomb(entry, LARGEST_EXPANSION)
+        self._refuse_bomb(name)
         return torch.from_numpy(self._integers(entry, name))
 
     def quantization(self) -> dict[str, Any] | None:
@@ -144,11 +157,9 @@ class PackedReader:
         if self.prefix is None:
             return None
         where = self._container.path
+        self._refuse_bomb("")
         scales = {e.scale for e in self._all if e.kind == INTEGERS}
         unnamed = [entry for k, entry in enumerate(self._all) if not entry.name and k not in scales]
-        total = sum(entry.nbytes for entry in unnamed)
-        if total > STATE_EXPANSION * self._container.size:
-            raise CompressionError(f"{where}: damaged, its quantizers would take {total} bytes.")
         tensors = iter([self._numbers(self._resolved(entry), "quantizers") for entry in unnamed])
         try:
             state = with_tensors(self._state, tensors)
@@ -167,22 +178,28 @@ class PackedReader:
         """Attach a state that ``quantization`` gave."""
         try:
             attach(model.get_submodule((self.prefix or "").removesuffix(".")), state)
-        except (AttributeError, KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, IndexError, ValueError, RuntimeError, OverflowError) as error:
             strip(model)
             raise CompressionError(
-                f"{self._container.path}: the quantizers do not fit {type(model).__name__} ({error!r}). Load with "
-                f"quantized=False for the weights alone."
+                f"{self._container.path}: the quantizers do not fit {type(model).__name__} ({first_line(error)}). Load "
+                f"with quantized=False for the weights alone."
             ) from error
 
     def _resolved(self, entry: Entry) -> Entry:
         return self._all[entry.chunk] if entry.kind == SAME else entry
 
-    def _refuse_bomb(self, entry: Entry, limit: int | None) -> None:
-        if limit is not None and entry.nbytes > limit * self._container.size:
-            raise CompressionError(
-                f"{self._container.where(entry.name)}: shape {entry.shape} is more than {limit} times the file. "
-                f"If the file is yours, load it into its model."
-            )
+    def _refuse_bomb(self, name: str) -> None:
+        """Refuse to decode more than the model holds or, without one, than a multiple of the file."""
+        where, size = self._container.where(name), self._container.size
+        if self._model_bytes is None:
+            if self._bytes > LARGEST_EXPANSION * size:
+                raise CompressionError(
+                    f"{where}: the file's tensors would take {self._bytes} bytes, more than {LARGEST_EXPANSION} times "
+                    f"the file. If it is yours, load it into its model."
+                )
+        # Named tensors have the model's own shapes and types.
+        elif self._unnamed_bytes > self._model_bytes + STATE_EXPANSION * size:
+            raise CompressionError(f"{where}: damaged, its quantizers would take {self._unnamed_bytes} bytes.")
 
     def _integers(self, entry: Entry, name: str) -> NDArray[np.int8]:
         return weights.decode_integers(
@@ -190,18 +207,11 @@ class PackedReader:
         )
 
     def _scale(self, entry: Entry, name: str) -> torch.Tensor:
-        scale = self._all[entry.scale]
-        self._refuse_bomb(scale, STATE_EXPANSION)
-        if scale.dtype not in layout.FLOATS or scale.shape != _scale_shape(entry):
-            raise CompressionError(
-                f"{self._container.where(name)}: damaged, its scale is {layout.DTYPES[scale.dtype]} of shape "
-                f"{scale.shape}, which does not fit shape {entry.shape}."
-            )
-        return self._numbers(scale, name)
+        return self._numbers(self._all[entry.scale], name)
 
     def _numbers(self, entry: Entry, name: str) -> torch.Tensor:
         where = self._container.where(name)
-        if entry.kind == SPARSE and entry.dtype in layout.FLOATS and entry.shape:
+        if entry.kind == SPARSE:
             chunk = self._container.chunk(entry.chunk, name)
             data = weights.decode_sparse(chunk, entry.shape, layout.WIDTHS[entry.dtype], where)
         elif entry.kind == PLAIN:
@@ -215,36 +225,17 @@ class PackedReader:
 
     def _plain(self, entry: Entry, name: str) -> NDArray[np.uint8]:
         """Bytes of a plain tensor, alone in its chunk or in a pool of small ones of the same type."""
-        members = [e for e in self._all if e.kind == PLAIN and e.chunk == entry.chunk]
-        if any(e.dtype != entry.dtype for e in members):
-            raise CompressionError(f"{self._container.where(name)}: damaged, a chunk holds more than one type.")
-        self._refuse_bomb(replace(entry, shape=(sum(e.numel for e in members if not e.name),)), STATE_EXPANSION)
-        if entry.chunk not in self._pools:
-            width = layout.WIDTHS[entry.dtype]
+        pool = self._pools[entry.chunk]
+        if entry.chunk not in self._decoded:
             reader = Reader(self._container.chunk(entry.chunk, name), self._container.where(name))
-            count = sum(e.numel for e in members)
+            count, width = sum(e.numel for e in pool), layout.WIDTHS[entry.dtype]
             data = planes.decode(reader, count, width, rotate=entry.dtype in layout.FLOATS)
             reader.end()
-            if len(members) == 1:
+            if len(pool) == 1:
                 return data
-            self._pools[entry.chunk] = data
-        start = 0
-        for member in members:
-            if member is entry:
-                break
-            start += member.nbytes
-        return self._pools[entry.chunk][start : start + entry.nbytes].copy()
-
-
-def _scale_shape(entry: Entry) -> tuple[int, ...] | None:
-    """Shape that the scale of quantized integers must have; ``None`` where axis and group make no sense."""
-    if entry.axis is None:
-        return () if entry.group == 0 else None
-    channels = entry.shape[entry.axis]
-    if entry.group == 0:
-        return (channels,)
-    inputs = entry.numel // max(channels, 1)
-    return (channels, -(-inputs // entry.group)) if entry.group <= inputs else None
+            self._decoded[entry.chunk] = data
+        start = self._starts[id(entry)]
+        return self._decoded[entry.chunk][start : start + entry.nbytes].copy()
 
 
 def _sane_bits(tree: Any) -> bool:

@@ -156,7 +156,7 @@ def load_packed(path: str | os.PathLike[str], model: Model, *, quantized: bool =
         attached = reader.quantization() if quantized else None
         with torch.no_grad():
             for name, target in state.items():
-                target.copy_(reader.tensor(name, fitting=True))
+                target.copy_(reader.tensor(name))
         if attached is not None:
             reader.attach(model, attached)
     return model

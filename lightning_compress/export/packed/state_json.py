@@ -10,6 +10,9 @@ import torch
 
 from lightning_compress.errors import CompressionError
 
+DEEPEST = 64
+"""Metadata and the state of quantizers are nested less deeply than this."""
+
 _TENSOR, _FLOAT = "$tensor", "$float"
 
 
@@ -56,3 +59,19 @@ def with_tensors(tree: Any, tensors: Iterator[torch.Tensor]) -> Any:
     if tree.keys() == {_FLOAT} and tree[_FLOAT] in ("nan", "inf", "-inf"):
         return float(tree[_FLOAT])
     return {key: with_tensors(value, tensors) for key, value in tree.items()}
+
+
+def is_deep(tree: Any) -> bool:
+    """Whether dicts and lists are nested so deeply that going through them could pass Python's limit.
+
+    Example:
+        >>> is_deep([[[]]]), is_deep(eval("[" * 80 + "]" * 80))
+        (False, True)
+    """
+    level = [tree]
+    for _ in range(DEEPEST):
+        below = [value for item in level for value in (item.values() if isinstance(item, dict) else item)]
+        level = [value for value in below if isinstance(value, dict | list | tuple)]
+        if not level:
+            return False
+    return True

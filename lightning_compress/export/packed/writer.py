@@ -17,14 +17,11 @@ from lightning_compress.export.packed import layout
 from lightning_compress.export.packed.codec import byte_planes as planes
 from lightning_compress.export.packed.codec import weight as weights
 from lightning_compress.export.packed.codec.nonzero_values import LARGEST
-from lightning_compress.export.packed.layout import INTEGERS, PLAIN, SAME, SPARSE, Entry
-from lightning_compress.export.packed.state_json import without_tensors
+from lightning_compress.export.packed.layout import INTEGERS, PLAIN, POOLED, SAME, SPARSE, Entry
+from lightning_compress.export.packed.state_json import DEEPEST, is_deep, without_tensors
 from lightning_compress.quantization import Quantization, find
 from lightning_compress.quantization.fake_quantize.functional import quantize_weight_integers
 from lightning_compress.quantization.quantizers.base import WeightQuantizer
-
-POOLED = 1 << 16
-"""Plain tensors of fewer bytes share a chunk; larger ones have their own, so that they load alone."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +63,17 @@ class Packing:
         layers = {} if live is None else {prefix + name: layer for name, layer in live.layers.items()}
         self._add_model(model, layers)
         state = None if live is None else self._add_state(live)
+        extra = {"metadata": metadata, "prefix": None if live is None else prefix, "quantization": state}
         try:
+            if is_deep(extra):
+                raise ValueError(f"It is nested more than {DEEPEST - 2} deep.")
             self.extra = json.dumps(
-                {"metadata": metadata, "prefix": None if live is None else prefix, "quantization": state},
+                extra,
                 separators=(",", ":"),
                 ensure_ascii=False,
                 allow_nan=False,
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise CompressionError.field(
                 "save_packed.metadata", expected="what JSON can hold", got=metadata, fix=str(error)
             ) from None
@@ -105,7 +105,7 @@ class Packing:
             entry = Entry(name, _code(tensor), tuple(tensor.shape), PLAIN, 0)
             if memory in first:
                 entry = replace(entry, kind=SAME, chunk=first[memory])
-            elif name in layers:
+            elif name in layers and tensor.numel():
                 scale = layers[name].scale().detach()
                 entry = self._add_integers(entry, layers[name], scale, index)
                 scales.append((index, scale))
@@ -158,7 +158,7 @@ class Packing:
         )
 
     def _add_sparse(self, entry: Entry, tensor: torch.Tensor, index: int) -> Entry | None:
-        if tensor.ndim < 2 or entry.dtype not in layout.FLOATS:
+        if tensor.ndim < 2 or not tensor.numel() or entry.dtype not in layout.FLOATS:
             return None
         coded = weights.encode_sparse(_data(tensor), entry.shape, layout.WIDTHS[entry.dtype])
         if coded is None:

@@ -7,7 +7,6 @@ code: load only what you trust.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightning_compress.errors import CompressionError, first_line
 from lightning_compress.export.pt2e import register, to_pt2e
 from lightning_compress.export.trace import quiet, trace
 from lightning_compress.foundation.atomic_write import replacing
+from lightning_compress.foundation.compile_cpp import compiler
 from lightning_compress.foundation.output_difference import same_outputs
 from lightning_compress.foundation.processor import has_vnni
 
@@ -64,8 +64,7 @@ def to_aot_inductor(
     path = Path(path)
     if path.suffix != ".pt2":
         raise CompressionError.field("to_aot_inductor.path", expected="a file that ends in .pt2", got=str(path))
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        raise CompressionError("to_aot_inductor: no C++ compiler is installed. Install g++ or clang++.")
+    compiler()
     program = trace(model, example_inputs, dynamic_batch=dynamic_batch, field="to_aot_inductor").program
     args, kwargs = program.example_inputs
     expected = program.module()(*args, **kwargs)

@@ -1,66 +1,22 @@
-"""Kernels of one pass over memory for CPUs: ``native.cpp``, compiled once per machine and kept in the user's cache.
+"""Kernels of one pass over memory for CPUs: ``cpu.cpp``, compiled once per machine and kept in the user's cache.
 
-Without a C++ compiler that knows OpenMP, plain PyTorch operations serve, with the same results to the bit.
+Without a C++ compiler, plain PyTorch operations serve, with the same results to the bit.
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
 import math
-import subprocess
-import threading
-from typing import Literal
 
 import torch
 
-from lightning_compress.errors import CompressionError
-from lightning_compress.foundation.compile_cpp import build, declared
+from lightning_compress.quantization.fake_quantize.cpu_library import NAMES, library, needed, use_compiled
 from lightning_compress.quantization.fake_quantize.step_memory import StepMemory
 
-# Building takes 2 s, which an epoch of smaller tensors would not win back.
-_WORTH_BUILDING = 65_536
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-
-_log = logging.getLogger(__name__)
-_lock = threading.Lock()
-_library: ctypes.CDLL | None = None
-_failure: str | None = None
-_mode: Literal["auto"] | bool = "auto"
-
-
-def use_compiled(mode: Literal["auto"] | bool) -> None:
-    """Say whether compiled kernels are used.
-
-    Args:
-        mode: ``"auto"`` compiles when the first tensor of at least 65,536 values comes and falls back to PyTorch
-            operations where that fails, ``True`` compiles now, ``False`` never uses them.
-
-    Raises:
-        CompressionError: ``True``, and there is no C++ compiler, or it failed.
-
-    Example:
-        >>> use_compiled("auto")
-    """
-    global _mode
-    if mode not in ("auto", True, False):
-        raise CompressionError.field("use_compiled", expected="'auto', True or False", got=mode)
-    _mode = mode
-    if mode is True and _load() is None:
-        raise CompressionError(f"Compiled kernels are not to be had: {_failure}")
-
-
-def library(x: torch.Tensor) -> ctypes.CDLL | None:
-    """The compiled kernels, if they are to be used for this tensor."""
-    if torch.compiler.is_compiling() or _mode is False:
-        return None
-    if type(x) not in (torch.Tensor, torch.nn.Parameter) or x.device.type != "cpu" or x.dtype not in _NAMES:
-        return None
-    if torch.jit.is_tracing() or x.layout is not torch.strided:
-        return None
-    if _library is not None:
-        return _library
-    return _load() if _mode is True or x.numel() >= _WORTH_BUILDING else None
+__all__ = [
+    "learn", "learned_gradient", "learned_pass", "library", "minmax", "pass_inside", "quantize", "quantize_rows",
+    "takes_rows", "update_range", "use_compiled", "weight_scale",
+]  # fmt: skip
 
 
 def quantize(
@@ -85,7 +41,7 @@ def quantize(
     observed = torch.empty(2, dtype=torch.float32) if observe else None
     low, high = clip or (0.0, 0.0)
     scale, zero_point = _plain(scale), _plain(zero_point)
-    getattr(lib, f"quantize_{_NAMES[x.dtype]}")(
+    getattr(lib, f"quantize_{NAMES[x.dtype]}")(
         x.data_ptr(), y.data_ptr(), None if words is None else words.data_ptr(), x.numel(),
         scale.data_ptr(), zero_point.data_ptr(), qmin, qmax, clip is not None, low, high,
         None if observed is None else observed.data_ptr(), torch.get_num_threads(),
@@ -95,7 +51,7 @@ def quantize(
 
 def pass_inside(grad: torch.Tensor, words: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
     """``grad`` where the mask of ``quantize`` is set, else 0; ``stride`` is that of the quantized tensor."""
-    lib = _needed()
+    lib = needed()
     if grad.stride() != stride:
         grad = torch.empty_strided(grad.shape, stride, dtype=grad.dtype).copy_(grad)
     out = torch.empty_strided(grad.shape, stride, dtype=grad.dtype)
@@ -108,7 +64,7 @@ def minmax(lib: ctypes.CDLL, x: torch.Tensor) -> torch.Tensor:
     """``observers.minmax``."""
     x = x if x.is_contiguous() else _dense(x)[0]
     out = torch.empty(2, dtype=torch.float32)
-    getattr(lib, f"minmax_{_NAMES[x.dtype]}")(x.data_ptr(), x.numel(), out.data_ptr(), torch.get_num_threads())
+    getattr(lib, f"minmax_{NAMES[x.dtype]}")(x.data_ptr(), x.numel(), out.data_ptr(), torch.get_num_threads())
     return out
 
 
@@ -119,7 +75,7 @@ def quantize_rows(
     w, scale = w.contiguous(), _plain(scale)
     y = torch.empty_like(w)
     inside = torch.empty(w.shape, dtype=torch.bool) if mask else None
-    getattr(lib, f"quantize_rows_{_NAMES[w.dtype]}")(
+    getattr(lib, f"quantize_rows_{NAMES[w.dtype]}")(
         w.data_ptr(), y.data_ptr(), None if inside is None else inside.data_ptr(), *_folded(w, axis, scale),
         scale.data_ptr(), qmin, qmax, torch.get_num_threads(),
     )  # fmt: skip
@@ -139,7 +95,7 @@ def weight_scale(lib: ctypes.CDLL, w: torch.Tensor, axis: int | None, qmax: int)
     """``observers.weight_scale`` by minmax, without groups."""
     w = w.contiguous()
     out = torch.empty(() if axis is None else w.shape[axis], dtype=torch.float32)
-    getattr(lib, f"weight_scale_{_NAMES[w.dtype]}")(
+    getattr(lib, f"weight_scale_{NAMES[w.dtype]}")(
         w.data_ptr(), *_folded(w, axis or 0, out), qmax, out.data_ptr(), torch.get_num_threads()
     )
     return out
@@ -159,7 +115,7 @@ def learned_gradient(
         grad = torch.empty_like(x).copy_(grad)
     scale = _plain(scale)
     to_scale = torch.empty_like(scale)
-    getattr(lib, f"learned_gradient_{_NAMES[x.dtype]}")(
+    getattr(lib, f"learned_gradient_{NAMES[x.dtype]}")(
         grad.data_ptr(), x.data_ptr(), out.data_ptr(), *_folded(x, axis, scale), scale.data_ptr(), qmin, qmax, factor,
         to_scale.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
@@ -192,7 +148,7 @@ def learn(
     grid = torch.empty(2, dtype=torch.float32)
     low, high = clip or (0.0, 0.0)
     scale = _plain(scale)
-    getattr(lib, f"learn_{_NAMES[x.dtype]}")(
+    getattr(lib, f"learn_{NAMES[x.dtype]}")(
         x.data_ptr(), y.data_ptr(), codes.data_ptr(), x.numel(), scale.data_ptr(), _address(offset),
         qmin, qmax, clip is not None, low, high, grid.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
@@ -212,14 +168,14 @@ def learned_pass(
     stride: tuple[int, ...],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """``eager.learned_pass`` for the codes and the grid of ``learn``; ``stride`` is that of the quantized tensor."""
-    lib = _needed()
+    lib = needed()
     if grad.stride() != stride:
         grad = torch.empty_strided(grad.shape, stride, dtype=grad.dtype).copy_(grad)
     out = torch.empty_strided(grad.shape, stride, dtype=grad.dtype)
     to_scale = torch.empty((), dtype=torch.float32)
     to_offset = None if offset is None else torch.empty((), dtype=torch.float32)
     low, high = clip or (0.0, 0.0)
-    getattr(lib, f"learned_pass_{_NAMES[grad.dtype]}")(
+    getattr(lib, f"learned_pass_{NAMES[grad.dtype]}")(
         grad.data_ptr(), codes.data_ptr(), out.data_ptr(), grad.numel(), grid.data_ptr(), _address(offset),
         qmin, qmax, low, high, factor, to_scale.data_ptr(), _address(to_offset), torch.get_num_threads(),
     )  # fmt: skip
@@ -279,24 +235,3 @@ def _folded(x: torch.Tensor, axis: int, per_channel: torch.Tensor) -> tuple[int,
 def _address(number: torch.Tensor | None) -> int | None:
     """Where a float32 lies in memory."""
     return None if number is None else number.data_ptr()
-
-
-def _needed() -> ctypes.CDLL:
-    """The library, for what its own kernels saved."""
-    lib = _load()
-    if lib is None:
-        raise CompressionError(f"A mask of the compiled kernels came to a process without them: {_failure}")
-    return lib
-
-
-def _load() -> ctypes.CDLL | None:
-    global _library, _failure
-    with _lock:
-        if _library is None and _failure is None:
-            try:
-                _library = declared(ctypes.CDLL(str(build())))
-            except (OSError, subprocess.SubprocessError) as error:
-                output = getattr(error, "stderr", None)
-                _failure = f"{error}{' ' + output.strip()[-500:] if output else ''}"
-                _log.debug("Kernels stay uncompiled: %s", _failure)
-        return _library

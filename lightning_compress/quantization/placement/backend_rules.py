@@ -13,7 +13,6 @@ from lightning_compress.quantization.operations import (
     MULTIPLIES,
     POOLS,
     PRODUCTS,
-    RECURRENT,
     WEIGHTED,
 )
 from lightning_compress.quantization.settings import Backend
@@ -42,7 +41,7 @@ class Rules:
     sums_in_convolutions: bool = False
 
 
-_COMPUTE = CONVOLUTIONS | LINEAR | PRODUCTS | {"multi_head_attention_forward"} | RECURRENT
+_COMPUTE = WEIGHTED | PRODUCTS
 
 RULES: dict[Backend | None, Rules] = {
     None: Rules(inputs=WEIGHTED),

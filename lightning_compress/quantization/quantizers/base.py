@@ -11,9 +11,12 @@ from torch import nn
 from torch.nn.modules.module import _global_forward_hooks
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation.function_calls import CallHook
 from lightning_compress.foundation.nested import Key, replaced_arguments, replaced_at
+from lightning_compress.foundation.recorded_forward import Boundary
 from lightning_compress.quantization.candidates import Use, Weight
 from lightning_compress.quantization.fake_quantize import functional as kernels
+from lightning_compress.quantization.fake_quantize.transforms import look, transformed
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
 from lightning_compress.quantization.ranges import observers
 from lightning_compress.quantization.settings import ActivationSpec, WeightSpec
@@ -190,12 +193,14 @@ class ActivationQuantizer:
             self.watch(self, x if clip is None else x.clamp(*clip))
         grid = (self.scale, self.zero_point, self.qmin, self.qmax)
         if self._learns_from(x) and self._due():
-            if self.observed and self.spec.range == "minmax":
+            if transformed():
+                look(x if clip is None else x.clamp(*clip), self._learn_behind)
+            elif self.observed and self.spec.range == "minmax":
                 y, observed = kernels.fake_quantize_and_observe(x, *grid, clip=clip, scratch=scratch)
                 self._learn(observed)
                 return y
-            seen = x.detach() if clip is None else x.detach().clamp(*clip)
-            self._learn(observers.observe(seen, self.spec.range, self.bits, symmetric=self.symmetric))
+            else:
+                self._learn_behind(x.detach() if clip is None else x.detach().clamp(*clip))
         if not self.observed:
             return x if clip is None else x.clamp(*clip)
         return kernels.fake_quantize(x, *grid, clip=clip, scratch=scratch)
@@ -225,6 +230,10 @@ class ActivationQuantizer:
         # Not a count of all calls: a compiled graph is made anew for each value that it finds here.
         self._calls = (self._calls + 1) % every
         return due
+
+    def _learn_behind(self, seen: torch.Tensor) -> None:
+        """Learn from a tensor beforehand."""
+        self._learn(observers.observe(seen, self.spec.range, self.bits, symmetric=self.symmetric))
 
     def _learn(self, observed: torch.Tensor) -> None:
         observers.update_(
@@ -333,6 +342,18 @@ class ActivationHook:
         if type(module) in _UNSAVED and isinstance(output, torch.Tensor) and self._alone(module):
             return self.quantizer(output, None, output)
         return replaced_at(output, self.paths, self.quantizer)
+
+    def at_call(self, place: Boundary) -> CallHook:
+        """The same at a function that a module's own forward calls."""
+        if place.side == "input":
+            return CallHook(place.function, place.call, before=self._before)
+        return CallHook(place.function, place.call, after=self._after)
+
+    def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return replaced_arguments(args, kwargs, self.paths, self.quantizer) if self.switch.enabled else (args, kwargs)
+
+    def _after(self, result: Any) -> Any:
+        return replaced_at(result, self.paths, self.quantizer) if self.switch.enabled else result
 
     def clips(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
         """Whether a ReLU need not do its work in this call, since the quantizer does it as well."""

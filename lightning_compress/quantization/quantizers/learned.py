@@ -22,6 +22,7 @@ from lightning_compress.quantization.fake_quantize.lsq import (
     learned_zero_point,
 )
 from lightning_compress.quantization.fake_quantize.step_memory import StepMemory
+from lightning_compress.quantization.fake_quantize.transforms import look, transformed
 from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch, WeightQuantizer
 from lightning_compress.quantization.ranges import observers
 from lightning_compress.quantization.settings import ActivationSpec, WeightSpec
@@ -58,12 +59,18 @@ class LearnedWeightQuantizer(WeightQuantizer):
         if self.log_scale.device != self.weight.device:
             self.log_scale.data = self.log_scale.data.to(self.weight.device)
         if not self.started:
-            self.log_scale.data.copy_(self.scale().log())
-            self.started = True
+            if transformed():
+                look(self.weight, self._start)
+            else:
+                self._start(self.weight.detach())
         qmax = self.spec.qmax
         factor = gradient_scale(self.weight.numel() // self.log_scale.numel(), qmax)
         log_scale = self.log_scale if self.switch.learning else self.log_scale.detach()
         return learned_fake_quantize(self.weight, log_scale.exp(), -qmax, qmax, factor, axis=self.axis or 0)
+
+    def _start(self, weight: torch.Tensor) -> None:
+        self.log_scale.data.copy_(observers.weight_scale(weight, self.axis, self.spec.qmax, "mse").log())
+        self.started = True
 
     def change(self, spec: WeightSpec) -> None:
         """Go on with other bits, from the range of least squared error at them."""
@@ -112,13 +119,17 @@ class LearnedActivationQuantizer(ActivationQuantizer):
         if self.log_scale.device != x.device:
             self.to(x.device)
         if (self.restarts or not self.observed) and self._learns_from(x):
-            seen = x.detach() if clip is None else x.detach().clamp(*clip)
-            self._start(observers.observe(seen, "mse", self.bits, symmetric=self.symmetric))
+            seen = x if clip is None else x.clamp(*clip)
+            if transformed():
+                look(seen, self._start)
+            else:
+                self._start(seen.detach())
         if not self.observed:
             return x if clip is None else x.clamp(*clip)
         if not self.switch.learning:
-            self.synchronize()
-            grid = (self.scale, self.zero_point, self.qmin, self.qmax)
+            if not transformed():
+                self.synchronize()
+            grid = (*self._learned(), self.qmin, self.qmax)
             return kernels.fake_quantize(x, *grid, clip=clip, scratch=scratch)
         factor = gradient_scale(math.prod(x.shape[1:]), self.qmax)
         scale, offset = self.log_scale.exp(), None if self.symmetric else self.shift * self.width
@@ -137,9 +148,9 @@ class LearnedActivationQuantizer(ActivationQuantizer):
             self.synchronize()
             self.restarts = True
 
-    def _start(self, observed: torch.Tensor) -> None:
+    def _start(self, seen: torch.Tensor) -> None:
         with torch.no_grad():
-            self._learn(observed)
+            self._learn(observers.observe(seen, "mse", self.bits, symmetric=self.symmetric))
             if not self.observed:
                 return
             self.restarts = False
@@ -149,11 +160,17 @@ class LearnedActivationQuantizer(ActivationQuantizer):
 
     def synchronize(self) -> None:
         """Bring ``scale`` and ``zero_point`` to what the parameters say."""
-        with torch.no_grad():
-            self.scale.copy_(self.log_scale.exp())
-            if not self.symmetric:
-                offset = self.shift * self.width
-                self.zero_point.copy_(learned_zero_point(offset, self.scale, self.qmin, self.qmax))
+        scale, zero_point = self._learned()
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
+    @torch.no_grad()
+    def _learned(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero point by the parameters."""
+        scale = self.log_scale.exp()
+        if self.symmetric:
+            return scale, torch.zeros_like(scale)
+        return scale, learned_zero_point(self.shift * self.width, scale, self.qmin, self.qmax)
 
     def update_scale(self) -> None:
         """Scale and zero point come from the parameters, not from the range."""

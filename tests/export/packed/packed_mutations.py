@@ -1,7 +1,8 @@
-"""Damaged and hostile packed files: blind damage, and lies with right checksums."""
+"""Damaged and hostile packed files: blind damage, and lies with right checksums by one who knows the format."""
 
 from __future__ import annotations
 
+import json
 import random
 import zlib
 from collections.abc import Callable, Iterator
@@ -60,7 +61,8 @@ class Liar:
 
     def lie(self, rng: random.Random) -> bytes:
         """One hostile file."""
-        return rng.choice([self._entries, self._chunk, self._extra, self._raw_layout, self._bomb])(rng)
+        kinds = [self._entries, self._chunk, self._coded, self._extra, self._raw_layout, self._bomb, self._large]
+        return rng.choice(kinds)(rng)
 
     def _write(self, entries: list[Entry], chunks: list[bytes], extra: str) -> bytes:
         container.write(self.scratch, entries, chunks, extra)
@@ -107,6 +109,60 @@ class Liar:
             chunks[k], chunks[other] = chunks[other], chunks[k]
         return self._write(self.layout.entries, chunks, self.layout.extra)
 
+    def _coded(self, rng: random.Random) -> bytes:
+        """A chunk as the format has it, with parameters that are made up; what is coded is real, noise or nothing."""
+        chunks = list(self.chunks)
+        k = rng.randrange(len(chunks))
+        tail = rng.choice([b"", rng.randbytes(rng.randrange(1, 99)) + b"\1", chunks[k][-rng.randrange(1, 200) :]])
+        parts = [_positions(rng), _values(rng), _planes(rng, tail)]
+        chunks[k] = rng.choice(
+            [
+                parts[0] + parts[1] + tail,
+                parts[0] + _number(rng.choice([len(tail), *NUMBERS])) + tail + parts[2],
+                parts[2],
+            ]
+        )
+        entries = list(self.layout.entries)
+        if rng.random() < 0.5:
+            holders = [i for i, entry in enumerate(entries) if entry.kind != 3 and entry.chunk == k]
+            for i in holders:
+                entries[i] = replace(entries[i], kind=rng.randrange(3))
+        return self._write(entries, chunks, self.layout.extra)
+
+    def _large(self, rng: random.Random) -> bytes:
+        """Great shapes over a chunk that decodes for ever: alone, beside small ones, empty, overflowing, or many."""
+        entries, free = list(self.layout.entries), len(self.chunks)
+        named = rng.choice(entries)
+        plane = bytes([2, 3, 0, 0, 1]) * 16
+        single = bytes([0, 0, 1, 1, 0, 0, 0])
+        power = rng.randrange(16, 47)
+        shapes = [
+            (2**power, 0),
+            (0, 2**power),
+            (2**power,),
+            (2**20, 2 ** max(0, power - 20)),
+            (2**24,) * 3,
+            (2**power, 1),
+        ]
+        shape = rng.choice([*shapes, (2**47, 2**47, 0), (1,) * 16, (2,) * 16])
+        name = rng.choice([named.name, "", "another"])
+        kind = rng.randrange(3)
+        made = Entry(name, rng.choice([0, 3, 13]), shape, kind, free, scale=len(entries), bits=8)
+        k = entries.index(named)
+        place = rng.randrange(4)
+        if place == 0:
+            entries[k] = replace(made, name=named.name)
+        elif place == 1:
+            entries.append(made)
+        elif place == 2:
+            # In the pool of another tensor.
+            entries.insert(rng.randrange(len(entries)), replace(made, kind=0, dtype=named.dtype, chunk=named.chunk))
+        else:
+            many = [replace(made, name=f"{name}{i}", shape=(2**16,)) for i in range(rng.choice([10, 1000]))]
+            entries += many
+        entries.append(Entry("", 0, (), 0, free + 1))
+        return self._write(entries, [*self.chunks, plane if kind == 0 else single, bytes(8)], self.layout.extra)
+
     def _extra(self, rng: random.Random) -> bytes:
         text = self.layout.extra
         start = rng.randrange(len(text))
@@ -116,6 +172,10 @@ class Liar:
             if rng.random() < 0.2:
                 text = text.replace(old, new, rng.randrange(1, 3))
         if rng.random() < 0.1:
+            deep, wide = "[" * 400 + "]" * 400, "[" + "[]," * 100_000 + "0]"
+            metadata = rng.choice([deep, wide, json.dumps({"a": "b" * 300_000})])
+            text = self.layout.extra.replace('"metadata":null', f'"metadata":{metadata}')
+        elif rng.random() < 0.1:
             text = rng.choice(["", "[]", "{}", '{"metadata":0,"prefix":7,"quantization":{}}', '{"prefix":"a."}'])
         return self._write(self.layout.entries, self.chunks, text)
 
@@ -153,6 +213,36 @@ def cases(data: bytes, liar: Liar, count: int, seed: int) -> Iterator[tuple[bool
     rng = random.Random(seed)
     for k in range(count):
         yield (True, liar.lie(rng)) if k % 2 else (False, blind(data, rng))
+
+
+def _positions(rng: random.Random) -> bytes:
+    """Parameters of positions."""
+    kind = rng.randrange(3)
+    if kind:
+        return bytes([kind, rng.randrange(4)]) + rng.randbytes(16 if kind == 1 else 256)
+    rows, columns = (rng.choice([0, 1, 1, 2, 5, 32, 33]) for _ in range(2))
+    labels = [bytes([count]) + rng.randbytes(count if count > 1 else 0) for count in (rows, columns)]
+    return bytes([0, rng.randrange(4)]) + b"".join(labels) + rng.randbytes(rows * columns)
+
+
+def _values(rng: random.Random) -> bytes:
+    """Parameters of values."""
+    steps = rng.choice([0, 1, 3, 30, 127, 128, 255])
+    pairs = [bytes([rng.choice([0, 1, 1, 1, 4, 255]), rng.randrange(256)]) for _ in range(steps)]
+    return bytes([rng.randrange(256), steps]) + b"".join(pairs)
+
+
+def _planes(rng: random.Random, tail: bytes) -> bytes:
+    """Planes of numbers."""
+    found = b""
+    for _ in range(rng.choice([1, 2, 4, 8, 16])):
+        method = rng.randrange(4)
+        content = deflate(tail * rng.randrange(50)) if method == 1 else rng.randbytes(2) + rng.randbytes(9) + tail
+        if method == 2:
+            content = rng.choice([bytes([3, 0, 0, 1]), content])
+        length = rng.choice([len(content), len(content), *NUMBERS])
+        found += bytes([method]) + (b"" if method == 0 else _number(length)) + content
+    return found
 
 
 def _number(value: int) -> bytes:

@@ -74,8 +74,8 @@ def test_quantizers_far_larger_than_the_file_are_refused_before_they_are_made(
 ) -> None:
     liar = Liar(true_file, tmp_path / "bomb.packed")
     entries = list(liar.layout.entries)
-    entries[-1] = replace(entries[-1], kind=kind, dtype=0, shape=(2**20, 2**10))
-    container.write(liar.scratch, entries, liar.chunks, liar.layout.extra)
+    entries[-1] = replace(entries[-1], kind=kind, dtype=0, shape=(2**20, 2**10), chunk=len(liar.chunks))
+    container.write(liar.scratch, entries, [*liar.chunks, bytes([2, 3, 0, 0, 1]) * 4], liar.layout.extra)
     with pytest.raises(CompressionError, match="its quantizers would take 4294967"):
         load_packed(liar.scratch, ResidualNet())
 

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import constriction
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.packed.codec import rans
 
 PRECISION = 24
 TOTAL = 1 << PRECISION
+BLOCK = 1 << 20
+"""Symbols at a time: ``constriction`` takes and gives 4 bytes a symbol, which are narrowed before the next block."""
 Frequencies = NDArray[np.int64]
 
 
@@ -110,9 +112,9 @@ def histogram(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
     """How often each of the 256 bytes comes; in blocks, since counting widens what it counts to 8 bytes."""
     even = symbols.size // 2 * 2
     pairs = np.zeros((256, 256), np.int64)
-    for start in range(0, even, rans.BLOCK):
+    for start in range(0, even, BLOCK):
         # Two bytes at once, which halves what there is to count.
-        both = np.ascontiguousarray(symbols[start : min(start + rans.BLOCK, even)]).view(np.uint16)
+        both = np.ascontiguousarray(symbols[start : min(start + BLOCK, even)]).view(np.uint16)
         pairs += np.bincount(both, minlength=1 << 16).reshape(256, 256)
     return pairs.sum(0) + pairs.sum(1) + np.bincount(symbols[even:], minlength=256)
 
@@ -136,7 +138,12 @@ class Encoder:
 
     def finish(self) -> bytes:
         """Everything that was put, as bytes."""
-        words = rans.encode(self._runs)
+        coder = constriction.stream.stack.AnsCoder()
+        for symbols, model in reversed(self._runs):
+            # A last-in-first-out coder takes the end first.
+            for start in reversed(range(0, symbols.size, BLOCK)):
+                coder.encode_reverse(symbols[start : start + BLOCK].astype(np.int32), _categorical(model))
+        words: NDArray[np.uint32] = coder.get_compressed()
         # The last word is never zero, so that its leading zero bytes need no storage.
         return words.astype("<u4").tobytes().rstrip(b"\0")
 
@@ -154,11 +161,17 @@ class Decoder:
         if data.endswith(b"\0"):
             raise CompressionError(f"{where}: damaged, coded data never ends in a zero byte.")
         padded = data + b"\0" * (-len(data) % 4)
-        self._coder = rans.Decoder(np.frombuffer(padded, "<u4").astype(np.uint32))
+        self._coder = constriction.stream.stack.AnsCoder(np.frombuffer(padded, "<u4").astype(np.uint32))
 
     def take(self, count: int, model: Frequencies) -> NDArray[np.uint8]:
         """Decode ``count`` symbols; the caller has checked that so many fit in memory."""
-        return self._coder.take(count, model) if len(model) > 1 and count else np.zeros(count, np.uint8)
+        found = np.zeros(count, np.uint8)
+        if len(model) > 1:
+            categorical = _categorical(model)
+            for start in range(0, count, BLOCK):
+                block = found[start : start + BLOCK]
+                block[:] = self._coder.decode(categorical, block.size)
+        return found
 
     def take_bits(self, count: int, code: int) -> NDArray[np.uint8]:
         """Decode ``count`` bits of a common density."""
@@ -171,3 +184,9 @@ class Decoder:
         """Check that everything was used."""
         if not self._coder.is_empty():
             raise CompressionError(f"{self._where}: damaged, coded data is left over after the last value.")
+
+
+def _categorical(model: Frequencies) -> Any:
+    # With perfect=False the model's frequency of symbol i is exactly 1 + p_i when the p_i are whole numbers that
+    # sum to 2**24 minus the number of symbols: no rounding is left to differ between machines or releases.
+    return constriction.stream.model.Categorical((model - 1).astype(np.float64), perfect=False)

@@ -24,6 +24,8 @@ Shape = tuple[int, ...]
 Bits = NDArray[np.uint8]
 
 MOST_CLASSES = 32
+BLOCK = 1 << 16
+"""Groups that are taken apart at a time."""
 SAMPLE = 1 << 20
 """Weights on which the two models are compared; a larger tensor is judged by its first rows."""
 
@@ -226,9 +228,12 @@ class Groups:
         ordered = _ordered_shape(self.shape, self.order)
         width = -(-ordered[1] // size)
         symbols = decoder.take(ordered[0] * width, self._model).reshape(ordered[0], width)
-        bits = np.unpackbits(symbols[:, :, None], axis=2)[:, :, 8 - size :]
-        flat = bits.reshape(ordered[0], width * size)[:, : ordered[1]]
-        return _restored(np.ascontiguousarray(flat).view(np.bool_), self.shape, self.order)
+        flat = np.empty(ordered, np.uint8)
+        # In blocks, since a row that is shorter than its groups takes several times its bytes for a moment.
+        for start in range(0, ordered[0], rows := max(1, BLOCK // max(width, 1))):
+            bits = np.unpackbits(symbols[start : start + rows, :, None], axis=2)[:, :, 8 - size :]
+            flat[start : start + rows] = bits.reshape(len(bits), width * size)[:, : ordered[1]]
+        return _restored(flat.view(np.bool_), self.shape, self.order)
 
     @cached_property
     def _model(self) -> coding.Frequencies:

@@ -1,4 +1,4 @@
-"""Pruning and quantization beside every other feature of Lightning: one test a row of the README's table."""
+"""Pruning and quantization with every other feature of Lightning: one test per row of docs/compatibility.md."""
 
 from __future__ import annotations
 
