@@ -96,6 +96,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _show(found: FileVerdict) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from lightning_compress.foundation.number_text import metric, percent
@@ -111,7 +112,7 @@ def _show(found: FileVerdict) -> None:
     for form in found.metrics:
         table.add_column(VERSIONS[form], justify="right")
     for name in names:
-        table.add_row(name, *(metric(name, metrics.get(name)) for metrics in found.metrics.values()))
+        table.add_row(escape(name), *(metric(name, metrics.get(name)) for metrics in found.metrics.values()))
     console.print(table)
     if found.samples:
         agreement = "" if found.agreement is None else f"{percent(found.agreement, 2)} the same top class; "

@@ -21,15 +21,16 @@ def table(report: Mapping[str, Any]) -> Table:
     Raises:
         CompressionError: The report is not whole.
     """
+    from rich.markup import escape
     from rich.table import Table
 
     check(report)
     versions = text.versions(report)
-    shown = Table(title=report["name"], title_justify="left", header_style="bold", border_style="dim")
+    shown = Table(title=escape(report["name"]), title_justify="left", header_style="bold", border_style="dim")
     shown.add_column("")
     for key, _ in versions:
         deployed = key == "deployed"
         shown.add_column(text.VERSIONS[key], justify="right", style="bold" if deployed else "")
     for label, cells in text.comparison(report):
-        shown.add_row(label, *cells)
+        shown.add_row(escape(label), *map(escape, cells))
     return shown
