@@ -195,6 +195,24 @@ def restored(outputs: Iterable[torch.Tensor], like: Any) -> Any:
     return mapped(like, lambda _: next(rest))
 
 
+def completed(outputs: Any, like: Any) -> Any:
+    """Put outputs in the structure of a result that holds more: what only it holds, as a loss, is not a number.
+
+    Example:
+        >>> completed({"logits": torch.ones(1)}, {"loss": torch.zeros(()), "logits": torch.zeros(1)})
+        {'loss': tensor(nan), 'logits': tensor([1.])}
+    """
+    found, wanted = named_outputs(outputs), named_outputs(like)
+    if not found.keys() <= wanted.keys() or (isinstance(like, tuple | list) and not hasattr(like, "_fields")):
+        # Without names, what is missing comes first, as a loss before its logits.
+        found = dict(zip(list(wanted)[len(wanted) - len(found) :], found.values(), strict=True))
+    return restored((found.get(name, _unknown(tensor)) for name, tensor in wanted.items()), like)
+
+
+def _unknown(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else torch.zeros_like(tensor)
+
+
 def _identifiers(names: Iterable[str]) -> list[str]:
     """The names as Python could spell them, each once."""
     found: list[str] = []
