@@ -14,7 +14,6 @@ from lightning_compress.export.signatures import completed
 from lightning_compress.export.verification import Comparison
 from lightning_compress.quantization import strip
 
-
 Passed = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
