@@ -20,7 +20,7 @@ help:
 	@echo "make test-all    both"
 	@echo "make lint        check style, import contracts, and what .ci/house.py lists"
 	@echo "make format      fix style"
-	@echo "make typecheck   check types          make benchmarks  measure, an hour at a time (DATA=~/data)"
+	@echo "make typecheck   check types          make benchmarks  measure anew, an hour at a time (DATA=~/data)"
 	@echo "make tables      put the measured numbers into README and docs"
 	@echo "make docs        build the documentation into build/docs"
 	@echo "make recipes-check RECIPE=digits_cnn_sparse80_w8a8     run a recipe, compare with its numbers"

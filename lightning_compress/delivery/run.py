@@ -26,7 +26,7 @@ from lightning_compress.export.divergence import SiteError, can_trace, first_div
 from lightning_compress.export.executorch.write import ExecuTorchModel, to_executorch
 from lightning_compress.export.formats import BESIDE, DENSE_ONNX, FILES, GIVEN, deployed_of, files_of
 from lightning_compress.export.latency import Ratio, Timing, measure
-from lightning_compress.export.onnx.session import OnnxModel
+from lightning_compress.export.onnx.session import OnnxModel, needs_exact_kernels, open_session
 from lightning_compress.export.onnx.write import to_onnx
 from lightning_compress.export.openvino import OpenVinoModel, to_openvino
 from lightning_compress.export.packed.save_load import PackedFile, save_packed
@@ -132,10 +132,11 @@ class Export:
                 "since its 8-bit kernels saturate here. Set LP_TRANSFORMS_MODE=False where you deploy on such "
                 "processors, or deploy the ONNX file there."
             )
-        if deployed == "onnx" and has_vnni() is False:
+        if deployed == "onnx" and needs_exact_kernels(open_session(self.directory / FILES[deployed])):
             found.notes.append(
-                "This processor has no VNNI: ONNX Runtime ran its exact 8-bit kernels (session.x64quantprecision=1), "
-                "since its default ones saturate here. Set the same where you deploy on such processors."
+                "The file is for processors with VNNI (processor='vnni', or a backend that wants int8), and this one "
+                "has none: ONNX Runtime ran its exact 8-bit kernels (session.x64quantprecision=1), since its default "
+                "ones saturate here. Set the same where you deploy on such processors."
             )
         if self.data is not None:
             self._verify(found, self.data, deployed)

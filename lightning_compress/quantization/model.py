@@ -40,6 +40,7 @@ from lightning_compress.quantization.quantizers.base import (
 from lightning_compress.quantization.quantizers.bias import BiasShadow, fits
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
 from lightning_compress.quantization.quantizers.searched import SearchedWeightQuantizer
+from lightning_compress.quantization.quantizers.weight_group import WeightGroup
 from lightning_compress.quantization.settings import QuantizationSettings, WeightSpec, check_bits
 from lightning_compress.targets import Candidate, select
 
@@ -71,6 +72,7 @@ class Quantization:
         self.placement: Placement | None = None
         self._model = model
         self._switch = Switch(model)
+        self._group = WeightGroup()
         self._switch.momentum = settings.momentum
         self._switch.observe_every = settings.observe_every
         self._handles: list[_Handle] = []
@@ -282,6 +284,8 @@ class Quantization:
             spec = settings.weight_spec(self._overrides[weight.name], end=weight.name in self._ends)
             if spec is not None:
                 quantizer = self.layers[weight.name] = self._quantizer(weight, spec)
+                quantizer.group = self._group
+                self._group.members.append(quantizer)
                 reads += [(quantizer, use) for use in weight.uses]
         self._watch(reads)
 
@@ -309,9 +313,12 @@ class Quantization:
         modules = dict(self._model.named_modules())
         self.placement = placement
         self._handles += [Unnested(module) for module in modules.values() if isinstance(module, nn.TransformerEncoder)]
+        device = next((parameter.device for parameter in self._model.parameters()), None)
         for site in placement.sites:
             kind = LearnedActivationQuantizer if self.settings.range == "learned" else ActivationQuantizer
-            quantizer = kind(site.name, self.settings.activation_spec(site.width(self.activation_bits)), self._switch)
+            spec = self.settings.activation_spec(site.width(self.activation_bits))
+            # Where the model's first parameter lies; a quantizer elsewhere moves at its first tensor.
+            quantizer = kind(site.name, spec, self._switch, device)
             self.activations[site.name] = quantizer
             self._hook(site, quantizer, modules, functions=False)
         for name, site_name in placement.layer_input.items():

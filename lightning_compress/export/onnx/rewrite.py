@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from lightning_compress.export.onnx.carried_quantizers import carry_quantizers
 from lightning_compress.export.onnx.ir import initializer
 from lightning_compress.export.onnx.stored_weights import move_weights
 from lightning_compress.export.onnx.transposed_convolution import convolve_instead
+from lightning_compress.export.onnx.weight_signs import stored_weight, unsigned
 
 
 def clean(model: Any) -> None:
@@ -50,32 +49,15 @@ def _separate_weights(graph: Any) -> None:
     """
     readers: dict[Any, list[Any]] = {}
     for node in graph:
-        if (weight := _stored_weight(node)) is not None:
+        if (weight := stored_weight(node)) is not None:
             readers.setdefault(weight, []).append(node)
     seen: set[Any] = set()
-    for weight, nodes in readers.items():
+    for nodes in readers.values():
         zero_point = nodes[0].inputs[2]
-        if zero_point is None:
-            continue
-        zeros = zero_point.const_value.numpy()
         if sum(len(list(node.outputs[0].uses())) for node in nodes) > 1:
-            shifted = (weight.const_value.numpy().astype(np.int16) + 128).astype(np.uint8)
-            unsigned = initializer(graph, f"{weight.name}_unsigned", shifted)
-            middle = initializer(graph, f"{weight.name}_unsigned_zero_point", np.full_like(zeros, 128, np.uint8))
-            for node in nodes:
-                node.replace_input_with(0, unsigned)
-                node.replace_input_with(2, middle)
+            unsigned(graph, nodes)
         elif zero_point in seen:
+            zeros = zero_point.const_value.numpy()
             nodes[0].replace_input_with(2, initializer(graph, f"{nodes[0].name}_zero_point", zeros))
         else:
             seen.add(zero_point)
-
-
-def _stored_weight(node: Any) -> Any | None:
-    """The int8 initializer that a DequantizeLinear reads, if it reads one."""
-    import onnx_ir as ir
-
-    if node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
-        return None
-    stored = node.inputs[0].const_value
-    return node.inputs[0] if stored is not None and stored.dtype == ir.DataType.INT8 else None
