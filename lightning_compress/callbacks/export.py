@@ -187,7 +187,8 @@ class CompressedExport(Callback):
             return
         try:
             if trainer.is_global_zero:
-                self._export(trainer, pl_module)
+                with self._directory.new_set():
+                    self._export(trainer, pl_module)
         finally:
             trainer.strategy.barrier("lightning_compress.export")
 
@@ -291,7 +292,9 @@ class CompressedExport(Callback):
             data=record,
             failures=failures,
         )
-        written = report.write(self.report, self._directory.path)
+        report.write(self.report, self._directory.path)
+        self._directory.commit()
+        written = [self._directory / name for name in REPORTS]
         files = [self._directory / n for item in self.report["artifacts"] for n in (item["file"], *item["beside"])]
         loggers.log_report(
             trainer.loggers,

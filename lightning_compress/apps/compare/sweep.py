@@ -169,7 +169,8 @@ def _directories(folder: Path) -> list[Path]:
     marks |= {
         path.parent
         for path in folder.rglob(REPORT_FILE)
-        if not any(parent in marks for parent in (path.parent, *path.parent.parents))
+        if not path.parent.name.startswith(".")
+        and not any(parent in marks for parent in (path.parent, *path.parent.parents))
     }
     outermost = [path for path in marks if not any(parent in marks for parent in path.parents)]
     return sorted(outermost, key=lambda path: _natural(path.relative_to(folder).as_posix()))
@@ -252,7 +253,9 @@ def _job(
 
 def _report(path: Path, result: Mapping[str, Any] | None) -> Path | None:
     """The job's report: in its directory, which may have been moved since, or where the job says that it is."""
-    inside = sorted(path.rglob(REPORT_FILE), key=lambda found: (len(found.parts), found))
+    # Directories with a dot hold what an export was killed at.
+    whole = (found for found in path.rglob(REPORT_FILE) if not found.parent.name.startswith("."))
+    inside = sorted(whole, key=lambda found: (len(found.parts), found))
     if inside:
         return inside[0]
     said = (result or {}).get("report")
