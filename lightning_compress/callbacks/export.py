@@ -275,7 +275,8 @@ class CompressedExport(Callback):
         """Export, and keep from the fit what goes wrong in it."""
         broken: list[str] = []
         try:
-            broken = self._export(trainer, pl_module)
+            with self._directory.new_set():
+                broken = self._export(trainer, pl_module)
         except Exception as error:  # Whatever it is, the training before it must not be lost.
             if self._on_error == "raise":
                 raise
@@ -337,7 +338,9 @@ class CompressedExport(Callback):
             failures=broken,
         )
         self.failures = tuple(self.report["failures"])
-        written = report.write(self.report, self._directory.path)
+        report.write(self.report, self._directory.path)
+        self._directory.commit()
+        written = [self._directory / name for name in REPORTS]
         if self._print_report:
             report.show(self.report, self._directory.path)
         files = [self._directory / n for item in self.report["artifacts"] for n in (item["file"], *item["beside"])]

@@ -87,9 +87,10 @@ class FirstCall:
         seen, given = self.seen(), self._example_inputs
         if given is None and seen.name == "":
             given = module.example_input_array
+        network = called_through(duplicate(module), seen.name)
         if given is None:
-            return seen
-        return seen.with_inputs(in_float32(given) if in_other_precision(module) else given)
+            return seen.without_labels(network)
+        return seen.with_inputs(in_float32(given) if in_other_precision(module) else given, network)
 
     def rehearse(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Trace a copy of the network for each format, once a fit, in one process for all.

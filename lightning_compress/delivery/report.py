@@ -103,7 +103,7 @@ def described(
     """
     copied = called_through(duplicate(module), entry.name)
     try:
-        rows = describe(copied, pruner=pruner, example_inputs=entry.first(1).example_inputs)
+        rows = describe(copied, pruner=pruner, example_inputs=entry.first(1, copied).example_inputs)
     except Exception as error:  # Of any kind: the network is the user's.
         notes.append(f"Multiply-adds were not counted: {reason(error)}")
         rows = describe(copied, pruner=pruner)
