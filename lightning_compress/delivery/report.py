@@ -77,7 +77,11 @@ def compose(
         "bytes": accounting(rows, dense_bytes, found.packed, found.artifacts),
         "layers": report.layers(rows, packed),
         "history": [dict(point) for point in history],
-        "stays_float": [] if quantization is None else quantization.unreached,
+        "integer_share": None if found.integers is None else found.integers.share,
+        "stays_float": [
+            *([] if quantization is None else quantization.unreached),
+            *([] if found.integers is None else found.integers.lines()),
+        ],
         "notes": [*found.notes, *(f"Does not hold: {failure}" for failure in failures)],
         "failures": list(failures),
     }

@@ -26,6 +26,7 @@ from lightning_compress.export.divergence import SiteError, can_trace, first_div
 from lightning_compress.export.executorch.write import ExecuTorchModel, to_executorch
 from lightning_compress.export.formats import BESIDE, DENSE_ONNX, FILES, GIVEN, deployed_of, files_of
 from lightning_compress.export.latency import Ratio, Timing, measure
+from lightning_compress.export.onnx.integer_share import IntegerShare, integer_share
 from lightning_compress.export.onnx.session import OnnxModel, needs_exact_kernels, open_session
 from lightning_compress.export.onnx.write import to_onnx
 from lightning_compress.export.openvino import OpenVinoModel, to_openvino
@@ -35,6 +36,7 @@ from lightning_compress.export.signatures import called_through, input_names
 from lightning_compress.export.verification import Comparison, deployed_form, pytorch_name
 from lightning_compress.foundation.checksum import sha256
 from lightning_compress.foundation.processor import has_vnni
+from lightning_compress.quantization import find
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Findings:
         packed: The packed file, if it was written.
         comparisons: Format → how far its outputs are from the model's; empty if nothing was verified.
         divergence: Where the deployed form begins to differ by more than rounding, if it does.
+        integers: How much of the ONNX file's arithmetic ONNX Runtime does in integers, where it is quantized.
         ratio: Latency of the deployed form ÷ that of the dense one, in the same runtime.
         notes: What a reader should know about the numbers.
     """
@@ -68,6 +71,7 @@ class Findings:
     packed: PackedFile | None = None
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     divergence: SiteError | None = None
+    integers: IntegerShare | None = None
     ratio: Ratio | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -138,6 +142,12 @@ class Export:
                 "has none: ONNX Runtime ran its exact 8-bit kernels (session.x64quantprecision=1), since its default "
                 "ones saturate here. Set the same where you deploy on such processors."
             )
+        quantization = find(self.module)
+        if deployed == "onnx" and quantization is not None and quantization.settings.activation_bits is not None:
+            call = self.sample.first(1)
+            path = self.directory / FILES["onnx"]
+            feed = OnnxModel(path, self._copy().forward).feed(*call.args, **call.kwargs)
+            found.integers = integer_share(path, feed)
         if self.data is not None:
             self._verify(found, self.data, deployed)
         if self.latency:

@@ -27,6 +27,9 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
             f"The deployed file gives the fake-quantized model's prediction on "
             f"{text.percent(report['agreement'], 2)} of the samples."
         )
+    if report.get("integer_share") is not None:
+        yield ""
+        yield f"ONNX Runtime computes {text.percent(report['integer_share'], 1)} of the multiply-adds in integers."
     for remark in [*text.remarks(report), *report["notes"]]:
         yield ""
         yield f"> {remark}"
