@@ -170,7 +170,7 @@ def with_earlier(task: str, runs: Sequence[Run]) -> tuple[list[Row], list[Run], 
     """These runs together with other rows and seeds that were kept before.
 
     Returns:
-        The rows in the order of the task, all runs, and notes on where the earlier ones come from.
+        The rows in the order of the task, all runs, and where the earlier ones come from.
 
     Raises:
         SystemExit: Runs of a seed were measured beside different dense controls.
@@ -188,7 +188,7 @@ def with_earlier(task: str, runs: Sequence[Run]) -> tuple[list[Row], list[Run], 
     rows = {row["compression"]: row for row in [*means, *summary(everything)]}
     order = [name for name in [CONTROL, "dense", *TASKS[task].rows] if name in rows]
     others = [one for one in [*means, *everything] if one["command"] != now["command"]]
-    return [rows[name] for name in order], everything, origins(others, order)
+    return [rows[name] for name in order], everything, origins_of(others, order)
 
 
 def refuse_other_controls(path: Path, runs: Sequence[Run]) -> None:
@@ -201,7 +201,7 @@ def refuse_other_controls(path: Path, runs: Sequence[Run]) -> None:
                 raise SystemExit(f"{path} holds rows beside another dense control: run all rows, or remove it.")
 
 
-def origins(measured: Sequence[Run | Row], order: Sequence[str]) -> list[str]:
+def origins_of(measured: Sequence[Run | Row], order: Sequence[str]) -> list[str]:
     """Which rows and seeds came from which command, a note for each."""
     seeds: dict[str, dict[str, list[str]]] = {}
     for one in measured:
@@ -216,7 +216,7 @@ def origins(measured: Sequence[Run | Row], order: Sequence[str]) -> list[str]:
 def keep(name: str, runs: Sequence[Run]) -> None:
     """Write what was found, beside what was found before, to ``benchmarks/results``."""
     task = TASKS[name]
-    rows, everything, notes = with_earlier(name, runs)
+    rows, everything, origins = with_earlier(name, runs)
     several = {"seeds": "seeds"} if len({row["seeds"] for row in rows}) > 1 else {}
     columns = {
         "compression": "compression",
@@ -233,7 +233,8 @@ def keep(name: str, runs: Sequence[Run]) -> None:
         columns=columns,
         seeds=sorted({run["seed"] for run in everything}),
         threads=1,
-        notes=[f"{last}{start}, of the written ONNX file in ONNX Runtime; dense trained as long.", *notes],
+        notes=[f"{last}{start}, of the written ONNX file in ONNX Runtime; the dense control trained as long."],
+        origins=origins,
         runs=everything,
     )
 

@@ -140,7 +140,7 @@ def plot(path: Path, against: Path | None, rows: list[Any], target: Path) -> Non
         for name, style, timings in lines:
             medians = [timing.median_ms for timing in timings]
             above = [timing.p99_ms - timing.median_ms for timing in timings]
-            label = f"{name}, {threads}"
+            label = f"{name}, {threads}".replace("$", r"\$")
             latency.errorbar(sizes, medians, [[0.0] * len(above), above], fmt=f"o{style}", capsize=3, label=label)
             rates = [1e3 * n / median for n, median in zip(sizes, medians, strict=True)]
             throughput.plot(sizes, rates, f"o{style}", label=label)

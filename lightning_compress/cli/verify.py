@@ -96,9 +96,11 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _show(found: FileVerdict) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from lightning_compress.foundation import number_text as text
+    from lightning_compress.foundation.number_text import metric, percent
+    from lightning_compress.report.text import VERSIONS
 
     console = Console()
     if not console.is_terminal:
@@ -108,12 +110,12 @@ def _show(found: FileVerdict) -> None:
     table = Table(header_style="bold", border_style="dim")
     table.add_column("metric")
     for form in found.metrics:
-        table.add_column(text.VERSIONS[form], justify="right")
+        table.add_column(VERSIONS[form], justify="right")
     for name in names:
-        table.add_row(name, *(text.metric(name, metrics.get(name)) for metrics in found.metrics.values()))
+        table.add_row(escape(name), *(metric(name, metrics.get(name)) for metrics in found.metrics.values()))
     console.print(table)
     if found.samples:
-        agreement = "" if found.agreement is None else f"{text.percent(found.agreement, 2)} the same top class; "
+        agreement = "" if found.agreement is None else f"{percent(found.agreement, 2)} the same top class; "
         console.print(
             f"{found.samples} samples beside the trained model: {agreement}outputs differ by "
             f"{found.mean_abs_difference:.3g} on average, {found.max_abs_difference:.3g} at most",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,13 +79,13 @@ class Table:
     def __init__(self) -> None:
         self._sent: dict[tuple[Any, ...], torch.Tensor] = {}
 
-    def on(self, device: torch.device, key: tuple[Any, ...], make: Callable[[], Sequence[Any] | np.ndarray[Any, Any]]) -> torch.Tensor:  # fmt: skip
+    def on(self, device: torch.device, key: tuple[Any, ...], make: Callable[[], Any]) -> torch.Tensor:
         """The table on a device: int64.
 
         Args:
             device: Where it is read.
             key: What its contents follow from.
-            make: Computes them.
+            make: Computes them: anything that NumPy takes.
         """
         key = (device, *key)
         if key not in self._sent:

@@ -102,8 +102,8 @@ def notes(schedule: SparsitySchedule | None, quantization: Mapping[str, int] | N
     if schedule is None or frozen is None or frozen >= schedule.end:
         return []
     return [
-        f"Ranges are frozen at step {frozen}, before pruning ends at {schedule.end}, and fit weights that change later. "
-        "Freeze them after the last mask update."
+        f"Ranges are frozen at step {frozen}, before pruning ends at {schedule.end}, and fit weights that change "
+        "later. Freeze them after the last mask update."
     ]
 
 

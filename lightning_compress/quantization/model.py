@@ -22,6 +22,7 @@ from lightning_compress.quantization.candidates import (
     computed,
     functional_uses,
     loose,
+    outside_uses,
     weights,
 )
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
@@ -32,6 +33,7 @@ from lightning_compress.quantization.quantizers.base import ActivationQuantizer,
 from lightning_compress.quantization.quantizers.bias import BiasShadow
 from lightning_compress.quantization.quantizers.hooks import ActivationHook, Unnested
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
+from lightning_compress.quantization.quantizers.weight_group import WeightGroup
 from lightning_compress.quantization.settings import QuantizationSettings, check_bits
 from lightning_compress.targets import Candidate, select
 
@@ -61,6 +63,7 @@ class Quantization:
         self.placement: Placement | None = None
         self._model = model
         self._switch = Switch(model)
+        self._group = WeightGroup()
         self._switch.momentum = settings.momentum
         self._switch.observe_every = settings.observe_every
         self._handles: list[wiring.Handle] = []
@@ -114,7 +117,14 @@ class Quantization:
     @property
     def unreached(self) -> list[str]:
         """What stays float although the backend could run it in integers, with the reason."""
-        return [*self._computed, *(self.placement.unreached if self.placement else ())]
+        return [*self._computed, *(self.placement.unreached if self.placement else ()), *self._unobserved()]
+
+    def _unobserved(self) -> list[str]:
+        """What no training batch has reached, once one has reached others: each name with the reason."""
+        names = [name for name, quantizer in self.activations.items() if not quantizer.observed]
+        if len(names) == len(self.activations):
+            return []
+        return [f"{name}: no training batch came by here, so that its range is unknown" for name in names]
 
     @property
     def needs_recording(self) -> bool:
@@ -123,8 +133,8 @@ class Quantization:
 
     @property
     def gains_by_recording(self) -> bool:
-        """Whether a recording would place activation quantizers, or may find weights that functions read."""
-        return self.needs_recording or (self.placement is None and bool(self._loose))
+        """Whether no recording was made, which places activation quantizers and finds weights that functions read."""
+        return self.placement is None
 
     def record(self, example_inputs: Any) -> None:
         """Place the activation quantizers by one forward in eval mode.
@@ -132,7 +142,7 @@ class Quantization:
         Args:
             example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments.
         """
-        args, kwargs = call_arguments(example_inputs)
+        args, kwargs = call_arguments(example_inputs, self._model.forward)
         enabled, self.enabled = self.enabled, False
         try:
             with evaluating(self._model), torch.no_grad(), recording(self._model) as tape:
@@ -145,7 +155,9 @@ class Quantization:
         """Quantize what only a recorded forward shows: weights that functions read, and activations."""
         reads = functional_uses(tape, self._model)
         self._refuse_unread({read.weight for read in reads})
-        self._attach_functional(reads)
+        seen = {(read.weight, read.host) for read in reads}
+        outside = [read for read in outside_uses(tape, self._model) if (read.weight, read.host) not in seen]
+        self._attach_functional([*reads, *outside])
         self._set_ends(recorded_ends(tape, self._overrides))
         found = place(
             tape,
@@ -272,6 +284,8 @@ class Quantization:
             spec = settings.weight_spec(self._overrides[weight.name], end=weight.name in self._ends)
             if spec is not None:
                 quantizer = self.layers[weight.name] = wiring.weight_quantizer(weight, spec, self._switch)
+                quantizer.group = self._group
+                self._group.members.append(quantizer)
                 reads += [(quantizer, use) for use in weight.uses]
         self._watch(reads)
 
@@ -292,9 +306,10 @@ class Quantization:
         modules = dict(self._model.named_modules())
         self.placement = placement
         self._handles += [Unnested(module) for module in modules.values() if isinstance(module, nn.TransformerEncoder)]
+        device = next((parameter.device for parameter in self._model.parameters()), None)
         for site in placement.sites:
             spec = self.settings.activation_spec(site.width(self.activation_bits))
-            self.activations[site.name] = wiring.activation_quantizer(site.name, spec, self._switch)
+            self.activations[site.name] = wiring.activation_quantizer(site.name, spec, self._switch, device)
         self._hook(modules, functions=False)
         for name, site_name in placement.layer_input.items():
             if (weight := self.layers.get(name)) is not None:

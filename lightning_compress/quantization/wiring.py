@@ -30,10 +30,12 @@ def weight_quantizer(weight: Weight, spec: WeightSpec, switch: Switch) -> Weight
     return SearchedWeightQuantizer(weight, spec, switch)
 
 
-def activation_quantizer(name: str, spec: ActivationSpec, switch: Switch) -> ActivationQuantizer:
-    """The quantizer of an activation by how its range is found."""
+def activation_quantizer(
+    name: str, spec: ActivationSpec, switch: Switch, device: torch.device | None = None
+) -> ActivationQuantizer:
+    """The quantizer of an activation by how its range is found, on a device; it moves to its first tensor."""
     kind = LearnedActivationQuantizer if spec.range == "learned" else ActivationQuantizer
-    return kind(name, spec, switch)
+    return kind(name, spec, switch, device)
 
 
 def hook(module: nn.Module, place: Boundary, hook: ActivationHook) -> Iterator[Handle]:

@@ -26,6 +26,7 @@ class _Optional:
 
 
 _NUMBER = (int, float)
+_LARGEST = 1 << 63
 _ANY: tuple[type, ...] = (object,)
 
 _RESULT = {
@@ -58,8 +59,10 @@ SCHEMA = {
         "quantization": _Optional(_Map(_ANY)),
         "phases": [{"name": str, "start": int, "end": int}],
     },
-    "results": {"dense": _Optional(_RESULT), "fake_quantized": _Optional(_RESULT), "deployed": _RESULT},
+    "results": {"dense": _Optional(_RESULT), "fake_quantized": _Optional(_RESULT), "deployed": _Optional(_RESULT)},
     "agreement": _Optional(_NUMBER),
+    "samples": _Optional(int),
+    "latency": {"ratio": _Optional({"median": _NUMBER, "low": _NUMBER, "high": _NUMBER})},
     "max_abs_difference": _Optional(_NUMBER),
     "artifacts": [{"format": str, "file": str, "bytes": int, "sha256": str, "breakdown": _Map(int)}],
     "layers": [
@@ -91,6 +94,7 @@ SCHEMA = {
     ],
     "stays_float": [str],
     "notes": [str],
+    "failures": [str],
 }
 """Key → type, or the same again for what is nested."""
 
@@ -144,5 +148,7 @@ def _refuse_type(value: Any, expected: tuple[type, ...], where: str) -> None:
     names = " or ".join(t.__name__ for t in expected)
     if not isinstance(value, expected) or (isinstance(value, bool) and expected != _ANY):
         raise CompressionError.field(where, expected=f"a value of type {names}", got=value)
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        raise CompressionError.field(where, expected="a number of less than 2**63", got=f"{str(value)[:20]}...")
     if isinstance(value, float) and not math.isfinite(value):
         raise CompressionError.field(where, expected="a finite number", got=value, fix="Use None for 'not measured'.")

@@ -25,10 +25,10 @@ _table = Table()
 
 
 class Layout(NamedTuple):
-    """How a weight is quantized.
+    """How a weight is quantized, as it lies in memory.
 
     Attributes:
-        shape: Its shape.
+        shape: Its shape in the order of memory.
         axis: Dimension of the output channels; ``None`` with a single scale.
         group: Inputs that share a scale; ``None`` for all of a channel.
         qmax: Largest integer.
@@ -38,6 +38,13 @@ class Layout(NamedTuple):
     axis: int | None
     group: int | None
     qmax: int
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, axis: int, group: int, qmax: int) -> Layout:
+        """From an operator's arguments: axis -1 stands for a single scale, group 0 for no groups."""
+        order = sorted(range(weight.ndim), key=lambda dim: (-weight.stride(dim), dim))
+        shape = tuple(weight.shape[dim] for dim in order)
+        return cls(shape, None if axis < 0 else order.index(axis), group or None, qmax)
 
     @property
     def scales(self) -> tuple[int, ...]:

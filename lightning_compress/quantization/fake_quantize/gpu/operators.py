@@ -1,28 +1,23 @@
-"""The operators of fake quantization on accelerators, each one node for a tracer and at most two launches.
+"""Operators that fake-quantize activations on accelerators: each is one node for a tracer, and at most two launches.
 
-Launches: ``fake_quantize`` and ``fake_quantize_`` one, two while they observe; ``pass_inside`` one; ``observe_minmax_``,
-``observe_percentile_``, ``minmax``, ``observe_least_error_``, ``learn``, ``learn_`` and ``learned_pass`` two;
-``quantize_weights`` one, two where a scale belongs to more than 8192 values; ``search_weights`` and
-``learned_weight_pass`` two. A tensor with gaps in memory is copied first.
+One launch: ``pass_inside``, and ``fake_quantize`` and ``fake_quantize_`` without ``momentum``. Two: all others.
 
 Arguments that recur: ``range_``, ``scale``, ``zero`` and ``nonfinite`` are the state of an activation quantizer,
 updated in place; ``low`` and ``high`` the ends of a clip, both or none; ``momentum`` the weight of an observation.
-While the range is NaN values pass unquantized, so that nobody has to look whether there is one.
+While the range is NaN values pass unquantized, so that nobody has to look whether there is one. Tensors are dense
+(``device_operators.dense``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from lightning_compress.foundation.device_operators import dense, operator
-from lightning_compress.quantization.fake_quantize.gpu.layout import Layout
+from lightning_compress.foundation.device_operators import operator
 
 _STATE = "Tensor(a!) range_, Tensor(b!) scale, Tensor(c!) zero, Tensor(d!) nonfinite, int qmin, int qmax"
 _CLIP = "float? low, float? high"
-_WEIGHTS = "Tensor[] weights, int[] axes, int[] groups, int[] qmaxes"
 
 Clip = tuple[float, float]
 
@@ -116,41 +111,32 @@ minmax = operator(
     lambda x, low, high: torch.empty(2, dtype=torch.float32, device=x.device),
 )
 observe_least_error_ = operator(
-    f"observe_least_error_(Tensor x, Tensor full, {_STATE}, {_CLIP}, float momentum, float[] fractions, int most) -> ()",
+    f"observe_least_error_(Tensor x, Tensor full, {_STATE}, {_CLIP}, float momentum, float[] fractions, int most) "
+    "-> ()",
     _observe_least_error,
     lambda *args: None,
 )
 
 
-def _learn_to(
-    x: torch.Tensor, y: torch.Tensor, log_scale: torch.Tensor, shift: torch.Tensor | None, width: torch.Tensor,
-    range_: torch.Tensor, qmin: int, qmax: int, low: float | None, high: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def _learn(
+    x: torch.Tensor, log_scale: torch.Tensor, shift: torch.Tensor | None, width: torch.Tensor, range_: torch.Tensor,
+    qmin: int, qmax: int, low: float | None, high: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     from lightning_compress.quantization.fake_quantize.gpu import learned
 
-    return learned.learn(x, y, log_scale, shift, width, range_, qmin, qmax, _clip(low, high))
-
-
-def _learn(x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     y = torch.empty_like(x)
-    return y, *_learn_to(x, y, *args)
+    return y, *learned.learn(x, y, log_scale, shift, width, range_, qmin, qmax, _clip(low, high))
 
 
-def _codes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    codes = torch.empty(x.numel(), dtype=torch.int8, device=x.device)
-    return codes, torch.empty(3, dtype=torch.float32, device=x.device)
-
-
-_LEARNED = f"Tensor log_scale, Tensor? shift, Tensor width, Tensor range_, int qmin, int qmax, {_CLIP}"
 learn = operator(
-    f"learn(Tensor x, {_LEARNED}) -> (Tensor, Tensor, Tensor)",
+    f"learn(Tensor x, Tensor log_scale, Tensor? shift, Tensor width, Tensor range_, int qmin, int qmax, {_CLIP}) "
+    "-> (Tensor, Tensor, Tensor)",
     _learn,
-    lambda x, *args: (torch.empty_like(x), *_codes(x)),
-)
-learn_ = operator(
-    f"learn_(Tensor(a!) x, {_LEARNED}) -> (Tensor, Tensor)",
-    lambda x, *args: _learn_to(x, x, *args),
-    lambda x, *args: _codes(x),
+    lambda x, *args: (
+        torch.empty_like(x),
+        torch.empty(x.numel(), dtype=torch.int8, device=x.device),
+        torch.empty(3, dtype=torch.float32, device=x.device),
+    ),
 )
 
 
@@ -189,97 +175,3 @@ learned_pass = operator(
         _new_gradients(grad, shift, scale_grad, shift_grad),
     ),
 )
-
-
-def layouts(
-    weights: Sequence[torch.Tensor], axes: Sequence[int], groups: Sequence[int], qmaxes: Sequence[int]
-) -> list[Layout]:
-    """From an operator's arguments: axis -1 stands for a single scale, group 0 for none."""
-    return [
-        Layout(tuple(weight.shape), None if axis < 0 else axis, group or None, qmax)
-        for weight, axis, group, qmax in zip(weights, axes, groups, qmaxes, strict=True)
-    ]
-
-
-def arguments(found: Sequence[Layout]) -> tuple[list[int], list[int], list[int]]:
-    """``axes``, ``groups`` and ``qmaxes`` of an operator, from layouts."""
-    axes = [-1 if one.axis is None else one.axis % len(one.shape) for one in found]
-    return axes, [one.group or 0 for one in found], [one.qmax for one in found]
-
-
-def _scales(weights: Sequence[torch.Tensor], *args: Sequence[int]) -> torch.Tensor:
-    count = sum(one.count for one in layouts(weights, *args))
-    return torch.empty(count, dtype=torch.float32, device=weights[0].device)
-
-
-def _quantize_weights(
-    weights: Sequence[torch.Tensor], axes: Sequence[int], groups: Sequence[int], qmaxes: Sequence[int],
-    factors: torch.Tensor | None, given: bool,
-) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:  # fmt: skip
-    from lightning_compress.quantization.fake_quantize.gpu import weights as kernels
-
-    return kernels.quantize(weights, layouts(weights, axes, groups, qmaxes), factors, given=given)
-
-
-def _fake_quantize_weights(
-    weights: Sequence[torch.Tensor], axes: Sequence[int], groups: Sequence[int], qmaxes: Sequence[int],
-    factors: torch.Tensor | None, given: bool,
-) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:  # fmt: skip
-    clips = factors is not None and not given
-    outside = [torch.empty_like(weight, dtype=torch.bool) for weight in weights if clips]
-    return [torch.empty_like(weight) for weight in weights], outside, _scales(weights, axes, groups, qmaxes)
-
-
-def _search_weights(
-    weights: Sequence[torch.Tensor], axes: Sequence[int], groups: Sequence[int], qmaxes: Sequence[int],
-    fractions: Sequence[float],
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    from lightning_compress.quantization.fake_quantize.gpu import weights as kernels
-
-    return kernels.search(weights, layouts(weights, axes, groups, qmaxes), tuple(fractions))
-
-
-def _learned_weight_pass(
-    grad: torch.Tensor, weight: torch.Tensor, axis: int, qmax: int, scales: torch.Tensor,
-    scale_grad: torch.Tensor | None, factor: float,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
-    from lightning_compress.quantization.fake_quantize.gpu import weights as kernels
-
-    (layout,) = layouts([weight], [axis], [0], [qmax])
-    out, new = _fake_learned_weight_pass(grad, weight, axis, qmax, scales, scale_grad, factor)
-    to_scale = new[0] if scale_grad is None else scale_grad
-    kernels.learned_pass(grad, weight, layout, scales, out, to_scale, factor, add=scale_grad is not None)
-    return out, new
-
-
-def _fake_learned_weight_pass(
-    grad: torch.Tensor, weight: torch.Tensor, axis: int, qmax: int, scales: torch.Tensor,
-    scale_grad: torch.Tensor | None, factor: float,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
-    (layout,) = layouts([weight], [axis], [0], [qmax])
-    new = [torch.empty(layout.scales, dtype=torch.float32, device=grad.device)] if scale_grad is None else []
-    return torch.empty_like(grad), new
-
-
-quantize_weights = operator(
-    f"quantize_weights({_WEIGHTS}, Tensor? factors, bool given) -> (Tensor[], Tensor[], Tensor)",
-    _quantize_weights,
-    _fake_quantize_weights,
-)
-search_weights = operator(
-    f"search_weights({_WEIGHTS}, float[] fractions) -> (Tensor, Tensor)",
-    _search_weights,
-    lambda weights, axes, groups, qmaxes, fractions: tuple(_scales(weights, axes, groups, qmaxes) for _ in range(2)),
-)
-learned_weight_pass = operator(
-    "learned_weight_pass(Tensor grad, Tensor weight, int axis, int qmax, Tensor scales, Tensor(a!)? scale_grad, "
-    "float factor) -> (Tensor, Tensor[])",
-    _learned_weight_pass,
-    _fake_learned_weight_pass,
-)
-
-__all__ = [
-    "arguments", "dense", "fake_quantize", "fake_quantize_", "layouts", "learn", "learn_", "learned_pass",
-    "learned_weight_pass", "minmax", "observe_least_error_", "observe_minmax_", "observe_percentile_", "pass_inside",
-    "quantize_weights", "search_weights",
-]  # fmt: skip

@@ -6,7 +6,6 @@ than 8192 values are cut into parts first, and a launch before finds the largest
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -222,7 +221,7 @@ def quantize(
     """All weights on their grids: one launch, two where a scale belongs to more than 8192 values.
 
     Args:
-        weights: Contiguous tensors of one device and dtype.
+        weights: Tensors without gaps in memory, of one device and dtype.
         layouts: How each is quantized.
         factors: A number for each scale, all of them in a row: float32. Without, scales are those of min-max ranges.
         given: Whether the factors are the scales, or what min-max scales are multiplied by.
@@ -247,7 +246,7 @@ def quantize(
         table, tiles, y, outside.view(torch.int8), scales if factors is None else factors, scales, maxima,
         GIVEN=given, RATIO=ratio, CUT=cut, COLUMNS=_COLUMNS, ROWS=ROWS, **EXACT,
     )  # fmt: skip
-    return _views(y, offsets, layouts), _views(outside, offsets, layouts) if ratio else [], scales
+    return _views(y, offsets, weights), _views(outside, offsets, weights) if ratio else [], scales
 
 
 def search(
@@ -289,8 +288,6 @@ def learned_pass(
     )
 
 
-def _views(flat: torch.Tensor, offsets: Sequence[int], layouts: Sequence[Layout]) -> list[torch.Tensor]:
-    return [
-        flat[offset : offset + math.prod(one.shape)].view(one.shape)
-        for offset, one in zip(offsets, layouts, strict=True)
-    ]
+def _views(flat: torch.Tensor, offsets: Sequence[int], weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    each = zip(offsets, weights, strict=True)
+    return [flat.as_strided(weight.shape, weight.stride(), offset) for offset, weight in each]
