@@ -37,7 +37,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         )
     if report.get("integer_share") is not None:
         yield ""
-        yield f"ONNX Runtime computes {numbers.percent(report['integer_share'], 1)} of the multiply-adds in integers."
+        yield f"ONNX Runtime computes {percent(report['integer_share'], 1)} of the multiply-adds in integers."
     for remark in [*remarks(report), *report["notes"]]:
         yield ""
         yield f"> {escaped(remark)}"
