@@ -160,7 +160,7 @@ class Settings:
         """
         if self.freeze:
             return SparsitySchedule(0.0, 0.0, start=0, end=0, every=1, curve=self.curve)
-        start, end, every = self.start.steps(run), self.end.steps(run), max(1, self.every.steps(run))
+        start, end, every = self.start.steps(run), self.end.steps(run), max(1, self.every.length(run))
         if end < start:
             raise CompressionError.field(
                 f"{self.field}.end", expected=f"not before start (optimizer step {start})", got=end
