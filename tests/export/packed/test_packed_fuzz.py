@@ -110,8 +110,8 @@ SCALE = Entry("", 0, (), PLAIN, 1)
 BOMBS: dict[str, tuple[list[Entry], list[bytes]]] = {
     "rows without columns": ([Entry("w", 0, (2**31, 0), INTEGERS, 0, scale=1), SCALE], [SINGLE, bytes(8)]),
     "columns without rows": ([Entry("w", 0, (0, 2**31), SPARSE, 0)], [SINGLE + b"\0" + PLANES]),
-    "integers": ([Entry("w", 0, (2**14, 2**14), INTEGERS, 0, scale=1, bits=8), SCALE], [SINGLE, bytes(8)]),
-    "sparse": ([Entry("w", 0, (2**14, 2**14), SPARSE, 0)], [SINGLE + b"\0" + PLANES]),
+    "integers": ([Entry("w", 0, (2**13, 2**13), INTEGERS, 0, scale=1, bits=8), SCALE], [SINGLE, bytes(8)]),
+    "sparse": ([Entry("w", 0, (2**13, 2**13), SPARSE, 0)], [SINGLE + b"\0" + PLANES]),
     "plain": ([Entry("w", 0, (2**28,), PLAIN, 0)], [PLANES]),
     "a large one in a pool": ([Entry("w", 0, (1,), PLAIN, 0), Entry("b", 0, (2**29,), PLAIN, 0)], [PLANES]),
     "a pool of many": ([Entry(f"w{k}", 0, (2**13,), PLAIN, 0) for k in range(5000)], [PLANES]),
