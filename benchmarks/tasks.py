@@ -113,6 +113,34 @@ CONVOLUTIONAL: Rows = BASIC | {
 """The rows of a network of convolutions that starts from a trained control."""
 
 
+ABLATIONS: Rows = {
+    **{
+        f"{bits} bits, {how} ranges": [f"quantization=w{bits}a{bits}", FROM_TRAINED, f"quantization.range={method}"]
+        for bits in (8, 4, 2)
+        for how, method in (("observed", "minmax"), ("learned", "learned"))
+    },
+    # With a learning rate of zero, ranges are observed and weights stay: calibration alone.
+    **{
+        f"{bits} bits, calibrated": [*quantized(bits, FROM_TRAINED), "quantization.range=mse", "model.lr=0"]
+        for bits in (8, 4, 2)
+    },
+    **{
+        f"80 % sparse, 4 bits from {start:.0%}": pruned(80, *quantized(4, f"quantization.start={start}"))
+        for start in (0, 0.3, 0.6, 0.8)
+    },
+    **{
+        f"{percent} % sparse, {name}": pruned(percent, f"pruning.distribution={name}")
+        for percent in (90, 95)
+        for name in ("global", "erk")
+    },
+    **{f"95 % sparse, {epochs} epochs": pruned(95, f"trainer.max_epochs={epochs}") for epochs in (1, 4, 8)},
+    **{f"2 bits, {epochs} epochs": quantized(2, FROM_TRAINED, f"trainer.max_epochs={epochs}") for epochs in (1, 4, 8)},
+    "2 bits, distilled": quantized(2, FROM_TRAINED, DISTILLATION),
+    "95 % sparse, distilled": pruned(95, DISTILLATION),
+}
+"""One choice changed at a time."""
+
+
 def _cifar10(title: str, model: str, pretraining: int, more: list[str]) -> Task:
     """A network on the JPEG copies of CIFAR-10, from a control of a one-cycle schedule."""
     settings = [
@@ -149,6 +177,20 @@ TASKS = {
         ],
         6,
         {f"{p:g} % sparse": pruned(p) for p in (70, 80, 90, 95)} | BITS | JOINT | DISTILLED,
+    ),
+    "ablations_fashion_mnist_lenet5": Task(
+        "Fashion-MNIST, LeNet-5, one choice at a time",
+        [
+            "data=fashion_mnist",
+            "model=lenet5",
+            "model.lr=0.002",
+            "model.label_smoothing=0.05",
+            "model.channels_last=true",
+        ],
+        2,
+        ABLATIONS,
+        pretraining=6,
+        fine_tuning=["model.lr=0.0005"],
     ),
     "banking77_encoder": Task(
         "Banking77, two-block transformer encoder",
