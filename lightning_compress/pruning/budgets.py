@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_compress.pruning.channels.group import ChannelGroup
@@ -84,13 +85,31 @@ def _prune(
     if len(pool) == 1:
         # ERK knows nothing of floors: the floor wins.
         count = min(count, pool[0].cap)
-    # Never fewer than are pruned now: a curve that dips, or a checkpoint that is sparser than asked.
-    now = [site.pruned() / (site.mask.numel() * site.pattern.prunable() / site.units) for site in pool if site.units]
-    count = max(count, sum(math.ceil(round(units, 6)) for units in now))
-    if count:
+    at_least = _pruned_units(pool)
+    if count or (not isinstance(at_least, Tensor) and at_least):
         single = absolute and type(pool[0].pattern) is Pattern
         scores = [score(site) for site in pool]
-        prune_together(pool, scores, count, absolute=single, field=settings.field)
+        prune_together(pool, scores, count, at_least, absolute=single, field=settings.field)
         for site, ranks in zip(pool, scores, strict=True):
             if settings.channel_multiple > 1 and type(site) is ChannelGroup and not site.grouped:
                 site.keep_multiple(settings.channel_multiple, ranks)
+
+
+def _pruned_units(pool: Sequence[Prunable]) -> int | Tensor:
+    """Units pruned now, which stay so: a curve may dip, or a checkpoint be sparser than asked.
+
+    On accelerators the count stays there.
+    """
+    found = [
+        (site.mask.numel() - site.kept_count(), site.mask.numel() * site.pattern.prunable() / site.units)
+        for site in pool
+        if site.units
+    ]
+    on_device = [pruned for pruned, _ in found if isinstance(pruned, Tensor)]
+    if not on_device:
+        return sum(math.ceil(round(float(pruned / size), 6)) for pruned, size in found)
+    units = [
+        (pruned.to(on_device[0].device).double() / size - 1e-6).ceil().long()
+        for (_, size), pruned in zip(found, on_device, strict=True)
+    ]
+    return torch.stack(units).sum()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.pruning import mask_kernel as kernel
+from lightning_compress.pruning.mask_device import mask_on_device
 
 
 def new_mask(weight: Tensor) -> Tensor:
@@ -31,7 +32,8 @@ def apply_masks(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """Set pruned entries to +0.0 in place, whatever was there, NaN and infinities included.
 
     Kept entries keep every bit. On the CPU a small compiled kernel reads the tensor and its mask and writes the
-    tensor in one pass; without a compiler, and on other devices, plain PyTorch gives the same bits.
+    tensor in one pass; on CUDA and ROCm one launch serves all tensors. Elsewhere, and without a compiler or Triton,
+    plain PyTorch gives the same bits.
 
     Args:
         tensors: Floating point tensors.
@@ -44,8 +46,11 @@ def apply_masks(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         tensor([1., 0.])
     """
     rest = kernel.mask_in_one_pass(tensors, masks)
+    if rest:
+        left = mask_on_device([tensors[i] for i in rest], [masks[i] for i in rest])
+        rest = [rest[i] for i in left]
     for index in rest:
-        tensor, mask = tensors[index], masks[index]
+        tensor, mask = tensors[index].detach(), masks[index]
         # Not a multiplication: NaN times zero is NaN, and -1 times zero is -0.
         torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device), out=tensor)
 

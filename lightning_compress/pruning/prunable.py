@@ -38,6 +38,9 @@ class Prunable(Protocol):
     def pruned(self) -> int:
         """Entries of the mask pruned now."""
 
+    def kept_count(self) -> int | Tensor:
+        """Entries kept now; left on the device (int64, ``[]``) where looking at it would wait for one."""
+
 
 @dataclass
 class Site:
@@ -92,6 +95,10 @@ class Site:
         """Entries pruned now."""
         return self.mask.numel() - count_kept(self.mask)
 
+    def kept_count(self) -> int | Tensor:
+        """Entries kept now; left on the device (int64, ``[]``) where looking at it would wait for one."""
+        return count_kept(self.mask) if self.mask.device.type == "cpu" else self.mask.count_nonzero()
+
     def move(self) -> None:
         """Follow the parameter to its device."""
         if self.mask.device != self.parameter.device:
@@ -112,7 +119,13 @@ def check_floors(sites: Sequence[Prunable], count: int, field: str) -> None:
 
 
 def prune_together(
-    sites: Sequence[Prunable], scores: Sequence[Tensor], count: int, *, absolute: bool, field: str
+    sites: Sequence[Prunable],
+    scores: Sequence[Tensor],
+    count: int,
+    at_least: int | Tensor = 0,
+    *,
+    absolute: bool,
+    field: str,
 ) -> None:
     """Prune the ``count`` smallest units over all sites, none beyond its cap, and write the masks.
 
@@ -122,13 +135,17 @@ def prune_together(
         sites: Sites whose units are alike in size.
         scores: Scores of the entries, of the weights' shapes; entries pruned before must be the smallest.
         count: Units to prune over all sites.
+        at_least: Units pruned before; a tensor (int64, ``[]``) where the sites lie on an accelerator.
         absolute: Rank by absolute value of the scores; for single entries only.
         field: Name of the owner, for messages.
 
     Raises:
         CompressionError: The floors leave too little to prune, or a score is NaN.
     """
+    if not isinstance(at_least, Tensor):
+        count, at_least = max(count, at_least), 0
     check_floors(sites, count, field)
+    wanted = at_least.clamp(min=count) if isinstance(at_least, Tensor) else count
     single = type(sites[0].pattern) is Pattern
     if single:
         ranks = list(scores)
@@ -143,22 +160,30 @@ def prune_together(
         prune_smallest(
             [ranks[i] for i in free],
             [kept[i] for i in free],
-            count,
+            wanted,
             absolute=absolute,
             names=[sites[i].name for i in free],
         )
-        over = [i for i in free if capped and kept[i].numel() - int(kept[i].count_nonzero()) > sites[i].cap]
-        if not over:
+        over = _beyond_caps([(kept[i], sites[i].cap) for i in free]) if capped else []
+        if not any(over):
             break
+        over = [i for i, beyond in zip(free, over, strict=True) if beyond]
         for i in free:
             kept[i].copy_(before[i])
         for i in over:
             prune_smallest([ranks[i]], [kept[i]], sites[i].cap, absolute=absolute, names=[sites[i].name])
-            count -= sites[i].cap
+            wanted = wanted - sites[i].cap
         free = [i for i in free if i not in over]
     if not single:
         for site, score, mask in zip(sites, scores, kept, strict=True):
             site.mask.copy_(site.pattern.expand(mask, score))
+
+
+def _beyond_caps(masks: Sequence[tuple[Tensor, int]]) -> list[bool]:
+    """Whether each mask prunes more than its cap; an accelerator is waited for once, unless one does."""
+    device = masks[0][0].device
+    beyond = torch.stack([(mask.numel() - mask.count_nonzero() > cap).to(device) for mask, cap in masks])
+    return beyond.tolist() if bool(beyond.any()) else []
 
 
 def infer_mask(site: Site) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.settings_diff import settle
 from lightning_compress.pruning import checkpoint as state
+from lightning_compress.pruning import nan_checks
 from lightning_compress.pruning.budgets import prune_to, refuse_floors
 from lightning_compress.pruning.channels.group import ChannelGroup
 from lightning_compress.pruning.distributions import DistributionName
@@ -24,6 +25,9 @@ from lightning_compress.pruning.scores import Scores
 from lightning_compress.pruning.settings import Criterion, CriterionName, RegrowName, Settings
 from lightning_compress.pruning.setup import channel_sites, weight_sites
 from lightning_compress.timeline import Run, TimePoint
+
+# A mask update's outcome is one number: the changes, plus these for a layer that was pruned whole and for NaN.
+_COLLAPSED, _SPOILED = 2**50, 2**51
 
 
 class Pruner:
@@ -257,8 +261,8 @@ class Pruner:
         if update is None or not self.due(optimizer_step):
             self.apply()
             return False
-        before = [site.pruned() for site in self._sites]
-        if any(before):
+        before = self._kept_counts()
+        if not self.idle:
             # The optimizer may have moved pruned weights; they must not win their place back by that.
             self.apply()
         changed = self._update(update, before)
@@ -313,10 +317,10 @@ class Pruner:
         """Zero masked weights, and nothing else."""
         for site in self._sites:
             site.move()
-        apply_masks([site.parameter.detach() for site in self._sites], [site.mask for site in self._sites])
+        apply_masks([site.parameter for site in self._sites], [site.mask for site in self._sites])
 
     @torch.no_grad()
-    def _update(self, step: int, before: list[int]) -> bool:
+    def _update(self, step: int, before: Tensor) -> bool:
         self.idle = False
         if self._settings.freeze:
             return False
@@ -330,20 +334,19 @@ class Pruner:
             return site.parameter.detach() if plain and single else self._scores.of(site, step)
 
         by_name = {site.name: site for site in self._sites}
-        self._asked = prune_to(
-            self._settings,
-            self._groups or self._sites,
-            lambda initial, final: self._at(step, initial, final),
-            score,
-            absolute=plain,
-        )
+        with nan_checks.deferred() as checks:
+            self._asked = prune_to(
+                self._settings,
+                self._groups or self._sites,
+                lambda initial, final: self._at(step, initial, final),
+                score,
+                absolute=plain,
+            )
         for group in self._groups:
             group.write(self.masks)
-        after = [site.pruned() for site in self._sites]
         # Without regrowth masks are nested, so they changed exactly where their counts did.
-        changes = sum(abs(b - a) for a, b in zip(before, after, strict=True)) + self._regrow(step)
+        changes = self._outcome(before, self._kept_counts(), checks) + self._regrow(step)
         self.churn = changes / sum(site.mask.numel() for site in self._sites)
-        self._warn_of_collapse(before, after)
         return changes > 0
 
     def _at(self, step: int, initial: float, final: float) -> float:
@@ -432,11 +435,34 @@ class Pruner:
             stacklevel=5,
         )
 
-    def _warn_of_collapse(self, before: list[int], after: list[int]) -> None:
-        for site, old, new in zip(self._sites, before, after, strict=True):
-            if old < new == site.mask.numel():
+    def _kept_counts(self) -> Tensor:
+        """Entries of each site kept now: int64, ``[sites]``, on the device where the masks lie."""
+        counts = [site.kept_count() for site in self._sites]
+        on_device = [count for count in counts if isinstance(count, Tensor)]
+        return (
+            torch.stack([count.to(on_device[0].device) for count in on_device]) if on_device else torch.tensor(counts)
+        )
+
+    def _outcome(self, before: Tensor, after: Tensor, checks: nan_checks.NanChecks) -> int:
+        """How many entries changed; one wait, unless there is something to say.
+
+        Raises:
+            CompressionError: A score was NaN.
+        """
+        collapsed = (before > 0) & (after == 0)
+        found = (after - before).abs().sum() + (collapsed.any() * _COLLAPSED) + checks.found(after.device) * _SPOILED
+        number = int(found)
+        if number >= _SPOILED:
+            checks.refuse()
+        if number % _SPOILED >= _COLLAPSED:
+            self._warn_of_collapse(collapsed)
+        return number % _COLLAPSED
+
+    def _warn_of_collapse(self, collapsed: Tensor) -> None:
+        for site, gone in zip(self._sites, collapsed.tolist(), strict=True):
+            if gone:
                 warnings.warn(
                     f"{self._settings.field}: every weight of {site.name} is pruned now, so nothing passes this "
                     "layer. Set layer_floor (0.01, say), distribution='erk', or a lower final_sparsity.",
-                    stacklevel=4,
+                    stacklevel=5,
                 )

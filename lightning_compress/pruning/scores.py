@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.pruning import criteria
+from lightning_compress.pruning.nan_checks import refuse_nan
 from lightning_compress.pruning.prunable import Site
 from lightning_compress.pruning.settings import Settings
 
@@ -41,10 +43,14 @@ class Scores:
             for site in sites
             if site.parameter.grad is not None and (wanted is None or id(site.parameter) in wanted)
         }
-        # A step with gradients that are not finite is one that loss scaling is about to skip.
-        if self._settings.criterion == "movement" and all(bool(g.isfinite().all()) for _, g in seen.values()):
+        if self._settings.criterion == "movement" and seen:
+            # A step with gradients that are not finite is one that loss scaling is about to skip. Not looked at: that
+            # would wait for an accelerator in every step.
+            first = next(gradient.device for _, gradient in seen.values())
+            finite = torch.stack([gradient.isfinite().all().to(first) for _, gradient in seen.values()]).all()
             for name, (parameter, gradient) in seen.items():
                 share = criteria.movement_step(parameter.detach(), gradient.to_dense())
+                share = torch.where(finite.to(share.device), share, 0.0)
                 self.movement[name] = self.movement[name].add_(share) if name in self.movement else share
         if remember:
             self._gradients.update({name: gradient for name, (_, gradient) in seen.items()})
@@ -69,8 +75,7 @@ class Scores:
         """
         settings = self._settings
         weight = site.parameter.detach()
-        if weight.isnan().any():
-            raise CompressionError(f"{site.name}: weights are NaN, so they cannot be ranked for pruning.")
+        refuse_nan(weight.isnan().sum(), f"{site.name}: weights are NaN, so they cannot be ranked for pruning.")
         if settings.criterion == "magnitude":
             return criteria.magnitude(weight)
         if settings.criterion == "random":

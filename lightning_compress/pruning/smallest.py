@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.pruning import smallest_on_device
+from lightning_compress.pruning.nan_checks import refuse_nan
 
 CHUNK = 1 << 20
 """Elements handled at a time: small enough that the temporaries stay in the processor's cache."""
@@ -40,7 +42,7 @@ class Threshold:
 def prune_smallest(
     scores: Sequence[Tensor],
     masks: Sequence[Tensor],
-    count: int,
+    count: int | Tensor,
     *,
     absolute: bool = False,
     names: Sequence[str] | None = None,
@@ -53,7 +55,8 @@ def prune_smallest(
     Args:
         scores: Floating point tensors of any shape.
         masks: ``bool`` tensors of the same shapes, ``True`` = kept; read for ties and overwritten.
-        count: How many entries to prune, from 0 to the number of scores.
+        count: How many entries to prune, from 0 to the number of scores; a tensor (int64, ``[]``) for scores on an
+            accelerator, where nothing is waited for but a NaN (see ``nan_checks``).
         absolute: Rank by absolute value.
         names: What to call each tensor in messages.
 
@@ -67,9 +70,15 @@ def prune_smallest(
         tensor([ True, False,  True, False])
     """
     total = sum(score.numel() for score in scores)
-    if not 0 <= count <= total:
+    if not isinstance(count, Tensor) and not 0 <= count <= total:
         raise CompressionError.field("count", expected=f"a number from 0 to {total}", got=count)
     names = names or [f"tensor {i}" for i in range(len(scores))]
+    if any(score.device.type != "cpu" for score in scores):
+        nans = smallest_on_device.prune_smallest(scores, masks, count, absolute=absolute)
+        for score, name, bad in zip(scores, names, nans.unbind(), strict=True):
+            refuse_nan(bad, _nan_message(name, score))
+        return
+    count = int(count)
     threshold = find_threshold(scores, count, absolute=absolute, names=names)
     if threshold is None:
         for mask in masks:
@@ -180,10 +189,14 @@ def _refuse_nan(histogram: Tensor, scores: Sequence[Tensor], names: Sequence[str
     for score, name in zip(scores, names, strict=True):
         bad = sum(int(chunk.isnan().sum()) for chunk in _chunks(score))
         if bad:
-            raise CompressionError(
-                f"{name}: {bad} of {score.numel()} scores are NaN, so they cannot be ranked for pruning. "
-                "Training has diverged, or the criterion divides by zero."
-            )
+            raise CompressionError(_nan_message(name, score).format(bad=bad))
+
+
+def _nan_message(name: str, score: Tensor) -> str:
+    return (
+        f"{name}: {{bad}} of {score.numel()} scores are NaN, so they cannot be ranked for pruning. "
+        "Training has diverged, or the criterion divides by zero."
+    )
 
 
 def _write(scores: Sequence[Tensor], masks: Sequence[Tensor], threshold: Threshold, absolute: bool) -> None:

@@ -90,6 +90,10 @@ class ChannelGroup:
         """Channels pruned now."""
         return self.units - int(self.mask.count_nonzero())
 
+    def kept_count(self) -> int:
+        """Channels kept now: masks of channels lie on the CPU."""
+        return int(self.mask.count_nonzero())
+
     def scores(self, score: Callable[[str], Tensor]) -> Tensor:
         """Mean score of the weights that make each channel, over the group's mean, 1-D.
 
