@@ -246,9 +246,10 @@ class CompressedExport(Callback):
         given = self._example_inputs
         if given is None and seen.name == "":
             given = pl_module.example_input_array
+        network = called_through(duplicate(pl_module), seen.name)
         if given is None:
-            return seen
-        return seen.with_inputs(in_float32(given) if in_other_precision(pl_module) else given)
+            return seen.without_labels(network)
+        return seen.with_inputs(in_float32(given) if in_other_precision(pl_module) else given, network)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._entry is None:
@@ -258,7 +259,7 @@ class CompressedExport(Callback):
         entry = self._exported(pl_module, self._entry)
         pruner, quantization = compression(trainer)
         described = called_through(duplicate(pl_module), entry.name)
-        rows = describe(described, pruner=pruner, example_inputs=entry.first(1).example_inputs)
+        rows = describe(described, pruner=pruner, example_inputs=entry.first(1, described).example_inputs)
         size = dense_bytes(rows, extra_bytes(described))
         data = self._data(trainer) if self._verify else None
         record = _split_record(trainer, data)

@@ -29,6 +29,8 @@ _SITE_PACKAGES = (
 )
 
 
+_PROPERTIES = {"T": "t", "mT": "transpose", "data": "detach"}
+"""Properties that are views of a tensor → the operation that makes the same."""
 Handle = torch.utils.hooks.RemovableHandle | CallHandle
 
 
@@ -264,11 +266,11 @@ class _Recorder(TorchFunctionMode):
         call = self._count(func)
         # A parameter that an optimizer writes inside the recording stays that parameter.
         made = [(path, tensor) for path, tensor in tensors(result) if id(tensor) not in self._parameters]
-        if made and getattr(func, "__name__", "") != "__get__":
+        if made and (name := _name(func)) is not None:
             used = list(tensors((*args, kwargs)))
             frame = _caller()
             op = Op(
-                name=function_name(func),
+                name=name,
                 inputs=[self._value(tensor) for _, tensor in used],
                 outputs=[],
                 modules=tuple(frame.module for frame in self._stack),
@@ -311,6 +313,12 @@ class _Recorder(TorchFunctionMode):
 def _argument_path(path: tuple[Key, ...], positional: int) -> tuple[Key, ...]:
     # Keyword arguments were appended behind the positional ones: name them by their keyword alone.
     return path[1:] if path[0] == positional else path
+
+
+def _name(func: Any) -> str | None:
+    """The operation; that of a property which makes a view, and ``None`` for others like ``grad``."""
+    name = function_name(func)
+    return _PROPERTIES.get(func.__self__.__name__) if name == "get" else name
 
 
 def _caller() -> FrameType:

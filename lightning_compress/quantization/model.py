@@ -22,6 +22,7 @@ from lightning_compress.quantization.candidates import (
     computed,
     functional_uses,
     loose,
+    outside_uses,
     weights,
 )
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
@@ -126,7 +127,14 @@ class Quantization:
     @property
     def unreached(self) -> list[str]:
         """What stays float although the backend could run it in integers, with the reason."""
-        return [*self._computed, *(self.placement.unreached if self.placement else ())]
+        return [*self._computed, *(self.placement.unreached if self.placement else ()), *self._unobserved()]
+
+    def _unobserved(self) -> list[str]:
+        """What no training batch has reached, once one has reached others: each name with the reason."""
+        names = [name for name, quantizer in self.activations.items() if not quantizer.observed]
+        if len(names) == len(self.activations):
+            return []
+        return [f"{name}: no training batch came by here, so that its range is unknown" for name in names]
 
     @property
     def needs_recording(self) -> bool:
@@ -135,8 +143,8 @@ class Quantization:
 
     @property
     def gains_by_recording(self) -> bool:
-        """Whether a recording would place activation quantizers, or may find weights that functions read."""
-        return self.needs_recording or (self.placement is None and bool(self._loose))
+        """Whether no recording was made, which places activation quantizers and finds weights that functions read."""
+        return self.placement is None
 
     def record(self, example_inputs: Any) -> None:
         """Place the activation quantizers by one forward in eval mode.
@@ -144,7 +152,7 @@ class Quantization:
         Args:
             example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments.
         """
-        args, kwargs = call_arguments(example_inputs)
+        args, kwargs = call_arguments(example_inputs, self._model.forward)
         enabled, self.enabled = self.enabled, False
         try:
             with evaluating(self._model), torch.no_grad(), recording(self._model) as tape:
@@ -157,7 +165,9 @@ class Quantization:
         """Quantize what only a recorded forward shows: weights that functions read, and activations."""
         reads = functional_uses(tape, self._model)
         self._refuse_unread({read.weight for read in reads})
-        self._attach_functional(reads)
+        seen = {(read.weight, read.host) for read in reads}
+        outside = [read for read in outside_uses(tape, self._model) if (read.weight, read.host) not in seen]
+        self._attach_functional([*reads, *outside])
         self._set_ends(recorded_ends(tape, self._overrides))
         found = place(
             tape,
