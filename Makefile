@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
+ZOO := .venv-zoo
 DATA ?= data
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -10,7 +11,8 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help demo sweep-demo test test-extras test-all lint format typecheck benchmarks tables docs install recipes-check clean
+.PHONY: help demo sweep-demo test test-extras test-all test-clients zoo lint format typecheck benchmarks tables docs \
+	install recipes-check clean
 
 help:
 	@echo "make demo        train, prune, quantize, export and verify a model on the bundled digits"
@@ -18,9 +20,11 @@ help:
 	@echo "make test        run the tests"
 	@echo "make test-extras  run the tests of optional packages, which it installs"
 	@echo "make test-all    both"
+	@echo "make test-clients  train with fourteen libraries that use Lightning, each in an environment of its own"
+	@echo "make zoo         compress public architectures, what is missing in benchmarks/results/zoo.json"
 	@echo "make lint        check style, import contracts, and what .ci/house.py lists"
 	@echo "make format      fix style"
-	@echo "make typecheck   check types          make benchmarks  measure all anew (DATA=~/data)"
+	@echo "make typecheck   check types          make benchmarks  measure anew, an hour at a time (DATA=~/data)"
 	@echo "make tables      put the measured numbers into README and docs"
 	@echo "make docs        build the documentation into build/docs"
 	@echo "make recipes-check RECIPE=digits_cnn_sparse80_w8a8     run a recipe, compare with its numbers"
@@ -45,6 +49,21 @@ test-extras: $(INSTALLED)
 # Everything: the core without optional packages first, then these.
 test-all: test test-extras
 
+# Environments are made on the first run, in .venv-clients; ARGS: --only chemprop darts
+test-clients: $(INSTALLED)
+	$(BIN)/python benchmarks/clients.py --cache .venv-clients --write --page $(ARGS)
+
+# In an environment of its own. ultralytics names a graphical opencv, which containers cannot load. ARGS: --only, --failed
+zoo: $(ZOO)/.installed
+	$(ZOO)/bin/python benchmarks/zoo.py --write --page $(ARGS)
+
+$(ZOO)/.installed: benchmarks/requirements-zoo.txt
+	test -x $(ZOO)/bin/python || $(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -c "import torch" 2>/dev/null || $(ZOO)/bin/python -m pip install $(TORCH)
+	$(ZOO)/bin/python -m pip install -c constraints.txt -e ".[dev]" -r benchmarks/requirements-zoo.txt
+	$(ZOO)/bin/python -m pip install --no-deps ultralytics==8.4.190 ultralytics-thop==2.2.3
+	touch $@
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,18 +77,10 @@ format: $(INSTALLED)
 typecheck: $(INSTALLED)
 	$(BIN)/mypy
 
-# Hours, most of them for the accuracies, which need the data sets: make benchmarks DATA=~/data
+# Hours in all, most of them for the accuracies, which need the data sets: make benchmarks DATA=~/data. Each call ends in
+# under an hour, with exit code 75 of the script while parts are left; the next call goes on. ARGS: parts, or --list.
 benchmarks: $(INSTALLED)
-	set -e; for script in import_time callback_cost quantization_step quantization_peers pruning_cost \
-		distillation_step onnx_latency runtime_peers packed_size packed_fuzz resume_soak \
-		"runtime_agreement --compile --root $(DATA)/fashion_mnist" "advised_plan --fashion-mnist $(DATA)/fashion_mnist" \
-		"accuracy fashion_mnist_mlp --root $(DATA)" "accuracy fashion_mnist_lenet5 --root $(DATA)" \
-		"accuracy cifar10_resnet20 --root $(DATA)" "recipe_variants digits_cnn_sparse80_w8a8" \
-		"channel_pruning --data fashion_mnist --epochs 3 --root $(DATA)"; do \
-		set -- $$script; name=$$1; shift; echo "== $$name $$*"; \
-		$(BIN)/python benchmarks/$$name.py $$* --write; \
-	done
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/parts.py --root $(DATA) $(ARGS); code=$$?; $(BIN)/python benchmarks/tables.py; exit $$code
 
 tables: $(INSTALLED)
 	$(BIN)/python benchmarks/tables.py
@@ -92,4 +103,4 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(ZOO) .venv-clients

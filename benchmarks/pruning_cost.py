@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from lightning_compress.pruning import Pruner
-from lightning_compress.pruning import mask_kernel as kernel
+from lightning_compress.pruning.masks import cpu as kernel
 from lightning_compress.pruning.masks import apply_masks
 from lightning_compress.pruning.optimizer_state import mask_gradients
 

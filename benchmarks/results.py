@@ -41,6 +41,7 @@ def write(
     threads: int | None = None,
     versions: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
+    origins: Sequence[str] = (),
     runs: Sequence[Row] = (),
 ) -> Path:
     """Write what a benchmark found, with all that is needed to find it again.
@@ -54,6 +55,7 @@ def write(
         threads: CPU threads; PyTorch's at this moment by default.
         versions: Of more packages, such as the peers that were measured.
         notes: Sentences below the table.
+        origins: Where rows come from that this process did not measure, a sentence each; pages fold them away.
         runs: What rows were made from, such as one seed of each; no table shows them.
 
     Returns:
@@ -84,6 +86,7 @@ def write(
         "columns": {key: [value, ""] if isinstance(value, str) else list(value) for key, value in shown.items()},
         "rows": [dict(row) for row in rows],
         "notes": list(notes),
+        **({"origins": list(origins)} if origins else {}),
         **({"runs": [dict(run) for run in runs]} if runs else {}),
     }
     path = FOLDER / f"{name}.json"

@@ -47,6 +47,7 @@ CHINESE = {
     "dense − deployed, points": "稠密减部署（百分点）",
     "ONNX, × smaller": "ONNX 压缩倍数",
     "packed, × smaller": "packed 压缩倍数",
+    "How this was measured": "测量方法",
     "date": "日期",
     "CPU": "CPU",
     "1 thread": "单线程",
@@ -109,9 +110,17 @@ def of_benchmark(found: Mapping[str, Any], chinese: bool = False) -> str:
         f"ONNX Runtime {versions['onnxruntime']}",
     ]
     seeds = [f"seed{'s' * (len(found['seeds']) > 1)} {', '.join(map(str, found['seeds']))}"] if found["seeds"] else []
-    return "\n".join(
-        [*lines, "", *found["notes"], f"{', '.join([*seeds, *surroundings])}, {found['date']}; `{found['command']}`."]
-    )
+    where = f"{', '.join([*seeds, *surroundings])}, {found['date']}; `{found['command']}`."
+    trained = (found["seeds"] or []) if "accuracy" in columns else []
+    shown = [*_count_of_seeds(trained, chinese), *found["notes"]]
+    return "\n".join([*lines, "", *shown, *[""] * bool(shown), *folded([*found.get("origins", []), where], chinese)])
+
+
+def folded(paragraphs: Sequence[str], chinese: bool = False) -> list[str]:
+    """Lines that a page shows when they are asked for."""
+    summary = _say("How this was measured", chinese)
+    text = [line for paragraph in paragraphs for line in (paragraph, "")]
+    return [f"<details><summary>{summary}</summary>", "", *text, "</details>"]
 
 
 def of_headlines(headlines: Sequence[Headline], chinese: bool = False) -> str:
@@ -247,6 +256,14 @@ def _surroundings(environment: Mapping[str, Any]) -> str:
         f"{environment['cpu']}, {_threads(environment['threads'])}, PyTorch {environment['torch']}, ONNX Runtime "
         f"{environment['onnxruntime']}"
     )
+
+
+def _count_of_seeds(seeds: Sequence[int], chinese: bool) -> list[str]:
+    """How much a table stands on."""
+    if not seeds:
+        return []
+    english = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}."
+    return [f"{len(seeds)} 个随机种子。" if chinese else english]
 
 
 def _threads(count: int) -> str:

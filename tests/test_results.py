@@ -73,6 +73,17 @@ def test_a_table_shows_the_columns_that_were_asked_for(folder: Path) -> None:
     ]
 
 
+def test_a_table_folds_away_how_it_was_measured(folder: Path) -> None:
+    columns = {"network": "network", "accuracy": "accuracy, %"}
+    origins = ["resnet20 (seed 0): on another day."]
+    found = written(columns=columns, seeds=[0, 1], notes=["Of the last epoch."], origins=origins)
+    for chinese, count, summary in ((False, "2 seeds.", "How this was measured"), (True, "2 个随机种子。", "测量方法")):
+        shown, _, hidden = tables.table("steps", chinese).partition(f"<details><summary>{summary}</summary>\n\n")
+        assert f"\n\n{count}\nOf the last epoch.\n\n" in shown
+        assert hidden.startswith("resnet20 (seed 0): on another day.\n\nseeds 0, 1, ")
+        assert hidden.endswith(f"{found['date']}; `{found['command']}`.\n\n</details>\n")
+
+
 def test_tables_are_written_between_their_markers_alone(folder: Path) -> None:
     written()
     page = folder / "README.md"
@@ -144,7 +155,7 @@ def test_seeds_that_are_measured_later_join_the_earlier_ones(folder: Path) -> No
 def test_earlier_runs_are_shown_with_their_command() -> None:
     other = {"date": "2026-11-01", "command": "python benchmarks/accuracy.py"}
     measured = [{"compression": "8 bits", "seed": 0, **other}, {"compression": "4 bits", "seeds": 3, **other}]
-    notes = accuracy.origins([*measured, {"compression": "8 bits", "seed": 1, **other}], ["4 bits", "8 bits"])
+    notes = accuracy.origins_of([*measured, {"compression": "8 bits", "seed": 1, **other}], ["4 bits", "8 bits"])
     assert notes == ["4 bits (seed 0 to 2); 8 bits (seed 0, 1): 2026-11-01, `python benchmarks/accuracy.py`."]
 
 

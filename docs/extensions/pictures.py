@@ -35,9 +35,10 @@ def draw(folder: Path) -> None:
         "axes.spines.right": False, "figure.figsize": (6.4, 3.2), "figure.constrained_layout.use": True,
     }  # fmt: skip
     with mpl.rc_context(style):
-        for picture in (schedules, distributions, staircase, pareto):
-            figure = picture()
-            figure.savefig(folder / f"{picture.__name__}.svg", metadata={"Date": None})
+        drawn = {picture.__name__: picture() for picture in (schedules, distributions, staircase, pareto)}
+        measured = sorted((ROOT / "benchmarks" / "results").glob("accuracy_*.json"))
+        for name, figure in (drawn | {path.stem: compressions(path) for path in measured}).items():
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             plt.close(figure)
 
 
@@ -98,4 +99,28 @@ def pareto() -> Any:
     axes.margins(0.25)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -0.25), max(high, 0.5))
+    return figure
+
+
+def compressions(result: Path) -> Any:
+    """Points lost over packed size of every row of an accuracy benchmark, with the deviation over the seeds.
+
+    Args:
+        result: A file of ``benchmarks/results``, as ``accuracy.py`` writes it.
+    """
+    rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
+    rows = [row for row in rows if row["compression"] not in ("control", "dense")]
+    best = set(front([(row["times_smaller"], row["drop"]) for row in rows], [True, False]))
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    axes.axhline(0, color=GREY, linewidth=0.5)
+    for index, row in enumerate(rows):
+        colour, size, lost = BLUE if index in best else GREY, row["times_smaller"], row["drop"]
+        axes.errorbar(size, lost, yerr=row.get("drop_std"), fmt="o", color=colour, markersize=4, elinewidth=0.8)
+        axes.annotate(row["compression"], (size, lost), xytext=(5, 3), textcoords="offset points", fontsize=7)
+    counts = {row["seeds"] for row in rows if "seeds" in row}
+    seeds = f" ({'–'.join(map(str, sorted({min(counts), max(counts)})))} seeds)" if counts else ""
+    axes.set(xlabel="times smaller, packed file", ylabel=f"points lost{seeds}", xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.margins(0.25, 0.1)
     return figure

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from hydra.conf import HydraConf
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import setup_globals
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress.apps.configuration.instantiate import instantiate
-from lightning_compress.apps.configuration.settings import COMPOSITION_ERRORS, drop_unused, explain
+from lightning_compress.apps.configuration.saved_config import CONFIG
 from lightning_compress.apps.train.outcome import RESULT_FILE
 from lightning_compress.delivery.dense_baseline import read_dense
 from lightning_compress.delivery.evaluation import EvaluationData, quiet_trainer, undisturbed
 from lightning_compress.delivery.network_call import Entry, EntryWatch
-from lightning_compress.errors import CompressionError, closest
+from lightning_compress.errors import CompressionError
 from lightning_compress.export.formats import DENSE_STATE, FILES
 from lightning_compress.export.packed.layout import PLAIN
 from lightning_compress.export.packed.reader import PackedReader
 from lightning_compress.export.packed.save_load import load_packed
 from lightning_compress.lightning_packages import is_instance
 
-_CONFIG = Path(".hydra", "config.yaml")
 Split = Literal["val", "test"]
 
 
@@ -65,55 +60,26 @@ class TrainedRun:
 
 
 def find_run(path: Path) -> Path:
-    """The directory of the run that a file belongs to: the nearest above it that holds a config.
+    """The directory of the run that a file belongs to: the file's own, or the one that this one lies in.
+
+    A config further up may be of anybody who can write there, and is not looked for.
 
     Raises:
         CompressionError: There is none.
     """
-    for folder in (path.absolute(), *path.absolute().parents):
-        if (folder / _CONFIG).is_file():
+    for folder in path.absolute().parents[:2]:
+        if (folder / CONFIG).is_file():
             return folder
     raise CompressionError.field(
         "verify PATH",
-        expected=f"a file that lies in the directory of a run of lightning-compress train (with {_CONFIG})",
+        expected=f"a file that lies in the directory of a run of lightning-compress train, or one below it ({CONFIG})",
         got=str(path),
-        fix="Elsewhere, call lightning_compress.export.verification with the model and its data.",
+        fix="Name the run's directory with --run. Without one, call lightning_compress.export.verification with the "
+        "model and its data.",
     )
 
 
-@contextlib.contextmanager
-def run_config(folder: Path, overrides: Sequence[str]) -> Iterator[DictConfig]:
-    """The config of a run as it was composed, with values changed by overrides.
-
-    Hydra's own settings are those of the run, but for the directory, which may have moved.
-
-    Args:
-        folder: The run's directory.
-        overrides: ``key=value``, ``+key=value`` or ``~key``; what was chosen for groups stays.
-
-    Raises:
-        CompressionError: An override is none, or names no setting.
-    """
-    config = OmegaConf.load(folder / _CONFIG)
-    saved = OmegaConf.select(OmegaConf.load(folder / ".hydra" / "hydra.yaml"), "hydra", default={})
-    known = {key: saved[key] for key in map(str, saved) if key in HydraConf.__dataclass_fields__}
-    hydra = OmegaConf.create({"hydra": OmegaConf.merge(OmegaConf.structured(HydraConf), known)})
-    if not isinstance(config, DictConfig):
-        raise CompressionError(f"{folder / _CONFIG}: holds no settings.")
-    with open_dict(hydra):
-        hydra.hydra.runtime.output_dir = str(folder)
-    setup_globals()
-    HydraConfig.instance().set_config(hydra)
-    try:
-        _apply(config, overrides)
-        task = OmegaConf.select(hydra, "hydra.overrides.task")
-        drop_unused(config, [*(task or []), *overrides])
-        yield config
-    finally:
-        HydraConfig.instance().cfg = None
-
-
-def read_run(folder: Path, path: Path, cfg: DictConfig, split: Split) -> TrainedRun:
+def read_run(folder: Path, path: Path, cfg: DictConfig, split: Split, *, trust: bool = False) -> TrainedRun:
     """Build the module and its data, and load what was trained.
 
     Args:
@@ -121,6 +87,7 @@ def read_run(folder: Path, path: Path, cfg: DictConfig, split: Split) -> Trained
         path: The file that is verified.
         cfg: The run's config.
         split: Which data.
+        trust: Whether its checkpoint may be loaded if it holds more than tensors and primitives.
 
     Raises:
         CompressionError: There is no checkpoint, or it does not fit the config.
@@ -136,7 +103,7 @@ def read_run(folder: Path, path: Path, cfg: DictConfig, split: Split) -> Trained
     if packed is not None:
         load_packed(packed, module)
         callbacks = []
-    entry = _restored(module, data, split, callbacks, checkpoint, cfg)
+    entry = _restored(module, data, split, callbacks, checkpoint, cfg, trust)
     if split == "val":
         data.setup("fit")
     dense = next((p for p in _dense_candidates(folder, path) if p.is_file()), None)
@@ -181,7 +148,13 @@ class _Watch(Callback):
 
 
 def _restored(
-    module: L.LightningModule, data: Any, split: Split, callbacks: list[Callback], checkpoint: Path | None, cfg: Any
+    module: L.LightningModule,
+    data: Any,
+    split: Split,
+    callbacks: list[Callback],
+    checkpoint: Path | None,
+    cfg: Any,
+    trust: bool,
 ) -> Entry:
     """Let Lightning load the checkpoint, callbacks and all, and run one batch."""
     watch = _Watch(OmegaConf.select(cfg, "export.module"))
@@ -189,7 +162,12 @@ def _restored(
         trainer = quiet_trainer(module, EvaluationData(split, limit=1), [*callbacks, watch])
         run = trainer.validate if split == "val" else trainer.test
         try:
-            run(module, datamodule=data, ckpt_path=checkpoint, verbose=False)
+            run(module, datamodule=data, ckpt_path=checkpoint, weights_only=not trust, verbose=False)
+        except UnpicklingError as error:
+            raise CompressionError(
+                f"{checkpoint}: holds more than tensors and primitives, and loading that runs its code. If it is "
+                f"yours, add --trust (in Python: trust=True)."
+            ) from error
         except (RuntimeError, KeyError) as error:
             raise CompressionError(f"{checkpoint}: does not fit the config of its run: {error}") from error
     if watch.entry is None:
@@ -243,35 +221,6 @@ def _result(folder: Path) -> dict[str, Any]:
     path = folder / RESULT_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _apply(config: DictConfig, overrides: Sequence[str]) -> None:
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except COMPOSITION_ERRORS as error:
-        raise explain(error, overrides) from error
-    for item in parsed:
-        key = item.key_or_group
-        known = OmegaConf.select(config, key, throw_on_resolution_failure=False)
-        if known is None and not item.is_add() and not _has(config, key):
-            raise CompressionError(f"{key}: the run has no such setting. {closest(key, map(str, config))}")
-        value = item.value()
-        if isinstance(known, DictConfig) and not isinstance(value, dict) and not item.is_delete():
-            raise CompressionError(
-                f"{key}={value}: what a run chose for a group stays. Give single settings, such as "
-                f"{key}.{next(iter(known), 'name')!s}=..."
-            )
-        with open_dict(config):
-            if item.is_delete():
-                OmegaConf.update(config, key, None)
-            else:
-                OmegaConf.update(config, key, value, merge=True)
-
-
-def _has(config: DictConfig, key: str) -> bool:
-    parent, _, last = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    return isinstance(node, DictConfig) and last in node

@@ -25,7 +25,13 @@ from lightning_compress.foundation.settings_diff import check_accept, settle
 from lightning_compress.quantization.attach import Quantization, find, install, strip
 from lightning_compress.quantization.bit_schedule import BitPlan, BitSchedule
 from lightning_compress.quantization.ranges.optimizer import RangeOptimizer
-from lightning_compress.quantization.settings import ActivationScheme, Backend, QuantizationSettings, RangeMethod
+from lightning_compress.quantization.settings import (
+    ActivationScheme,
+    Backend,
+    Processor,
+    QuantizationSettings,
+    RangeMethod,
+)
 from lightning_compress.timeline import TimePoint, parse
 
 _FIELD = "QuantizationAwareTraining"
@@ -51,7 +57,9 @@ class QuantizationAwareTraining(Callback):
         momentum: Weight of a new batch in the moving average of ranges.
         observe_every: Training forwards between two range observations.
         first_last_bits: Least bits of the first and last layers; ``None`` treats them like all others.
-        reduce_range: Keep weights within 7 bits, for processors without VNNI.
+        processor: Processors that the file is for: ``"any"``, or ``"vnni"``, whose 8-bit kernels do not saturate.
+        reduce_range: Keep weights within 7 bits, which are right and fast in ONNX Runtime on every processor; ``None``
+            does so for ``backend="onnxruntime"`` and ``processor="any"``.
         range_lr: Learning rate of learned ranges, in relative change a step; it follows the user's schedule.
         example_inputs: Inputs of one forward, to place activation quantizers. By default the module's
             ``example_input_array``, or else the first training batch, which then runs in float.
@@ -90,7 +98,8 @@ class QuantizationAwareTraining(Callback):
         momentum: float = 0.1,
         observe_every: int = 1,
         first_last_bits: int | None = 8,
-        reduce_range: bool = False,
+        processor: Processor = "any",
+        reduce_range: bool | None = None,
         range_lr: float = 0.001,
         example_inputs: Any = None,
         accept_changes: bool = False,
@@ -112,6 +121,7 @@ class QuantizationAwareTraining(Callback):
             momentum=momentum,
             observe_every=observe_every,
             first_last_bits=first_last_bits,
+            processor=processor,
             reduce_range=reduce_range,
             field=_FIELD,
         )

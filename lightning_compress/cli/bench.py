@@ -15,6 +15,7 @@ _PLOTS = (".svg", ".png", ".pdf")
 def add_bench(commands: Any) -> None:
     """``bench``: latency, throughput and memory of files by batch size and threads."""
     from lightning_compress.cli.parser import add_parser
+    from lightning_compress.cli.verify import TRUST
 
     parser = add_parser(
         commands,
@@ -34,6 +35,7 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="how long to time a file at each setting")
     parser.add_argument("--memory", action="store_true", help="peak memory as well, in a process of its own")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw latency and throughput: .svg, .png or .pdf")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--dim", action="append", default=[], metavar="NAME=N", help="size of a free dimension")
 
 
@@ -55,6 +57,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
         seconds=arguments.seconds,
         dims=dict(_dim(text) for text in arguments.dim),
         memory=arguments.memory,
+        trust=arguments.trust,
     )
     if arguments.plot is not None:
         plot(path, against, rows, arguments.plot)
@@ -137,7 +140,7 @@ def plot(path: Path, against: Path | None, rows: list[Any], target: Path) -> Non
         for name, style, timings in lines:
             medians = [timing.median_ms for timing in timings]
             above = [timing.p99_ms - timing.median_ms for timing in timings]
-            label = f"{name}, {threads}"
+            label = f"{name}, {threads}".replace("$", r"\$")
             latency.errorbar(sizes, medians, [[0.0] * len(above), above], fmt=f"o{style}", capsize=3, label=label)
             rates = [1e3 * n / median for n, median in zip(sizes, medians, strict=True)]
             throughput.plot(sizes, rates, f"o{style}", label=label)

@@ -118,6 +118,7 @@ def _files(job: Job) -> list[Path]:
 def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from lightning_compress.apps.compare.table import count, heads_for, rows
@@ -127,11 +128,11 @@ def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold", border_style="dim")
     table.add_column("", min_width=1)
     for index, head in enumerate(heads_for(limits)):
-        table.add_column(head, justify="left" if index < 2 else "right", no_wrap=True)
+        table.add_column(escape(head), justify="left" if index < 2 else "right", no_wrap=True)
     for job, cells in rows(sweep, limits, choice):
         chosen = choice.job is not None and job.name == choice.job.name
         mark = "→" if chosen else "◆" if job.name in best else ""
-        table.add_row(mark, *cells, style="bold" if chosen else None if job.name in kept else "dim")
+        table.add_row(mark, *map(escape, cells), style="bold" if chosen else None if job.name in kept else "dim")
     console.print(f"{sweep.path}: {count(sweep)}", markup=False, highlight=False, soft_wrap=True)
     console.print()
     console.print(table)

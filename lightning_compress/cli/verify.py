@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any
 from lightning_compress.apps.configuration.compose import working_directory_importable
 from lightning_compress.errors import CompressionError
 
+TRUST = (
+    "build whatever classes the run's config names, and load any checkpoint of it: both run code of whoever made that "
+    "directory. Without it, only models and data of this package and of PyTorch"
+)
+
 if TYPE_CHECKING:
     from lightning_compress.apps.verify.verify import FileVerdict
 
@@ -49,6 +54,10 @@ def add_verify(commands: Any) -> None:
     parser.add_argument("--mode", choices=("max", "min"), help="whether more or less of the metric is better")
     parser.add_argument("--split", choices=("val", "test"), help="which data; default: what the export was verified on")
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtime")
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", help="directory of the run; default: the file's own or the one above"
+    )
+    parser.add_argument("--trust", action="store_true", help=TRUST)
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -67,7 +76,15 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
             metric=arguments.metric,
             mode=arguments.mode,
         )
-        found = verify_run(arguments.path, rest, demands=demands, split=arguments.split, threads=arguments.threads)
+        found = verify_run(
+            arguments.path,
+            rest,
+            demands=demands,
+            split=arguments.split,
+            threads=arguments.threads,
+            run_dir=arguments.run,
+            trust=arguments.trust,
+        )
     failed = any(item.failures for item in found)
     if arguments.json:
         print(json.dumps({"files": [item.as_dict() for item in found], "holds": not failed}, indent=2))
@@ -79,9 +96,11 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _show(found: FileVerdict) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from lightning_compress.foundation import number_text as text
+    from lightning_compress.foundation.number_text import metric, percent
+    from lightning_compress.report.text import VERSIONS
 
     console = Console()
     if not console.is_terminal:
@@ -91,12 +110,12 @@ def _show(found: FileVerdict) -> None:
     table = Table(header_style="bold", border_style="dim")
     table.add_column("metric")
     for form in found.metrics:
-        table.add_column(text.VERSIONS[form], justify="right")
+        table.add_column(VERSIONS[form], justify="right")
     for name in names:
-        table.add_row(name, *(text.metric(name, metrics.get(name)) for metrics in found.metrics.values()))
+        table.add_row(escape(name), *(metric(name, metrics.get(name)) for metrics in found.metrics.values()))
     console.print(table)
     if found.samples:
-        agreement = "" if found.agreement is None else f"{text.percent(found.agreement, 2)} the same top class; "
+        agreement = "" if found.agreement is None else f"{percent(found.agreement, 2)} the same top class; "
         console.print(
             f"{found.samples} samples beside the trained model: {agreement}outputs differ by "
             f"{found.mean_abs_difference:.3g} on average, {found.max_abs_difference:.3g} at most",

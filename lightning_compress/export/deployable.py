@@ -21,6 +21,7 @@ from lightning_compress.quantization.attach import Quantization, find, strip
 from lightning_compress.quantization.candidates import Use
 from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.quantizers import bias as biases
+from lightning_compress.quantization.quantizers.attention import SeparateProjections
 from lightning_compress.quantization.quantizers.base import ActivationQuantizer
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
 
@@ -85,6 +86,9 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
     if folds is None:
         root, folds = duplicate, _folds(duplicate, example_inputs)
     modules = dict(root.named_modules())
+    for host in dict.fromkeys(use.host for weight in integers.values() for use in weight.uses):
+        if SeparateProjections.serves(host):
+            SeparateProjections(host)
     for layer, norm in folds.items():
         _fold(modules[layer], modules[norm], integers.get(f"{layer}.weight"))
         # Its module may do more than the norm.

@@ -109,8 +109,8 @@ class CompiledSource:
             return ctypes.CDLL(str(kept))
         place = "this process alone, since there is no home directory" if cache is None else str(cache)
         _say(
-            f"{self._name}: compiling for this processor with {Path(command[0]).name}, once a machine, usually 2 to 30 s. "
-            f"Kept in {place}."
+            f"{self._name}: compiling for this processor with {Path(command[0]).name}, once a machine, usually 2 to "
+            f"30 s. Kept in {place}."
         )
         with tempfile.TemporaryDirectory(prefix="lightning_compress_") as folder:
             built = Path(folder, f"{stem}.so")

@@ -3,7 +3,7 @@
 The only room that knows W&B. A logger that fails never stops a run: its error becomes a warning.
 """
 
-from lightning_compress.loggers.connection import connected, finish
+from lightning_compress.loggers.connection import connected, finish, place
 from lightning_compress.loggers.results import log_comparison, log_report, summary
 from lightning_compress.loggers.training import (
     HISTORY_COLUMNS,
@@ -29,5 +29,6 @@ __all__ = [
     "log_layers",
     "log_plan",
     "log_report",
+    "place",
     "summary",
 ]

@@ -35,6 +35,14 @@ def connected(logger: Logger) -> str | None:
     return None
 
 
+def place(logger: Logger) -> str | None:
+    """Where a W&B run can be seen: its page, or offline the folder that ``wandb sync`` takes; else ``None``."""
+    if not is_instance(logger, WandbLogger):
+        return None
+    run = logger.experiment
+    return run.url or os.path.dirname(run.dir)
+
+
 def finish() -> None:
     """End the W&B run of this process, if there is one.
 

@@ -90,17 +90,20 @@ def check(phases: Sequence[Phase], total: int | None) -> None:
 
 
 def notes(schedule: SparsitySchedule | None, quantization: Mapping[str, int] | None) -> list[str]:
-    """What is allowed and may not have been meant, one sentence each.
+    """What is allowed and loses accuracy, one sentence each.
+
+    Quantization may start before pruning ends: observed ranges follow the weights. Frozen ones do not.
 
     Example:
         >>> notes(None, {"start": 0})
         []
     """
-    if schedule is None or quantization is None or quantization["start"] >= schedule.end:
+    frozen = (quantization or {}).get("freeze_range")
+    if schedule is None or frozen is None or frozen >= schedule.end:
         return []
     return [
-        f"Quantization starts at step {quantization['start']}, before pruning ends at {schedule.end}: ranges follow "
-        "weights that are still being pruned. That works; start later if it was not meant."
+        f"Ranges are frozen at step {frozen}, before pruning ends at {schedule.end}, and fit weights that change "
+        "later. Freeze them after the last mask update."
     ]
 
 

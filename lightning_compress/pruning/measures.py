@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from lightning_compress.foundation.shards import WHOLE, Shards
 from lightning_compress.pruning.channels.group import ChannelGroup
+from lightning_compress.pruning.masks import stacked
 from lightning_compress.pruning.prunable import Site
+from lightning_compress.pruning.ranking.nan_checks import NanChecks
 from lightning_compress.pruning.schedule import SparsitySchedule
 from lightning_compress.pruning.settings import Settings
 
@@ -86,15 +88,22 @@ class Measures:
     def _entries(self) -> int:
         return sum(site.entries for site in self._sites)
 
-    def _count(self) -> None:
-        """Count what is pruned over all processes, so that any of them can ask later."""
-        dead = [int((~site.mask.flatten(1).any(dim=1)).count_nonzero()) if site.mask.ndim > 1 else 0
-                for site in self._sites]  # fmt: skip
-        counts = torch.tensor([[site.pruned() for site in self._sites], dead], dtype=torch.int64)
-        pruned, dead = self._shards.total(counts).tolist()
+    def _count(self, checks: NanChecks | None = None) -> None:
+        """Count what is pruned over all processes, so that any of them can ask later; an accelerator is waited for once.
+
+        Raises:
+            CompressionError: A check that was put off found NaN.
+        """
+        pruned = [site.pruned() for site in self._sites]
+        dead = [(~site.mask.flatten(1).any(dim=1)).count_nonzero() if site.mask.ndim > 1 else 0 for site in self._sites]
+        counts = stacked([*pruned, *dead])
+        spoiled = checks.found(counts.device).long() if checks is not None else torch.zeros_like(counts[0])
+        found = self._shards.total(torch.cat([counts, spoiled.reshape(1)])).tolist()
+        if found.pop() and checks is not None:
+            checks.refuse()
         names = [site.name for site in self._sites]
-        self._pruned: dict[str, int] = dict(zip(names, pruned, strict=True))
-        self._dead: dict[str, int] = dict(zip(names, dead, strict=True))
+        self._pruned: dict[str, int] = dict(zip(names, found[: len(names)], strict=True))
+        self._dead: dict[str, int] = dict(zip(names, found[len(names) :], strict=True))
 
     def _warn_of_collapse(self, before: Mapping[str, int]) -> None:
         for site in self._sites:

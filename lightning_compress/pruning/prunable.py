@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.foundation.shards import Shards, local
+from lightning_compress.foundation.shards import local
 from lightning_compress.pruning.masks import count_kept, new_mask
 from lightning_compress.pruning.patterns import Pattern
 
@@ -38,8 +37,8 @@ class Prunable(Protocol):
     def entries(self) -> int:
         """Entries of the mask, over all processes."""
 
-    def pruned(self) -> int:
-        """Entries of the mask pruned now, in this process."""
+    def pruned(self) -> int | Tensor:
+        """Entries of the mask pruned now, in this process; a tensor (int64, ``[]``) on accelerators."""
 
 
 @dataclass
@@ -106,8 +105,8 @@ class Site:
         """The most units that may be pruned."""
         return self.units - math.ceil(round(self.floor * self.units, 6))
 
-    def pruned(self) -> int:
-        """Entries pruned now, in this process."""
+    def pruned(self) -> int | Tensor:
+        """Entries pruned now, in this process; a tensor (int64, ``[]``) on accelerators."""
         return self.mask.numel() - count_kept(self.mask)
 
     def move(self) -> None:
@@ -119,8 +118,3 @@ class Site:
     def infer_mask(self) -> None:
         """Take weights that are exactly zero as pruned already."""
         torch.ne(self.weight, 0, out=self.mask)
-
-
-def count_pruned(sites: Sequence[Prunable], shards: Shards) -> list[int]:
-    """Entries pruned now, by site, over all processes; one collective."""
-    return [int(count) for count in shards.total(torch.tensor([site.pruned() for site in sites], dtype=torch.int64))]

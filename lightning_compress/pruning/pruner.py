@@ -19,6 +19,7 @@ from lightning_compress.pruning.masks import apply_masks
 from lightning_compress.pruning.measures import Measures
 from lightning_compress.pruning.patterns import Channel
 from lightning_compress.pruning.prunable import Prunable
+from lightning_compress.pruning.ranking import nan_checks
 from lightning_compress.pruning.regrowth import drop_fraction_at, move_connections
 from lightning_compress.pruning.schedule import Curve, ScheduleName, SparsitySchedule
 from lightning_compress.pruning.scores import Scores
@@ -269,10 +270,11 @@ class Pruner(Measures):
         prunable: Sequence[Prunable] = self._groups or self._sites
         now = {group.name: group.pruned() for group in self._groups} or before
         self._asked, common = asked_at(settings, prunable, self.schedule, step)
-        prune_to(settings, budgets(prunable, self._asked, common, now), self._scores, step, self._shards)
+        with nan_checks.deferred() as checks:
+            prune_to(settings, budgets(prunable, self._asked, common, now), self._scores, step, self._shards)
         for group in self._groups:
             group.write(self.masks)
-        self._count()
+        self._count(checks)
         # Without regrowth masks are nested, so they changed exactly where their counts did.
         changes = sum(abs(self._pruned[name] - count) for name, count in before.items()) + self._regrow(step)
         self.churn = changes / self._entries()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.shards import Shards, local
 from lightning_compress.pruning import criteria
 from lightning_compress.pruning.channels.group import ChannelGroup
 from lightning_compress.pruning.criteria.base import Entries
 from lightning_compress.pruning.criteria.draws import uniform
 from lightning_compress.pruning.prunable import Prunable, Site
+from lightning_compress.pruning.ranking.nan_checks import refuse_nan
 from lightning_compress.pruning.settings import Settings
 
 
@@ -49,10 +49,10 @@ class Scores:
             for name, site in self._sites.items()
             if site.parameter.grad is not None and (wanted is None or id(site.parameter) in wanted)
         }
-        # A step with gradients that are not finite is one that loss scaling is about to skip.
-        if self.criterion.sums_steps and self._finite(seen.values()):
+        if self.criterion.sums_steps and seen:
+            finite = self._finite(list(seen.values()))
             for name, gradient in seen.items():
-                self.criterion.observe(name, self._sites[name].weight, gradient.to_dense())
+                self.criterion.observe(name, self._sites[name].weight, gradient.to_dense(), finite)
         if remember:
             self._gradients.update(seen)
 
@@ -92,8 +92,9 @@ class Scores:
     def _raw(self, site: Site, step: int) -> Tensor:
         entries = self._entries(site, step)
         # Shards are looked at when they are ranked, in all processes together.
-        if self._shards.size == 1 and entries.weight.isnan().any():
-            raise CompressionError(f"{site.name}: weights are NaN, so they cannot be ranked for pruning.")
+        if self._shards.size == 1:
+            nans = entries.weight.isnan().sum()
+            refuse_nan(nans, f"{site.name}: weights are NaN, so they cannot be ranked for pruning.")
         scores = self.criterion.score(entries)
         return scores.abs() if self.criterion.signed else scores
 
@@ -104,14 +105,8 @@ class Scores:
         gradient = None if gradient is None else gradient.detach().to_dense()
         return Entries(site.name, site.weight, gradient, step, tuple(site.parameter.shape), self._shards)
 
-    def _finite(self, gradients: Iterable[Tensor]) -> bool:
-        bad = torch.tensor(int(not all(bool(gradient.isfinite().all()) for gradient in gradients)))
-        return int(self._shards.total(bad)) == 0
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What the criterion has summed up."""
-        return self.criterion.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Undo :meth:`state_dict`."""
-        self.criterion.load_state_dict(state)
+    def _finite(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Whether all gradients are finite: bool, ``[]``. A step where they are not is one that loss scaling skips."""
+        # Not looked at: that would wait for an accelerator in every step.
+        finite = torch.stack([gradient.isfinite().all().to(gradients[0].device) for gradient in gradients]).all()
+        return self._shards.total((~finite).long()) == 0 if self._shards.size > 1 else finite

@@ -27,6 +27,7 @@ from lightning_compress.quantization.candidates import (
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
 from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.placement.sites import Placement, Site
+from lightning_compress.quantization.quantizers.attention import SeparateProjections
 from lightning_compress.quantization.quantizers.base import (
     ActivationHook,
     ActivationQuantizer,
@@ -39,8 +40,11 @@ from lightning_compress.quantization.quantizers.base import (
 from lightning_compress.quantization.quantizers.bias import BiasShadow, fits
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
 from lightning_compress.quantization.quantizers.searched import SearchedWeightQuantizer
+from lightning_compress.quantization.quantizers.weight_group import WeightGroup
 from lightning_compress.quantization.settings import QuantizationSettings, WeightSpec, check_bits
 from lightning_compress.targets import Candidate, select
+
+_Handle = torch.utils.hooks.RemovableHandle | CallHandle | ClipForward | SeparateProjections | Unnested
 
 # Where a module keeps what is attached to it.
 ATTRIBUTE = "_lightning_compress_quantization"
@@ -68,9 +72,10 @@ class Quantization:
         self.placement: Placement | None = None
         self._model = model
         self._switch = Switch(model)
+        self._group = WeightGroup()
         self._switch.momentum = settings.momentum
         self._switch.observe_every = settings.observe_every
-        self._handles: list[torch.utils.hooks.RemovableHandle | CallHandle | ClipForward | Unnested] = []
+        self._handles: list[_Handle] = []
         self._overrides: dict[str, Mapping[str, Any]] = {}
         self._ends: set[str] = set()
         self._loose: dict[str, Mapping[str, Any]] = {}
@@ -279,6 +284,8 @@ class Quantization:
             spec = settings.weight_spec(self._overrides[weight.name], end=weight.name in self._ends)
             if spec is not None:
                 quantizer = self.layers[weight.name] = self._quantizer(weight, spec)
+                quantizer.group = self._group
+                self._group.members.append(quantizer)
                 reads += [(quantizer, use) for use in weight.uses]
         self._watch(reads)
 
@@ -289,6 +296,8 @@ class Quantization:
             by_host.setdefault(use.host, []).append((quantizer, use))
         for host, uses in by_host.items():
             host.__dict__[ATTRIBUTE] = self
+            if SeparateProjections.serves(host):
+                self._handles.append(SeparateProjections(host))
             self._handles += WeightShadows(uses, self._switch).attach(host)
 
     def _quantizer(self, weight: Weight, spec: WeightSpec) -> WeightQuantizer:
@@ -304,9 +313,12 @@ class Quantization:
         modules = dict(self._model.named_modules())
         self.placement = placement
         self._handles += [Unnested(module) for module in modules.values() if isinstance(module, nn.TransformerEncoder)]
+        device = next((parameter.device for parameter in self._model.parameters()), None)
         for site in placement.sites:
             kind = LearnedActivationQuantizer if self.settings.range == "learned" else ActivationQuantizer
-            quantizer = kind(site.name, self.settings.activation_spec(site.width(self.activation_bits)), self._switch)
+            spec = self.settings.activation_spec(site.width(self.activation_bits))
+            # Where the model's first parameter lies; a quantizer elsewhere moves at its first tensor.
+            quantizer = kind(site.name, spec, self._switch, device)
             self.activations[site.name] = quantizer
             self._hook(site, quantizer, modules, functions=False)
         for name, site_name in placement.layer_input.items():

@@ -11,6 +11,7 @@ from lightning_compress.errors import CompressionError, closest
 
 ActivationScheme = Literal["affine", "symmetric"]
 RangeMethod = Literal["minmax", "percentile", "mse", "learned"]
+Processor = Literal["any", "vnni"]
 Backend = Literal["onnxruntime", "openvino", "inductor", "tensorrt", "executorch"]
 
 _OVERRIDABLE = ("weight_bits", "activation_bits", "weight_granularity")
@@ -88,8 +89,12 @@ class QuantizationSettings:
         first_last_bits: Least bits of the first and last layers' weights and inputs, which hurt most when they are
             coarse (as in PACT, LSQ and APoT). ``None`` treats them like all others, as an override does that names
             their bits, or a model in which every layer is a first or a last one.
-        reduce_range: Keep the integers of weights within 7 bits, so that processors without VNNI, whose kernels add
-            pairs of products in 16 bits, cannot saturate.
+        processor: Processors that the file is for: ``"any"``, or ``"vnni"``, whose 8-bit kernels do not saturate (x86
+            with VNNI, Arm).
+        reduce_range: Keep the integers of weights within 7 bits where activations are integers, too: then kernels that
+            add pairs of products in 16 bits cannot saturate. ``None``: for ``backend="onnxruntime"`` and
+            ``processor="any"``, since such files are right and fast in every session. With ``False`` and
+            ``processor="any"`` the ONNX file holds 8-bit weights as uint8, which are right everywhere and slower.
 
     Raises:
         CompressionError: A value is not allowed.
@@ -111,7 +116,8 @@ class QuantizationSettings:
     momentum: float = 0.1
     observe_every: int = 1
     first_last_bits: int | None = 8
-    reduce_range: bool = False
+    processor: Processor = "any"
+    reduce_range: bool | None = None
     field: str = "prepare"
 
     def __post_init__(self) -> None:
@@ -120,8 +126,11 @@ class QuantizationSettings:
         check_bits(self.activation_bits, f"{self.field}.activation_bits")
         check_bits(self.first_last_bits, f"{self.field}.first_last_bits")
         check_granularity(self.weight_granularity, f"{self.field}.weight_granularity")
-        if not isinstance(self.reduce_range, bool):
-            raise CompressionError.field(f"{self.field}.reduce_range", expected="true or false", got=self.reduce_range)
+        if not isinstance(self.reduce_range, bool | None):
+            raise CompressionError.field(
+                f"{self.field}.reduce_range", expected="true, false or null", got=self.reduce_range
+            )
+        check_choice(self.processor, get_args(Processor), f"{self.field}.processor")
         check_choice(self.activation_scheme, get_args(ActivationScheme), f"{self.field}.activation_scheme")
         check_choice(self.range, get_args(RangeMethod), f"{self.field}.range")
         if self.backend is not None:
@@ -174,7 +183,20 @@ class QuantizationSettings:
         if bits is None:
             return None
         granularity = overrides.get("weight_granularity", self.weight_granularity)
-        return WeightSpec(bits, granularity, self.range, self.reduce_range)
+        integers = self.input_bits(overrides, end=end) is not None
+        return WeightSpec(bits, granularity, self.range, self.narrows and integers)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether weights keep 7 bits in integer layers."""
+        if self.reduce_range is not None:
+            return self.reduce_range
+        return self.backend == "onnxruntime" and self.processor == "any"
+
+    @property
+    def stores_unsigned(self) -> bool:
+        """Whether an ONNX file holds weights that could saturate as uint8; TensorRT and OpenVINO want int8."""
+        return self.processor == "any" and self.backend not in ("tensorrt", "openvino")
 
     def input_bits(self, overrides: Mapping[str, Any], *, end: bool = False) -> int | None:
         """Bits of one layer's input, or ``None`` where it stays float; ``end`` for a first or last layer."""

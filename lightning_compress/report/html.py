@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_compress.foundation import number_text as text
-from lightning_compress.report import plots
+from lightning_compress.foundation import number_text as numbers
+from lightning_compress.report import plots, text
 from lightning_compress.report import speed_of_patterns as zeros
+from lightning_compress.report.warnings import alarms, remarks
 
 _WIDE, _NARROW = 820, 360
 
@@ -24,9 +25,11 @@ def html(report: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    surroundings.globals.update(text=text, zeros=zeros, ranked=plots.ranked)
+    surroundings.globals.update(text=text, numbers=numbers, zeros=zeros, ranked=plots.ranked)
     return surroundings.get_template("report.html.j2").render(
         report=report,
+        alarms=alarms(report),
+        remarks=remarks(report),
         pictures={name: (draw(report, _WIDE), draw(report, _NARROW)) for name, draw in _pictures(report).items()},
         figures=_figures(report),
         shown=len(plots.shown_layers(report)),
@@ -49,24 +52,24 @@ def _pictures(report: Mapping[str, Any]) -> dict[str, Any]:
 def _figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The few numbers at the top: value, what it is, and what to hold it against."""
     dense, deployed = report["results"]["dense"], report["results"]["deployed"]
-    found = []
+    found: list[tuple[str, str, str]] = []
+    if deployed is None:
+        return found
     if deployed["compression_ratio"] is not None:
-        against = f"{text.size(plots.dense_bytes(report))} → {text.size(deployed['bytes'])}"
+        against = f"{numbers.size(plots.dense_bytes(report))} → {numbers.size(deployed['bytes'])}"
         smallest = min(report["artifacts"], key=lambda artifact: artifact["bytes"], default=None)
         if smallest is not None and deployed["bytes"] is not None and smallest["bytes"] < deployed["bytes"]:
-            against += f"; {smallest['format']} {text.size(smallest['bytes'])}"
-        found.append((text.times(deployed["compression_ratio"]), "smaller", against))
+            against += f"; {smallest['format']} {numbers.size(smallest['bytes'])}"
+        found.append((*text.size_change(deployed["compression_ratio"]), against))
     name = text.main_metric(report)
     if name is not None and name in deployed["metrics"]:
-        before = None if dense is None else dense["metrics"].get(name)
-        lost = text.change(name, before, deployed["metrics"][name])
-        against = "" if lost is None else f"{lost} against dense"
-        found.append((text.metric(name, deployed["metrics"][name]), name, against))
+        against = text.metric_change(report, name) or "no dense control"
+        found.append((numbers.metric(name, deployed["metrics"][name]), name, against))
     if deployed["latency_ms"] is not None:
         against = deployed["runtime"] or ""
         if dense is not None and dense["latency_ms"] is not None:
-            against = f"dense {text.milliseconds(dense['latency_ms'])} on {dense['runtime']}"
-        found.append((text.milliseconds(deployed["latency_ms"]), "median latency", against))
+            against = f"dense {numbers.milliseconds(dense['latency_ms'])} on {dense['runtime']}"
+        found.append((numbers.milliseconds(deployed["latency_ms"]), "median latency", against))
     if report["agreement"] is not None:
-        found.append((text.percent(report["agreement"], 2), "agreement", "deployed with fake-quantized"))
+        found.append((numbers.percent(report["agreement"], 2), "agreement", "deployed with fake-quantized"))
     return found

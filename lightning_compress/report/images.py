@@ -112,6 +112,8 @@ def _style() -> Iterator[None]:
         "xtick.color": _QUIET,
         "ytick.color": _QUIET,
         "font.size": 10,
+        # Names of layers are no formulas.
+        "text.parse_math": False,
     }
     with matplotlib.rc_context():
         # Not the user's settings: equal runs give equal pictures everywhere.

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning_compress.foundation import number_text as text
+from lightning_compress.foundation.markdown_text import code, escaped
+from lightning_compress.foundation.number_text import percent, size
 from lightning_compress.report import speed_of_patterns as zeros
+from lightning_compress.report import text
+from lightning_compress.report.warnings import alarms, remarks
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -15,38 +18,43 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
-    yield f"# {report['name']}"
+    yield f"# {escaped(report['name'])}"
     yield ""
-    yield text.headline(report)
+    for alarm in alarms(report):
+        yield f"> **{escaped(alarm)}**"
+        yield ""
+    yield escaped(text.headline(report))
     yield ""
     heads = [text.VERSIONS[key] for key, _ in text.versions(report)]
-    yield from _table(["", *heads], [[label, *cells] for label, cells in text.comparison(report)])
+    yield from _table(
+        ["", *heads], [[escaped(label), *map(escaped, cells)] for label, cells in text.comparison(report)]
+    )
     if report["agreement"] is not None:
         yield ""
         yield (
             f"The deployed file gives the fake-quantized model's prediction on "
-            f"{text.percent(report['agreement'], 2)} of the samples."
+            f"{percent(report['agreement'], 2)} of the samples."
         )
-    for remark in [*text.remarks(report), *report["notes"]]:
+    for remark in [*remarks(report), *report["notes"]]:
         yield ""
-        yield f"> {remark}"
+        yield f"> {escaped(remark)}"
     yield from _zeros(report)
     yield from _plan(report)
     yield from _files(report)
     yield from _layers(report)
     if report["stays_float"]:
         yield from ("", "## What stays float", "")
-        yield from (f"- {_escaped(line)}" for line in report["stays_float"])
+        yield from (f"- {escaped(line)}" for line in report["stays_float"])
     yield from ("", "## How it was made", "")
     facts = text.facts(report)
-    yield from _table(["", ""], [[name, value] for name, value in facts], numbers=False)
+    yield from _table(["", ""], [[escaped(name), escaped(value)] for name, value in facts], numbers=False)
 
 
 def _zeros(report: Mapping[str, Any]) -> Iterator[str]:
     rows = zeros.speed_from_zeros(report)
     if rows:
         yield from ("", "## Speed from zeros", "")
-        table = [[f"`{pattern}`", *speeds] for pattern, speeds in rows]
+        table = [[code(pattern), *speeds] for pattern, speeds in rows]
         yield from _table(["Pattern", *zeros.RUNTIMES], table, numbers=False)
 
 
@@ -54,7 +62,9 @@ def _plan(report: Mapping[str, Any]) -> Iterator[str]:
     phases = report["plan"]["phases"]
     if phases:
         yield from ("", "## Phases", "")
-        yield from _table(["Phase", "From step", "To step"], [[p["name"], p["start"], p["end"]] for p in phases])
+        yield from _table(
+            ["Phase", "From step", "To step"], [[escaped(p["name"]), p["start"], p["end"]] for p in phases]
+        )
 
 
 def _files(report: Mapping[str, Any]) -> Iterator[str]:
@@ -63,8 +73,8 @@ def _files(report: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## Files", "")
     rows = []
     for artifact in report["artifacts"]:
-        rows.append([f"`{artifact['file']}`", text.size(artifact["bytes"])])
-        rows += [[f"&emsp;{_escaped(part)}", text.size(count)] for part, count in artifact["breakdown"].items()]
+        rows.append([code(artifact["file"]), size(artifact["bytes"])])
+        rows += [[f"&emsp;{escaped(part)}", size(count)] for part, count in artifact["breakdown"].items()]
     yield from _table(["File", "Size"], rows)
     if counted := text.accounting(report):
         yield from ("", "## Bytes", "")
@@ -76,14 +86,14 @@ def _layers(report: Mapping[str, Any]) -> Iterator[str]:
     heads = ["Layer", "Type", "Shape", "Sparsity asked", "reached", "Bits W/A", "Dense", "Packed"]
     rows = [
         [
-            f"`{row['name']}`",
-            row["type"],
+            code(row["name"]),
+            escaped(row["type"]),
             "×".join(map(str, row["shape"])),
-            text.percent(row["sparsity_target"]),
-            text.percent(row["sparsity"]),
+            percent(row["sparsity_target"]),
+            percent(row["sparsity"]),
             f"{row['weight_bits']}/{row['activation_bits']}",
-            text.size(row["bytes_dense"]),
-            text.size(row["bytes_packed"]),
+            size(row["bytes_dense"]),
+            size(row["bytes_packed"]),
         ]
         for row in report["layers"]
     ]
@@ -94,8 +104,4 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers: bool
     yield f"| {' | '.join(heads)} |"
     yield f"| --- |{' ---: |' if numbers else ' --- |'}" + (" ---: |" if numbers else " --- |") * (len(heads) - 2)
     for row in rows:
-        yield f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |"
-
-
-def _escaped(line: str) -> str:
-    return line.replace("<", "&lt;").replace("*", "\\*")
+        yield f"| {' | '.join(map(str, row))} |"

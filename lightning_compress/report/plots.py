@@ -232,6 +232,8 @@ def _style(salt: str) -> Iterator[None]:
     settings: dict[Any, Any] = {
         "svg.hashsalt": salt,
         "svg.fonttype": "none",
+        # Names of layers are no formulas.
+        "text.parse_math": False,
         "font.size": 12,
         "axes.titlesize": 12,
         "axes.titleweight": "bold",

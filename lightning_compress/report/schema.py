@@ -58,8 +58,10 @@ SCHEMA = {
         "quantization": _Optional(_Map(_ANY)),
         "phases": [{"name": str, "start": int, "end": int}],
     },
-    "results": {"dense": _Optional(_RESULT), "fake_quantized": _Optional(_RESULT), "deployed": _RESULT},
+    "results": {"dense": _Optional(_RESULT), "fake_quantized": _Optional(_RESULT), "deployed": _Optional(_RESULT)},
     "agreement": _Optional(_NUMBER),
+    "samples": _Optional(int),
+    "latency": {"ratio": _Optional({"median": _NUMBER, "low": _NUMBER, "high": _NUMBER})},
     "max_abs_difference": _Optional(_NUMBER),
     "artifacts": [{"format": str, "file": str, "bytes": int, "sha256": str, "breakdown": _Map(int)}],
     "layers": [
@@ -91,6 +93,7 @@ SCHEMA = {
     ],
     "stays_float": [str],
     "notes": [str],
+    "failures": [str],
 }
 """Key → type, or the same again for what is nested."""
 

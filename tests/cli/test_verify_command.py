@@ -13,7 +13,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from lightning_compress.apps.trained_run import find_run, run_config
+from lightning_compress.apps.configuration.saved_config import run_config
+from lightning_compress.apps.trained_run import find_run
 from lightning_compress.cli.main import main
 
 RUN = (

@@ -82,6 +82,17 @@ def test_every_job_is_one_run_with_its_own_config_and_plan(jobs: list[Finished])
         assert plan["total_steps"] == 16
 
 
+def test_runs_of_a_sweep_are_a_group_named_after_their_overrides(jobs: list[Finished]) -> None:
+    assert {job.run.group for job in jobs} == {"sweep"}
+    names = [job.run.name for job in jobs]
+    assert len(set(names)) == 3
+    for job in jobs:
+        bits = job.run.config["compress"].get("quantization", {}).get("weight_bits")
+        choice = {None: "none", 8: "w8a8", 4: "w4a8"}[bits]
+        assert f"quantization={choice}" in job.run.name
+        assert f"quantization={choice}" in job.run.tags
+
+
 def test_every_run_has_the_series_of_its_own_compression(jobs: list[Finished]) -> None:
     for job in jobs:
         wanted = job.report["plan"]["pruning"]["final_sparsity"]

@@ -45,9 +45,10 @@ def test_a_run_of_unknown_length_has_room_for_every_phase() -> None:
     check([Phase("distillation", 0, 10**9)], total=None)
 
 
-def test_quantization_before_pruning_ends_is_a_note() -> None:
-    assert "starts at step 30, before pruning ends at 60" in notes(SCHEDULE, {"start": 30})[0]
-    assert notes(SCHEDULE, {"start": 60}) == []
+def test_ranges_frozen_before_pruning_ends_are_a_note() -> None:
+    assert "frozen at step 30, before pruning ends at 60" in notes(SCHEDULE, {"start": 10, "freeze_range": 30})[0]
+    assert notes(SCHEDULE, {"start": 10, "freeze_range": 60}) == []
+    assert notes(SCHEDULE, {"start": 10}) == []
 
 
 def test_a_phase_is_drawn_where_it_lies() -> None:
@@ -58,12 +59,12 @@ def test_a_phase_is_drawn_where_it_lies() -> None:
 def test_the_plan_is_printed_before_training_and_not_on_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
     callbacks = [
         GradualMagnitudePruning(0.8, start=2, end=8, every=2),
-        QuantizationAwareTraining(start=4),
+        QuantizationAwareTraining(start=4, freeze_range=6),
         KnowledgeDistillation("self", end=12),
     ]
     quiet_trainer(callbacks=[*callbacks, CompressionMonitor()], max_steps=16).fit(PlainModule(), loader())
     printed = capfd.readouterr()
-    for text in ("pruning 0 to 0.8", "quantization 8/8", "distillation", "of 16 steps", "Note: Quantization starts"):
+    for text in ("pruning 0 to 0.8", "quantization 8/8", "distillation", "of 16 steps", "Note: Ranges are frozen"):
         assert text in printed.err
         assert text not in printed.out
     quiet = CompressionMonitor(print_phases=False)

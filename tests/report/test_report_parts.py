@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from io import StringIO
 from typing import Any
 
@@ -11,10 +12,13 @@ from torch import nn
 
 from lightning_compress import report
 from lightning_compress.errors import CompressionError
-from lightning_compress.foundation import number_text as text
+from lightning_compress.foundation import number_text
 from lightning_compress.metrics import describe
-from lightning_compress.report import plots
+from lightning_compress.report import plots, text
+from lightning_compress.report.html import html
+from lightning_compress.report.markdown import markdown
 from lightning_compress.report.schema import SCHEMA
+from lightning_compress.report.warnings import alarms, remarks
 
 
 def printed(found: dict[str, Any], width: int = 120) -> str:
@@ -87,11 +91,11 @@ def test_dense_bytes_are_measured_or_summed_up(dense_known: bool) -> None:
     ("count", "expected"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_600, "1.0 MB"), (None, "–")]
 )
 def test_sizes_are_in_thousands(count: int | None, expected: str) -> None:
-    assert text.size(count) == expected
+    assert number_text.size(count) == expected
 
 
 def test_a_change_of_nothing_has_no_sign() -> None:
-    assert text.change("val/acc", 0.9, 0.9) == "±0.00 points"
+    assert number_text.change("val/acc", 0.9, 0.9) == "±0.00 points"
 
 
 def test_the_headline_says_what_was_gained_and_lost() -> None:
@@ -101,14 +105,68 @@ def test_the_headline_says_what_was_gained_and_lost() -> None:
     )
 
 
-def test_a_slower_deployed_model_is_called_slower() -> None:
+def test_a_difference_within_the_standard_error_is_no_measurable_one() -> None:
     found = example_report()
-    assert not any("slower" in remark for remark in text.remarks(found))
+    found["samples"] = 360
+    assert "test/acc 98.33 % (no measurable difference from dense on 360 samples)" in text.headline(found)
+    error = math.sqrt((0.9861 * 0.0139 + 0.9 * 0.1) / 360)
+    found["results"]["deployed"]["metrics"]["test/acc"] = 0.9
+    assert error < 0.0861
+    assert "(−8.61 points against dense)" in text.headline(found)
+
+
+def test_a_file_that_grew_is_larger() -> None:
+    found = example_report()
+    found["results"]["deployed"] |= {"compression_ratio": 0.8, "bytes": 388_190}
+    assert text.headline(found).startswith("1.25× larger than dense float32: 388.2 kB")
+
+
+def test_nothing_is_compared_without_a_control() -> None:
+    found = example_report()
+    found["results"]["dense"]["metrics"] = {}
+    assert "against dense" not in text.headline(found)
+    assert "test/acc 98.33 %;" in text.headline(found)
+
+
+def test_all_is_well_without_alarms() -> None:
+    assert alarms(example_report()) == []
+
+
+def test_a_collapsed_model_is_an_alarm_at_the_head_of_every_form() -> None:
+    found = example_report()
+    for form in ("fake_quantized", "deployed"):
+        found["results"][form]["metrics"]["test/acc"] = 0.1
+    (alarm,) = alarms(found)
+    assert alarm.startswith("The trained model has collapsed: test/acc 10.00 %, 98.61 % before.")
+    assert markdown(found).splitlines()[2] == f"> **{alarm}**"
+    assert f'<p class="alarm" role="alert">{alarm}</p>' in html(found)
+
+
+def test_a_layer_without_weights_is_an_alarm_and_no_advice_to_cut_channels() -> None:
+    found = example_report()
+    found["layers"][-2] |= {"sparsity": 1.0, "dead_channels": 10}
+    (alarm,) = alarms(found)
+    assert "net.fc.weight" in alarm
+    assert not any("pattern='channel'" in remark for remark in remarks(found))
+
+
+def test_failures_of_an_export_are_alarms() -> None:
+    found = example_report()
+    found["failures"] = ["onnx: torch.export cannot trace Net"]
+    assert alarms(found) == ["onnx: torch.export cannot trace Net"]
+
+
+def test_a_slower_deployed_model_is_called_slower_where_the_interval_says_so() -> None:
+    found = example_report()
+    assert not any("slower" in remark for remark in remarks(found))
     found["results"]["deployed"]["latency_ms"]["median"] = 0.08
-    assert any("slower than the dense model: 0.08 ms against 0.061 ms" in remark for remark in text.remarks(found))
+    found["latency"]["ratio"] = {"median": 1.31, "low": 1.2, "high": 1.4}
+    assert any("slower than the dense model: 0.08 ms against 0.061 ms" in remark for remark in remarks(found))
+    found["latency"]["ratio"]["low"] = 0.9
+    assert not any("slower" in remark for remark in remarks(found))
 
 
 def test_patterns_that_need_hardware_are_named() -> None:
     found = example_report()
     found["layers"][0]["pattern"] = "2:4"
-    assert any("pattern 2:4 give speed only on hardware" in remark for remark in text.remarks(found))
+    assert any("pattern 2:4 give speed only on hardware" in remark for remark in remarks(found))

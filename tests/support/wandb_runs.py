@@ -27,6 +27,9 @@ class OfflineRun:
     artifacts: list[Any] = field(default_factory=list)
     alerts: list[Any] = field(default_factory=list)
     directory: Path = Path()
+    name: str = ""
+    group: str = ""
+    tags: list[str] = field(default_factory=list)
 
     def series(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of every row that has the key."""
@@ -54,6 +57,8 @@ def _read(file: Path) -> OfflineRun:
             run.config.update(_values(record.config.update))
         elif kind == "artifact":
             run.artifacts.append(record.artifact)
+        elif kind == "run":
+            run.name, run.group, run.tags = record.run.display_name, record.run.run_group, list(record.run.tags)
         elif kind == "alert":
             run.alerts.append(record.alert)
         elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":

@@ -43,7 +43,7 @@ def save(advice: Advice, criterion: Criterion, path: Path) -> None:
             cells[row, place[option.sparsity, option.bits]] = min(max(cost, _LEAST), _MOST)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"svg.hashsalt": "advise", "font.size": 8})
+        matplotlib.rcParams.update({"svg.hashsalt": "advise", "font.size": 8, "text.parse_math": False})
         size = (2.4 + _CELL * len(place), 1.3 + _ROW * len(layers))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()

@@ -64,6 +64,7 @@ def bench(
     seconds: float = 1.0,
     dims: Mapping[str, int] | None = None,
     memory: bool = False,
+    trust: bool = False,
 ) -> list[Row]:
     """Time a file, and another one interleaved with it.
 
@@ -76,6 +77,8 @@ def bench(
         seconds: About how long each file is timed at each setting.
         dims: Sizes of other dimensions that an ONNX file leaves free, by the name they have in it.
         memory: Whether to measure memory as well, each file in a fresh process for each setting.
+        trust: Whether the config of a run may name any class, for files that need the module of their run; see
+            ``verify_run``.
 
     Raises:
         CompressionError: A file cannot be run, or leaves a dimension free whose size is not given.
@@ -89,12 +92,12 @@ def bench(
     rows = []
     for count in threads:
         with ExitStack() as stack:
-            files = [stack.enter_context(opened(file, threads=count, dims=dims or {})) for file in paths]
+            files = [stack.enter_context(opened(file, threads=count, dims=dims or {}, trust=trust)) for file in paths]
             for batch_size in batch_sizes:
                 calls = {str(index): make(batch_size) for index, make in enumerate(files)}
                 timings = list(measure(calls, seconds=seconds).values())
                 other = timings[1] if against is not None else None
                 ratio = None if other is None else Ratio.between(timings[0], other)
-                used = [peak_memory(f, batch_size, count, dims or {}) for f in paths] if memory else []
+                used = [peak_memory(f, batch_size, count, dims or {}, trust=trust) for f in paths] if memory else []
                 rows.append(Row(batch_size, count, timings[0], other, ratio, *used))
     return rows

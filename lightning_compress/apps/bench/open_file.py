@@ -29,13 +29,16 @@ _DTYPES = {
 
 
 @contextmanager
-def opened(path: Path, *, threads: int = 1, dims: Mapping[str, int] | None = None) -> Iterator[Callable[[int], Call]]:
+def opened(
+    path: Path, *, threads: int = 1, dims: Mapping[str, int] | None = None, trust: bool = False
+) -> Iterator[Callable[[int], Call]]:
     """Load a file; gives a function of the batch size that makes a call.
 
     Args:
         path: The file.
         threads: Threads of its runtime; PyTorch's own are set back afterwards.
         dims: As in ``bench``.
+        trust: As in ``bench``.
     """
     if path.suffix == ".onnx":
         session = open_session(path, threads=threads)
@@ -50,14 +53,15 @@ def opened(path: Path, *, threads: int = 1, dims: Mapping[str, int] | None = Non
         raise CompressionError.field("bench", expected="a file that an export wrote", got=str(path))
     import torch
 
-    from lightning_compress.apps.trained_run import find_run, read_run, run_config
+    from lightning_compress.apps.configuration.saved_config import run_config
+    from lightning_compress.apps.trained_run import find_run, read_run
     from lightning_compress.delivery.evaluation import duplicate
     from lightning_compress.export.signatures import called_through
     from lightning_compress.export.verification import deployed_form
 
     folder = find_run(path)
-    with run_config(folder, []) as cfg:
-        run = read_run(folder, path, cfg, (cfg.get("export") or {}).get("split") or "val")
+    with run_config(folder, [], trust=trust, field="bench") as cfg:
+        run = read_run(folder, path, cfg, (cfg.get("export") or {}).get("split") or "val", trust=trust)
     reference = called_through(duplicate(run.module), run.entry.name)
     form, _ = deployed_form(path, reference, threads=threads)
 

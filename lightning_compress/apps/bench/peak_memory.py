@@ -12,7 +12,7 @@ from pathlib import Path
 from lightning_compress.errors import CompressionError
 
 
-def peak_memory(path: Path, batch_size: int, threads: int, dims: Mapping[str, int]) -> int:
+def peak_memory(path: Path, batch_size: int, threads: int, dims: Mapping[str, int], *, trust: bool = False) -> int:
     """Bytes that loading a file and running it three times add to a fresh process at their peak.
 
     The libraries are loaded before, as they would be for any file.
@@ -22,11 +22,13 @@ def peak_memory(path: Path, batch_size: int, threads: int, dims: Mapping[str, in
         batch_size: Samples in a call.
         threads: Threads of the runtime.
         dims: Sizes of free dimensions.
+        trust: As in ``bench``.
 
     Raises:
         CompressionError: The file does not run there.
     """
-    command = [sys.executable, "-m", __name__, str(path), str(batch_size), str(threads), json.dumps(dict(dims))]
+    settings = {"batch_size": batch_size, "threads": threads, "dims": dict(dims), "trust": trust}
+    command = [sys.executable, "-m", __name__, str(path), json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = next(reversed([line for line in done.stderr.splitlines() if line.strip()]), "")
@@ -42,14 +44,14 @@ def _resident(field: str) -> int:
     raise CompressionError(f"bench --memory: this system does not tell {field} in /proc/self/status.")
 
 
-def _measure(path: Path, batch_size: int, threads: int, dims: Mapping[str, int]) -> int:
+def _measure(path: Path, *, batch_size: int, threads: int, dims: Mapping[str, int], trust: bool) -> int:
     from lightning_compress.apps.bench.open_file import opened
 
     for library in ("onnxruntime",) if path.suffix == ".onnx" else ("lightning_compress.apps.trained_run",):
         importlib.import_module(library)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
     before = _resident("VmRSS")
-    with opened(path, threads=threads, dims=dims) as make:
+    with opened(path, threads=threads, dims=dims, trust=trust) as make:
         call = make(batch_size)
         for _ in range(3):
             call()
@@ -57,5 +59,5 @@ def _measure(path: Path, batch_size: int, threads: int, dims: Mapping[str, int])
 
 
 if __name__ == "__main__":
-    _, given, batch, count, sizes = sys.argv
-    print(_measure(Path(given), int(batch), int(count), json.loads(sizes)))
+    _, given, text = sys.argv
+    print(_measure(Path(given), **json.loads(text)))

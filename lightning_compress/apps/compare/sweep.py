@@ -208,8 +208,10 @@ def _job(
 ) -> Job:
     dense, deployed = report["results"]["dense"], report["results"]["deployed"]
     files = {artifact["format"]: int(artifact["bytes"]) for artifact in report["artifacts"]}
-    size = deployed["bytes"] if format == DEPLOYED else files.get(format)
-    if size is None:
+    size = files.get(format)
+    if format == DEPLOYED:
+        size = None if deployed is None else deployed["bytes"]
+    if size is None or deployed is None:
         return Job(name, path, "unfinished", f"it wrote no {format} file", overrides=overrides, files=files)
     pruning, quantization = report["plan"]["pruning"], report["plan"]["quantization"]
     page = report_path.with_suffix(".html")

@@ -11,6 +11,7 @@ from lightning_compress.apps.compare.choose import Choice
 from lightning_compress.apps.compare.limits import Limits, milliseconds
 from lightning_compress.apps.compare.sweep import Job, Sweep
 from lightning_compress.foundation import number_text as text
+from lightning_compress.foundation.markdown_text import code, escaped
 
 FORMAT = 1
 HEADS = ("Pruning", "Bits", "Metric", "Change", "Size", "Smaller", "Latency", "Training")
@@ -115,30 +116,31 @@ def markdown(sweep: Sweep, limits: Limits, choice: Choice) -> str:
 
 
 def _markdown(sweep: Sweep, limits: Limits, choice: Choice) -> Iterator[str]:
-    yield f"# Comparison of {sweep.path.resolve().name}"
+    yield f"# Comparison of {escaped(sweep.path.resolve().name)}"
     yield ""
-    yield f"**{choice.verdict}**"
+    yield f"**{escaped(choice.verdict)}**"
     yield ""
-    yield from (f"- {reason}" for reason in choice.reasons)
+    yield from (f"- {escaped(reason)}" for reason in choice.reasons)
     if choice.next:
         yield from ("", "## What to try next", "")
         for sentence, command in choice.next:
-            yield f"- {sentence}" + ("" if command is None else f" `{command}`")
+            yield f"- {escaped(sentence)}" + ("" if command is None else f" {code(command)}")
     yield from ("", f"## {count(sweep)}", "")
-    yield f"Limits: {', '.join(limits.described()) or 'none'}. ◆ is on the Pareto front, **bold** is the choice."
+    described = escaped(", ".join(limits.described()) or "none")
+    yield f"Limits: {described}. ◆ is on the Pareto front, **bold** is the choice."
     yield ""
-    heads = ["", *heads_for(limits)]
+    heads = ["", *map(escaped, heads_for(limits))]
     yield f"| {' | '.join(heads)} |"
     yield f"| --- | --- | --- |{' ---: |' * (len(heads) - 3)}"
     best = {job.name for job in choice.front}
     for job, found in rows(sweep, limits, choice):
         chosen = choice.job is not None and job.name == choice.job.name
-        line = [f"**{cell}**" if chosen else cell for cell in found]
+        line = [f"**{escaped(cell)}**" if chosen else escaped(cell) for cell in found]
         yield f"| {'◆' if job.name in best else ''} | {' | '.join(line)} |"
     missing = [job for job in sweep.jobs if job.status != "finished"]
     if missing:
         yield from ("", "## Jobs without numbers", "")
-        yield from (f"- `{job.name}` {job.status}: {job.error}" for job in missing)
+        yield from (f"- {code(job.name)} {job.status}: {escaped(job.error)}" for job in missing)
 
 
 def heads_for(limits: Limits) -> Sequence[str]:

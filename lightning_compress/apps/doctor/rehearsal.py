@@ -135,11 +135,16 @@ def _diagnosis(watch: Watch, exports: bool) -> Diagnosis:
                 "The module has no example_input_array: the first training batch runs in float, to see where "
                 "activations are quantized."
             )
-        integers = quantizing.settings.backend == "onnxruntime" and not quantizing.settings.reduce_range
-        if integers and has_vnni() is False:
+        settings = quantizing.settings
+        if settings.backend == "onnxruntime" and settings.processor == "vnni" and has_vnni() is False:
             found.warnings.append(
-                "This processor has no VNNI: 8-bit kernels gain little speed here, and ONNX Runtime's default ones "
-                "saturate. Set session.x64quantprecision=1 where you deploy on such processors, or train with "
-                "reduce_range=true, which keeps weights within 7 bits."
+                "The file is for processors with VNNI, and this one has none: ONNX Runtime's default 8-bit kernels "
+                "saturate here. Verification sets session.x64quantprecision=1; processor='any' gives a file that is "
+                "right in every session."
+            )
+        if settings.backend == "onnxruntime" and settings.activation_scheme == "symmetric":
+            found.warnings.append(
+                "activation_scheme='symmetric': on x86, ONNX Runtime computes in float where activations are signed. "
+                "'affine' runs in integers."
             )
     return found

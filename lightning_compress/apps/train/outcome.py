@@ -128,19 +128,20 @@ class Outcome:
 
     def table(self) -> Table:
         """The report's comparison; without a report, the metrics of each model."""
+        from rich.markup import escape
         from rich.table import Table
 
         if self.report is not None:
             from lightning_compress.report import table as compare
 
             return compare(json.loads(Path(self.report).read_text(encoding="utf-8")))
-        table = Table(title=self.name)
+        table = Table(title=escape(self.name))
         metrics = list(dict.fromkeys(name for row in self.rows.values() for name in row["metrics"]))
         table.add_column("model")
         for name in metrics:
-            table.add_column(name, justify="right")
+            table.add_column(escape(name), justify="right")
         for row in self.rows.values():
-            table.add_row(row["label"], *(_number(row["metrics"].get(name), name) for name in metrics))
+            table.add_row(escape(row["label"]), *(_number(row["metrics"].get(name), name) for name in metrics))
         return table
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_compress.errors import CompressionError
 
@@ -28,6 +28,9 @@ SHARED = "shared"
 
 _FORMAT = 1
 _LONGEST = 120
+_LONGEST_TAG = 64
+"""Of W&B, in characters."""
+_SAME_IN_A_SWEEP = ("sweep", "name", "logger", "experiment", "data.root", "data.download", "optimized_metric")
 # What changes neither the trained weights nor what is measured. A dense control that is given does change the latter.
 _INDIFFERENT = ("name", "logger", "optimized_metric", "ckpt_path", "dense_ckpt_path")
 _INDIFFERENT_TRAINER = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps")
@@ -123,6 +126,7 @@ def run(
         _write(output / REFUSED_FILE, {**record, "status": "refused", "ended": _now(), "error": _line(error)})
         return None
     stopped = output / "checkpoints" / "interrupted.ckpt"
+    name_runs(cfg, Path(sweep_dir).name, overrides)
     try:
         _write(output / JOB_FILE, {**record, "status": "running"})
         if cfg.get("dense_baseline") and not cfg.get("dense_checkpoint"):
@@ -139,6 +143,33 @@ def run(
         return None
     _write(output / JOB_FILE, {**record, "status": "finished", "ended": _now()})
     return outcome
+
+
+def name_runs(cfg: DictConfig, sweep: str, overrides: Sequence[str]) -> None:
+    """Let the runs of a sweep be told apart in W&B: the group is the sweep, name and tags are the job's overrides.
+
+    What the config says of group, name and tags is kept.
+
+    Args:
+        cfg: The composed config; changed in place.
+        sweep: The sweep's name.
+        overrides: The job's overrides.
+
+    Example:
+        >>> cfg = OmegaConf.create({"name": "a", "logger": {"wandb": {"name": "a", "group": None, "tags": []}}})
+        >>> name_runs(cfg, "grid", ["sweep=grid", "quantization=w8a8", "seed=1"])
+        >>> cfg.logger.wandb
+        {'name': 'quantization=w8a8, seed=1', 'group': 'grid', 'tags': ['quantization=w8a8', 'seed=1']}
+    """
+    node = OmegaConf.select(cfg, "logger.wandb")
+    if not node:
+        return
+    own = [text for text in overrides if text.lstrip("+~").partition("=")[0] not in _SAME_IN_A_SWEEP]
+    with open_dict(node):
+        node.group = node.get("group") or sweep
+        node.tags = [*(node.get("tags") or []), *(text[:_LONGEST_TAG] for text in own)]
+        if own and node.get("name") in (None, cfg.get("name")):
+            node.name = ", ".join(own)
 
 
 def dense_control(cfg: DictConfig, output: Path, sweep_dir: Path, overrides: Sequence[str] = ()) -> Path:

@@ -10,12 +10,13 @@ from typing import Any, Literal, cast
 import lightning as L
 from torch import nn
 
+from lightning_compress.apps.configuration.saved_config import run_config
 from lightning_compress.apps.train.outcome import read_report
-from lightning_compress.apps.trained_run import Split, TrainedRun, find_run, read_run, run_config
+from lightning_compress.apps.trained_run import Split, TrainedRun, find_run, read_run
 from lightning_compress.delivery.dense_baseline import as_dense
 from lightning_compress.delivery.evaluation import duplicate, evaluate
 from lightning_compress.delivery.output_cache import Remembered
-from lightning_compress.delivery.side_by_side import evaluate_beside, evaluate_through
+from lightning_compress.delivery.side_by_side import evaluate_as_trained, evaluate_beside
 from lightning_compress.errors import CompressionError, closest
 from lightning_compress.export.divergence import SiteError, can_trace, first_divergence, site_errors
 from lightning_compress.export.formats import DENSE_ONNX, FILES
@@ -99,6 +100,8 @@ def verify_run(
     demands: Demands | None = None,
     split: Split | None = None,
     threads: int = 1,
+    run_dir: Path | None = None,
+    trust: bool = False,
 ) -> list[FileVerdict]:
     """Run a written file on the data of its run. Nothing is changed or deleted.
 
@@ -108,6 +111,9 @@ def verify_run(
         demands: What must hold.
         split: ``"val"`` or ``"test"``; by default what the export was verified on.
         threads: Threads of the runtimes.
+        run_dir: Directory of the run; by default the file's own directory or the one above.
+        trust: Whether the run's config may name any class and its checkpoint may hold any object: both run code.
+            Otherwise models and data are of this package, of PyTorch, or imported already.
 
     Returns:
         A verdict for each file.
@@ -118,14 +124,14 @@ def verify_run(
     files = _files(path)
     if threads < 1:
         raise CompressionError.field("verify --threads", expected="at least 1", got=threads)
-    folder = find_run(files[0])
-    with run_config(folder, overrides) as cfg:
+    folder = find_run(files[0]) if run_dir is None else find_run(run_dir / "run")
+    with run_config(folder, overrides, trust=trust) as cfg:
         export = cfg.get("export") or {}
         split = split or export.get("split") or "val"
-        run = read_run(folder, files[0], cfg, split)
+        run = read_run(folder, files[0], cfg, split, trust=trust)
         model = called_through(duplicate(run.module), run.entry.name)
         reference = Remembered(model)
-        shared = {"fake_quantized": evaluate_through(reference, run.module, run.data, entry=run.entry.name)}
+        shared = {"fake_quantized": evaluate_as_trained(run.module, run.data)[0]}
         if run.dense is not None:
             dense = cast(L.LightningModule, as_dense(duplicate(run.module), run.dense))
             shared = {"dense": evaluate(dense, run.data), **shared}

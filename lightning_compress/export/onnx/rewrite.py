@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from lightning_compress.export.onnx.carried_quantizers import carry_quantizers
-from lightning_compress.export.onnx.ir import initializer, node_of, take_over, weight_behind
+from lightning_compress.export.onnx.ir import initializer
+from lightning_compress.export.onnx.stored_weights import move_weights
 from lightning_compress.export.onnx.transposed_convolution import convolve_instead
+from lightning_compress.export.onnx.weight_signs import stored_weight, unsigned
 
 
 def clean(model: Any) -> None:
     """Rewrite an ``onnx_ir.Model`` in place.
 
-    Transposed convolutions become convolutions, weights behind a ``Transpose`` are stored transposed, no two nodes
-    share a weight, activations are quantized again behind what keeps values, and debugging metadata goes: it is most of
-    a small file, and it names files of the machine that exported.
+    Transposed convolutions become convolutions, weights are stored as their kernels read them, no two nodes share a
+    weight, activations are quantized again behind what keeps values, and debugging metadata goes: it is most of a small
+    file, and it names files of the machine that exported.
     """
     convolve_instead(model.graph)
-    _transpose_weights(model.graph)
+    move_weights(model.graph)
     _separate_weights(model.graph)
     carry_quantizers(model.graph)
     _drop_unused(model.graph)
@@ -33,34 +33,6 @@ def clean(model: Any) -> None:
             value.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
-
-
-def _transpose_weights(graph: Any) -> None:
-    """Turn ``Transpose(DequantizeLinear(weight))`` into ``DequantizeLinear(weight transposed)``.
-
-    ONNX Runtime fuses the transpose into a float MatMul before it looks for an integer one.
-    """
-    for node in list(graph):
-        if node.op_type != "Transpose" or (dequantize := weight_behind(node.inputs[0])) is None:
-            continue
-        permutation = list(node.attributes["perm"].as_ints())
-        weight, *parameters = dequantize.inputs
-        transposed = initializer(
-            graph, f"{weight.name}_transposed", np.ascontiguousarray(weight.const_value.numpy().transpose(permutation))
-        )
-        if dequantize.attributes["block_size"].as_int():
-            parameters = [
-                p and initializer(graph, f"{p.name}_transposed", p.const_value.numpy().transpose(permutation))
-                for p in parameters
-            ]
-        axis = permutation.index(dequantize.attributes["axis"].as_int())
-        attributes = {"axis": axis, "block_size": dequantize.attributes["block_size"].as_int()}
-        made = node_of("DequantizeLinear", [transposed, *parameters], attributes, f"{dequantize.name}_transposed")
-        take_over(node.outputs[0], made.outputs[0])
-        graph.insert_before(node, made)
-        graph.remove(node, safe=True)
-        if not dequantize.outputs[0].uses():
-            graph.remove(dequantize, safe=True)
 
 
 def _drop_unused(graph: Any) -> None:
@@ -77,32 +49,15 @@ def _separate_weights(graph: Any) -> None:
     """
     readers: dict[Any, list[Any]] = {}
     for node in graph:
-        if (weight := _stored_weight(node)) is not None:
+        if (weight := stored_weight(node)) is not None:
             readers.setdefault(weight, []).append(node)
     seen: set[Any] = set()
-    for weight, nodes in readers.items():
+    for nodes in readers.values():
         zero_point = nodes[0].inputs[2]
-        if zero_point is None:
-            continue
-        zeros = zero_point.const_value.numpy()
         if sum(len(list(node.outputs[0].uses())) for node in nodes) > 1:
-            shifted = (weight.const_value.numpy().astype(np.int16) + 128).astype(np.uint8)
-            unsigned = initializer(graph, f"{weight.name}_unsigned", shifted)
-            middle = initializer(graph, f"{weight.name}_unsigned_zero_point", np.full_like(zeros, 128, np.uint8))
-            for node in nodes:
-                node.replace_input_with(0, unsigned)
-                node.replace_input_with(2, middle)
+            unsigned(graph, nodes)
         elif zero_point in seen:
+            zeros = zero_point.const_value.numpy()
             nodes[0].replace_input_with(2, initializer(graph, f"{nodes[0].name}_zero_point", zeros))
         else:
             seen.add(zero_point)
-
-
-def _stored_weight(node: Any) -> Any | None:
-    """The int8 initializer that a DequantizeLinear reads, if it reads one."""
-    import onnx_ir as ir
-
-    if node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
-        return None
-    stored = node.inputs[0].const_value
-    return node.inputs[0] if stored is not None and stored.dtype == ir.DataType.INT8 else None

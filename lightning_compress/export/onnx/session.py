@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.export.onnx.weight_signs import EXACT
 from lightning_compress.export.signatures import input_names
+from lightning_compress.foundation.processor import has_vnni
 from lightning_compress.foundation.pytree import tree_flatten, tree_unflatten
 
 if TYPE_CHECKING:
     import onnxruntime
-
-_EXACT = "session.x64quantprecision"
 
 
 def open_session(
@@ -26,12 +26,11 @@ def open_session(
     optimized_path: str | None = None,
     content: bytes | None = None,
 ) -> onnxruntime.InferenceSession:
-    """Open an ONNX file in ONNX Runtime on the CPU.
+    """Open an ONNX file in ONNX Runtime on the CPU, as somebody does who sets no options.
 
-    Without VNNI, ONNX Runtime's kernels for unsigned activations and signed weights add pairs of products in 16 bits
-    and saturate, which can change results beyond recognition. The option ``session.x64quantprecision`` makes it run
-    exact kernels on such processors and changes nothing on others. Threads do not spin between calls, so that they
-    do not slow down what runs next.
+    A file that was written for processors with VNNI says so in its metadata; on others, where ONNX Runtime's default
+    kernels would saturate, it runs with the option ``session.x64quantprecision``. Threads do not spin between calls, so
+    that they do not slow down what runs next.
 
     Args:
         path: The file.
@@ -55,17 +54,25 @@ def open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry(_EXACT, "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimized_path is not None:
         options.optimized_model_filepath = optimized_path
+    model = os.fspath(path) if content is None else content
+    providers = ["CPUExecutionProvider"]
     try:
-        return onnxruntime.InferenceSession(
-            os.fspath(path) if content is None else content, options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
+        if needs_exact_kernels(session):
+            options.add_session_config_entry("session.x64quantprecision", "1")
+            session = onnxruntime.InferenceSession(model, options, providers=providers)
+        return session
     except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile, NotImplemented) as error:
         reason = " ".join(str(error).split())
         raise CompressionError(f"{path}: ONNX Runtime cannot load this file: {reason}") from error
+
+
+def needs_exact_kernels(session: onnxruntime.InferenceSession) -> bool:
+    """Whether a file was written for processors with VNNI, and runs on one without."""
+    return EXACT in session.get_modelmeta().custom_metadata_map and has_vnni() is False
 
 
 def runtime_name(threads: int = 1) -> str:

@@ -14,9 +14,11 @@ from lightning_compress.errors import CompressionError, first_line
 from lightning_compress.export.onnx.axes import name_axes, refuse_fixed
 from lightning_compress.export.onnx.int4_weights import store_int4
 from lightning_compress.export.onnx.rewrite import clean
+from lightning_compress.export.onnx.weight_signs import EXACT, saturates, store_unsigned
 from lightning_compress.export.trace import quiet, trace
 from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.foundation.example_inputs import call_arguments
+from lightning_compress.quantization.attach import find
 
 OPSET = 21
 
@@ -76,6 +78,11 @@ def to_onnx(
     graph = program.model
     clean(graph)
     store_int4(graph.graph, everywhere=int4)
+    quantization = find(model)
+    if quantization is None or quantization.settings.stores_unsigned:
+        store_unsigned(graph.graph)
+    if saturates(graph.graph):
+        graph.metadata_props[EXACT] = "1"
     doubtful = name_axes(graph.graph, call_arguments(example_inputs), model, axes)
     if metadata:
         graph.metadata_props.update({str(k): str(v) for k, v in metadata.items()})

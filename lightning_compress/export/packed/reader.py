@@ -181,8 +181,8 @@ class PackedReader:
         except (AttributeError, KeyError, TypeError, IndexError, ValueError, RuntimeError, OverflowError) as error:
             strip(model)
             raise CompressionError(
-                f"{self._container.path}: the quantizers do not fit {type(model).__name__} ({first_line(error)}). Load with "
-                f"quantized=False for the weights alone."
+                f"{self._container.path}: the quantizers do not fit {type(model).__name__} ({first_line(error)}). Load "
+                f"with quantized=False for the weights alone."
             ) from error
 
     def _resolved(self, entry: Entry) -> Entry:

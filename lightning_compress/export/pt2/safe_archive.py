@@ -2,8 +2,8 @@
 
 PyTorch would unpickle what the archive's own tables tell it to, reads sizes that depend on inputs by sympy, which
 evaluates them as Python, calls any function below ``torch`` that the graph names, and imports modules that structures
-of inputs and outputs name. The files that this package writes need neither pickles nor anything but operators and
-arithmetic.
+of inputs and outputs name. The files that this package writes need no pickles, and nothing but arithmetic and the
+operators of ``operators.py``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.export.pt2.operators import is_allowed
 
 _PLAIN = re.compile(
     r"(data/weights/weight_\d+|data/constants/tensor_\d+|data/(weights|constants)/\w+\.json|models/\w+\.json|"
@@ -28,13 +29,10 @@ _NAMES = re.compile(
     r"[su]\d+|positive|nonnegative|integer|True|False|Integer|Rational|Add|Mul|Pow|Max|Min|Mod|PythonMod|FloorDiv|"
     r"CeilDiv|CleanDiv|ModularIndexing|oo|int_oo"
 )
-# Registered operators, but none that opens files, and arithmetic of sizes.
-_TARGET = re.compile(
-    r"torch\.ops\.(?!aten\.from_file)\w+\.\w+(\.\w+)?|torch\.sym_\w+|math\.\w+|"
-    r"_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_|not_)"
-)
 # These keys make PyTorch import the module that they name.
 _IMPORTS = frozenset({"__enum__", "default_factory_module"})
+# These keys name what the graph calls.
+_CALLS = frozenset({"target", "as_operator"})
 _WORD = re.compile(r"[^\W\d]\w*")
 _LARGEST_TABLE = 1 << 28
 
@@ -43,7 +41,8 @@ def refuse_code(data: bytes, path: object) -> None:
     """Check the bytes of a ``.pt2`` file.
 
     Raises:
-        CompressionError: It is no such archive, or holds pickles or expressions other than arithmetic.
+        CompressionError: It is no such archive, is compressed, holds pickles or expressions other than arithmetic, or
+            calls an operator that is not allowed.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -60,6 +59,8 @@ def refuse_code(data: bytes, path: object) -> None:
     unknown = [name for name, item in members.items() if item.file_size and not _PLAIN.fullmatch(name)]
     # Readers differ in which of two parts of one name they take.
     unknown += [item.filename for item in listed if item is not members[item.filename.partition("/")[2]]]
+    # PyTorch stores tensors as they are: anything compressed may be far larger than the file.
+    large += [item.filename for item in listed if item.compress_type != zipfile.ZIP_STORED]
     if unknown or large:
         raise CompressionError(
             f"{path}: holds {(unknown or large)[0]}, which may be code or a bomb. Files of this package hold neither."
@@ -71,8 +72,11 @@ def refuse_code(data: bytes, path: object) -> None:
 def _check(key: str, value: Any, path: object) -> None:
     if key == "use_pickle" and value is not False:
         raise CompressionError(f"{path}: has tensors in pickles, which are code. Files of this package do not.")
-    if key == "target" and isinstance(value, str) and not _TARGET.fullmatch(value):
-        raise CompressionError(f"{path}: calls {value[:60]!r}, which is no registered operator.")
+    if key in _CALLS and isinstance(value, str) and not is_allowed(value):
+        raise CompressionError(
+            f"{path}: calls {value[:60]!r}, which is not among the operators that a file may call. If it is your own, "
+            f"call lightning_compress.export.pt2.operators.trust('namespace.name') first."
+        )
     if key == "guards_code" and value:
         raise CompressionError(f"{path}: has checks of inputs in Python, which are code. Files of this package do not.")
     if key in _IMPORTS:

@@ -25,11 +25,16 @@ import torch
 from torch import nn
 
 from lightning_compress.errors import CompressionError, first_line
+from lightning_compress.export.pt2.operators import trust
 from lightning_compress.export.pt2.safe_archive import refuse_code
 from lightning_compress.export.pt2e import register, to_pt2e
 from lightning_compress.export.trace import trace
 from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.foundation.output_difference import same_outputs
+
+_PYTORCH = frozenset(
+    {"aten", "prim", "prims", "inductor", "quantized", "quantized_decomposed", "mkldnn", "higher_order"}
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ def to_torch_export(
     args, kwargs = program.example_inputs
     expected = program.module()(*args, **kwargs)
     to_pt2e(program)
+    _trust_own(program)
     path = Path(path)
     with replacing(path) as temporary:
         temporary.write_bytes(_serialized(program))
@@ -82,8 +88,8 @@ def to_torch_export(
 def load_torch_export(path: str | Path) -> nn.Module:
     """Load a ``.pt2`` file as a module for inference.
 
-    The file is checked before PyTorch reads it: it may hold no pickles, and nothing but arithmetic for sizes. Plain
-    ``torch.export.load`` does not check.
+    The file is checked before PyTorch reads it: it may hold no pickles, nothing but arithmetic for sizes, and call
+    nothing but the operators of ``lightning_compress.export.pt2.operators``. ``torch.export.load`` does not check.
 
     Raises:
         CompressionError: It is missing, cannot be read, or holds what may be code.
@@ -110,3 +116,11 @@ def _serialized(program: torch.export.ExportedProgram) -> bytes:
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()
+
+
+def _trust_own(program: torch.export.ExportedProgram) -> None:
+    """Trust the operators outside of PyTorch that a program calls, as whoever wrote its model does."""
+    for node in program.graph.nodes:
+        space, _, name = str(node.target).partition(".")
+        if node.op == "call_function" and space not in _PYTORCH and hasattr(torch.ops, space) and "." in name:
+            trust(f"{space}.{name.partition('.')[0]}")

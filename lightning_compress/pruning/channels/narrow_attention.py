@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lightning_compress.foundation.attention import attend
 
 
 class FewerHeads(nn.MultiheadAttention):
@@ -31,57 +32,13 @@ class FewerHeads(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend as ``nn.MultiheadAttention`` does, with its arguments; ``is_causal`` needs ``attn_mask`` here too."""
-        batched = query.dim() == 3
-        if not batched:
-            query, key, value = (x[None] for x in (query, key, value))
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
-        elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in self._project(query, key, value))
-        mask = self._mask(attn_mask, key_padding_mask, q)
-        dropout = self.dropout if self.training else 0.0
-        weights: Tensor | None = None
-        if need_weights:
-            scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
-            weights = torch.softmax(scores if mask is None else scores + mask, -1)
-            attended = F.dropout(weights, dropout) @ v
-            weights = weights.mean(1) if average_attn_weights else weights
-            weights = weights if batched else weights[0]
-        else:
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        out = F.linear(attended.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
-        if not batched:
-            return out[0], weights
-        return out if self.batch_first else out.transpose(0, 1), weights
-
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
-        matrices: Sequence[Tensor]
-        if self.in_proj_weight is not None:
-            matrices = self.in_proj_weight.chunk(3)
-        else:
-            matrices = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        inputs = (query, key, value)
-        return [F.linear(x, w, b) for x, w, b in zip(inputs, matrices, biases, strict=True)]
-
-    def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
-        """Both masks as one to add, ``[batch or 1, heads or 1, queries or 1, keys]``."""
-        total: Tensor | None = None
-        if attn_mask is not None:
-            total = _additive(attn_mask, q.dtype)
-            if total.dim() == 3:
-                # A mask for each head is made for the heads there were.
-                total = total.unflatten(0, (q.shape[0], -1))[:, list(self.kept_heads)]
-        if key_padding_mask is not None:
-            padding = _additive(key_padding_mask, q.dtype)[:, None, None, :]
-            total = padding if total is None else total + padding
-        return total
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, float("-inf"))
+        if attn_mask is not None and attn_mask.dim() == 3:
+            # A mask for each head is made for the heads there were.
+            batch = 1 if query.dim() == 2 else query.shape[0 if self.batch_first else 1]
+            attn_mask = attn_mask.unflatten(0, (batch, -1))[:, list(self.kept_heads)].flatten(0, 1)
+        return attend(
+            self, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+        )
 
 
 def keep_heads(model: nn.Module, name: str, kept: Sequence[int]) -> None:

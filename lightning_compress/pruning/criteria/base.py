@@ -59,13 +59,14 @@ class Criterion(ABC):
     def __init__(self, field: str, seed: int) -> None:
         self.field, self.seed = field, seed
 
-    def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:  # noqa: B027 - most criteria need none
+    def observe(self, name: str, weight: Tensor, gradient: Tensor, finite: Tensor) -> None:  # noqa: B027 - most criteria need none
         """See a step that is about to be done.
 
         Args:
             name: The parameter's full name.
             weight: Its values.
-            gradient: Its gradient, dense and finite.
+            gradient: Its gradient, dense.
+            finite: Whether the gradients of all weights are finite, or the step is about to be skipped: bool, ``[]``.
         """
 
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError
@@ -20,9 +21,9 @@ class Movement(Criterion):
         super().__init__(field, seed)
         self._sums: dict[str, Tensor] = {}
 
-    def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+    def observe(self, name: str, weight: Tensor, gradient: Tensor, finite: Tensor) -> None:
         """See :meth:`.Criterion.observe`."""
-        share = -(weight * gradient)
+        share = torch.where(finite.to(weight.device), -(weight * gradient), 0.0)
         self._sums[name] = self._sums[name].add_(share) if name in self._sums else share
 
     def score(self, entries: Entries) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.shards import WHOLE, Shards
-from lightning_compress.pruning.ranking import radix
+from lightning_compress.pruning.ranking import device, radix
+from lightning_compress.pruning.ranking.nan_checks import refuse_nan
 from lightning_compress.pruning.ranking.radix import chunks, ranked
 
 
@@ -102,6 +103,11 @@ def prune_pools(pools: Sequence[Pool], shards: Shards = WHOLE) -> None:
     Raises:
         CompressionError: A score is NaN, or a count is out of range; the same in every process.
     """
+    if shards.size == 1:
+        for pool in pools:
+            if any(score.device.type != "cpu" for score in pool.scores):
+                _prune_on_device(pool)
+        pools = [pool for pool in pools if all(score.device.type == "cpu" for score in pool.scores)]
     for batch in [list(pools)] if shards.size > 1 else [[pool] for pool in pools]:
         thresholds = _find_thresholds(batch, shards)
         # Chunks are taken in logical order; a mask in another memory layout is written by way of a copy.
@@ -111,6 +117,23 @@ def prune_pools(pools: Sequence[Pool], shards: Shards = WHOLE) -> None:
             for mask, copy in zip(pool.masks, written, strict=True):
                 if copy is not mask:
                     mask.copy_(copy)
+
+
+def _prune_on_device(pool: Pool) -> None:
+    """Prune where the scores lie, waiting for nothing; NaN is noted for later (see ``nan_checks``)."""
+    total = sum(score.numel() for score in pool.scores)
+    if not 0 <= pool.count <= total:
+        raise CompressionError.field("count", expected=f"a number from 0 to {total}", got=pool.count)
+    nans = device.prune_smallest(pool.scores, pool.masks, pool.count, absolute=pool.absolute)
+    for score, name, bad in zip(pool.scores, pool.names, nans.unbind(), strict=True):
+        refuse_nan(bad, _nan_message(name, score.numel()))
+
+
+def _nan_message(name: str, numel: int) -> str:
+    return (
+        f"{name}: {{bad}} of {numel} scores are NaN, so they cannot be ranked for pruning. "
+        "Training has diverged, or the criterion divides by zero."
+    )
 
 
 def _find_thresholds(pools: Sequence[Pool], shards: Shards) -> list[Threshold | None]:
@@ -155,10 +178,7 @@ def _refuse(pools: Sequence[Pool], histograms: Tensor, bits: int, shards: Shards
         )
         for name, (bad, numel) in zip(pool.names, shards.total(found).tolist(), strict=True):
             if bad:
-                raise CompressionError(
-                    f"{name}: {bad} of {numel} scores are NaN, so they cannot be ranked for pruning. "
-                    "Training has diverged, or the criterion divides by zero."
-                )
+                raise CompressionError(_nan_message(name, numel).format(bad=bad))
 
 
 class _Ties:

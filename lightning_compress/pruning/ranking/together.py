@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.shards import WHOLE, Shards
-from lightning_compress.pruning.masks import count_kept
+from lightning_compress.pruning.masks import count_kept, stacked
 from lightning_compress.pruning.patterns import Pattern
 from lightning_compress.pruning.prunable import Prunable
 from lightning_compress.pruning.ranking.smallest import Pool, prune_pools
@@ -67,7 +66,7 @@ def prune_together(jobs: Sequence[Job], field: str, shards: Shards = WHOLE) -> N
         for job in waiting:
             job.held = []
         capped = [(job, i) for job in waiting if job.before for i in job.free]
-        pruned = torch.tensor([job.kept[i].numel() - count_kept(job.kept[i]) for job, i in capped], dtype=torch.int64)
+        pruned = stacked([job.kept[i].numel() - count_kept(job.kept[i]) for job, i in capped])
         over: dict[int, list[int]] = {}
         if capped:
             for (job, i), count in zip(capped, shards.total(pruned).tolist(), strict=True):

@@ -10,6 +10,7 @@ import torch
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.compile_cpp import CompiledSource
+from lightning_compress.quantization.fake_quantize.transforms import transformed
 
 # Building takes seconds, which an epoch of smaller tensors would not win back.
 _WORTH_BUILDING = 65_536
@@ -77,7 +78,7 @@ def library(x: torch.Tensor) -> ctypes.CDLL | None:
         return None
     if type(x) not in (torch.Tensor, torch.nn.Parameter) or x.device.type != "cpu" or x.dtype not in NAMES:
         return None
-    if torch.jit.is_tracing() or x.layout is not torch.strided:
+    if torch.jit.is_tracing() or x.layout is not torch.strided or transformed():
         return None
     if KERNELS.library is not None:
         return KERNELS.library

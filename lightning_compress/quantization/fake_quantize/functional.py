@@ -10,6 +10,7 @@ import torch
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.fake_quantize import cpu as native
 from lightning_compress.quantization.fake_quantize import reference as eager
+from lightning_compress.quantization.fake_quantize.transforms import straight_through, transformed
 
 Clip = tuple[float, float]
 
@@ -116,6 +117,9 @@ def fake_quantize_weight(
                 [ 8.,  0.]])
     """
     check_scale(scale, w.shape, axis, group_size)
+    if transformed():
+        wide = spread_scale(scale, w.shape, axis, group_size)
+        return straight_through(w, *eager.quantize(w, wide, None, qmin, qmax, mask=clips))
     return _FakeQuantizeWeight.apply(w, scale, axis, qmin, qmax, group_size, clips)
 
 
@@ -217,6 +221,8 @@ def _fake_quantize(
     *,
     observe: bool,
 ) -> Any:
+    if transformed():
+        return straight_through(x, *eager.quantize(x, scale, zero_point, qmin, qmax, clip, mask=True)), None
     if scratch is not None:
         scratch = scratch.detach()
     if torch.is_grad_enabled() and x.requires_grad:

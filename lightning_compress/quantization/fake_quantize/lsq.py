@@ -11,6 +11,7 @@ from lightning_compress.quantization.fake_quantize import cpu as native
 from lightning_compress.quantization.fake_quantize import functional as kernels
 from lightning_compress.quantization.fake_quantize import reference as eager
 from lightning_compress.quantization.fake_quantize.step_memory import StepMemory
+from lightning_compress.quantization.fake_quantize.transforms import learned, transformed
 
 # A scale at or below zero counts as this; its gradient can bring it back.
 _SMALLEST_SCALE = 2.0**-40
@@ -46,6 +47,8 @@ def learned_fake_quantize(
         tensor(2.7000)
     """
     kernels.check_scale(scale, x.shape, axis, None)
+    if transformed():
+        return learned(x, kernels.spread_scale(scale.clamp_min(_SMALLEST_SCALE), x.shape, axis), qmin, qmax, grad_scale)
     return _LearnedFakeQuantize.apply(x, scale, qmin, qmax, grad_scale, axis)
 
 
@@ -91,6 +94,15 @@ def learned_activation(
     kernels.check_scale(scale, x.shape, None, None)
     if scratch is not None:
         scratch = scratch.detach()
+    if transformed():
+        scale = scale.clamp_min(_SMALLEST_SCALE)
+        low, high = qmin, qmax
+        if offset is not None:
+            offset = offset * grad_scale + (offset - offset * grad_scale).detach()
+            exact = qmin - offset / scale
+            zero_point = exact + (exact.round().clamp(qmin, qmax) - exact).detach()
+            low, high = qmin - zero_point, qmax - zero_point
+        return learned(x if clip is None else x.clamp(*clip), scale, low, high, grad_scale)
     return _LearnedActivation.apply(x, scale, offset, qmin, qmax, grad_scale, clip, scratch, memory)
 
 

@@ -11,12 +11,17 @@ from torch import nn
 from torch.nn.modules.module import _global_forward_hooks
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation.device_operators import dense, served
 from lightning_compress.foundation.function_calls import CallHook
 from lightning_compress.foundation.nested import Key, replaced_arguments, replaced_at
 from lightning_compress.foundation.recorded_forward import Boundary
 from lightning_compress.quantization.candidates import Use, Weight
 from lightning_compress.quantization.fake_quantize import functional as kernels
+from lightning_compress.quantization.fake_quantize.gpu import autograd as device
+from lightning_compress.quantization.fake_quantize.gpu import operators
+from lightning_compress.quantization.fake_quantize.transforms import look, transformed
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
+from lightning_compress.quantization.quantizers.weight_group import Ready, WeightGroup, connected
 from lightning_compress.quantization.ranges import observers
 from lightning_compress.quantization.settings import ActivationSpec, WeightSpec
 
@@ -55,6 +60,7 @@ class WeightQuantizer:
         channel_axis: Dimension of the output channels.
         axis: The same where each has a scale of its own, ``None`` with a single scale.
         fixed_scale: Scale to use instead of the one that the weight's own range gives (loaded artifacts).
+        group: The weights that are quantized together on accelerators.
     """
 
     def __init__(self, weight: Weight, spec: WeightSpec) -> None:
@@ -64,6 +70,7 @@ class WeightQuantizer:
         self.channel_axis = weight.axis
         self.axis = None if spec.granularity == "tensor" else weight.axis
         self.fixed_scale: torch.Tensor | None = None
+        self.group = WeightGroup()
 
     @property
     def weight(self) -> nn.Parameter:
@@ -90,6 +97,8 @@ class WeightQuantizer:
 
     def fake_quantize(self) -> torch.Tensor:
         """The weight on its integer grid, as float; gradients pass to the parameter."""
+        if (value := self.group.take(self)) is not None:
+            return value
         return kernels.fake_quantize_weight(
             self.weight,
             self.scale(),
@@ -99,6 +108,39 @@ class WeightQuantizer:
             group_size=self.spec.group_size,
             clips=self.spec.range != "minmax",
         )
+
+    @property
+    def grouped(self) -> bool:
+        """Whether its values can be made together with those of others of its class."""
+        return self.fixed_scale is None
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """``()``, ``(C,)`` or ``(C, groups)``."""
+        if self.axis is None:
+            return ()
+        channels, group = self.weight.shape[self.axis], self.spec.group_size
+        return (channels,) if group is None else (channels, -(-(self.weight.numel() // channels) // group))
+
+    @property
+    def scale_count(self) -> int:
+        """How many scales it has."""
+        return math.prod(self.scale_shape)
+
+    @classmethod
+    def begin(cls, quantizers: Sequence[Any]) -> None:
+        """Find what is found once in many forwards."""
+
+    @classmethod
+    def factors(cls, quantizers: Sequence[Any]) -> tuple[torch.Tensor | None, bool]:
+        """What min-max scales are multiplied by, or the scales (true), in a row: float32; ``None`` for neither."""
+        return None, False
+
+    def place(self, ready: Ready) -> torch.Tensor:
+        """Connect values on the grid with the parameter."""
+        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return ready.value
+        return connected(self.weight, ready)
 
     def change(self, spec: WeightSpec) -> None:
         """Go on with other bits."""
@@ -136,20 +178,32 @@ class ActivationQuantizer:
         watch: Called with every tensor that comes, while a monitor looks.
     """
 
-    def __init__(self, name: str, spec: ActivationSpec, switch: Switch) -> None:
+    def __init__(self, name: str, spec: ActivationSpec, switch: Switch, device: torch.device | None = None) -> None:
         self.name = name
         self.spec = spec
         self.switch = switch
         # Made outside of inference mode, or the first sanity check would poison training. The type is named, as
         # Lightning's true half precision changes torch's default type inside a step.
         with torch.inference_mode(False):
-            self.range = torch.full((2,), torch.nan, dtype=torch.float32)
-            self.scale = torch.ones((), dtype=torch.float32)
-            self.zero_point = torch.zeros((), dtype=torch.float32)
-            self.nonfinite = torch.zeros((), dtype=torch.int64)
-        self.observed = False
+            self.range = torch.full((2,), torch.nan, dtype=torch.float32, device=device)
+            self.scale = torch.ones((), dtype=torch.float32, device=device)
+            self.zero_point = torch.zeros((), dtype=torch.float32, device=device)
+            self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
+        # None: something was observed, and whether it was finite is known to the device alone.
+        self._observed: bool | None = False
         self.watch: Callable[[ActivationQuantizer, torch.Tensor], None] | None = None
         self._calls = 0
+
+    @property
+    def observed(self) -> bool:
+        """Whether there is a range. On an accelerator it may be read from the device, once, which waits for it."""
+        if self._observed is None:
+            self._observed = bool(self.range.isfinite().all())
+        return self._observed
+
+    @observed.setter
+    def observed(self, observed: bool | None) -> None:
+        self._observed = observed
 
     @property
     def bits(self) -> int:
@@ -190,17 +244,55 @@ class ActivationQuantizer:
             self.to(x.device)
         if self.watch is not None:
             self.watch(self, x if clip is None else x.clamp(*clip))
+        if served(x):
+            return self._on_accelerator(x, clip, in_place=scratch is x)
         grid = (self.scale, self.zero_point, self.qmin, self.qmax)
         if self._learns_from(x) and self._due():
-            if self.observed and self.spec.range == "minmax":
+            if transformed():
+                look(x if clip is None else x.clamp(*clip), self._learn_behind)
+            elif self.observed and self.spec.range == "minmax":
                 y, observed = kernels.fake_quantize_and_observe(x, *grid, clip=clip, scratch=scratch)
                 self._learn(observed)
                 return y
-            seen = x.detach() if clip is None else x.detach().clamp(*clip)
-            self._learn(observers.observe(seen, self.spec.range, self.bits, symmetric=self.symmetric))
+            else:
+                self._learn_behind(x.detach() if clip is None else x.detach().clamp(*clip))
         if not self.observed:
             return x if clip is None else x.clamp(*clip)
         return kernels.fake_quantize(x, *grid, clip=clip, scratch=scratch)
+
+    def _on_accelerator(self, x: torch.Tensor, clip: kernels.Clip | None, *, in_place: bool) -> torch.Tensor:
+        """The same, without a look at the range: while it is NaN the kernels let values pass.
+
+        After a first batch that was not finite, the next one is observed and passes, too.
+        """
+        state, momentum = self._state(clip), None
+        if self._learns_from(x) and self._due():
+            if self._observed is not False and self.spec.range == "minmax":
+                momentum = self.switch.momentum
+            else:
+                self._observe(x, state)
+        if self._observed is False:
+            return x if clip is None else x.clamp(*clip)
+        return device.fake_quantize(x, state, momentum, in_place=in_place)
+
+    def _state(self, clip: kernels.Clip | None) -> device.State:
+        tensors = (self.range, self.scale, self.zero_point, self.nonfinite)
+        return device.State(*tensors, self.qmin, self.qmax, clip)
+
+    @torch.no_grad()
+    def _observe(self, x: torch.Tensor, state: device.State, method: str | None = None) -> None:
+        """Update the range from a tensor, on its device."""
+        x, momentum, method = dense(x), self.switch.momentum, method or self.spec.range
+        if method == "minmax":
+            operators.observe_minmax_(x, *state.arguments, momentum)
+        elif method == "percentile":
+            operators.observe_percentile_(x, *state.arguments, momentum, observers.PERCENTILE, observers.SAMPLE)
+        else:
+            full = operators.minmax(x, *state.arguments[-2:])
+            search = (observers.FRACTIONS, observers.SEARCH_SAMPLE)
+            operators.observe_least_error_(x, full, *state.arguments, momentum, *search)
+        if self._observed is False:
+            self._observed = None
 
     def to(self, device: torch.device) -> None:
         """Move the state."""
@@ -222,11 +314,15 @@ class ActivationQuantizer:
         return x.numel() > 0
 
     def _due(self) -> bool:
-        due = self._calls == 0 or not self.observed
+        due = self._calls == 0 or self._observed is False
         every = self.switch.observe_every * (_SEARCH_EVERY if self.spec.range == "mse" else 1)
         # Not a count of all calls: a compiled graph is made anew for each value that it finds here.
         self._calls = (self._calls + 1) % every
         return due
+
+    def _learn_behind(self, seen: torch.Tensor) -> None:
+        """Learn from a tensor beforehand."""
+        self._learn(observers.observe(seen, self.spec.range, self.bits, symmetric=self.symmetric))
 
     def _learn(self, observed: torch.Tensor) -> None:
         observers.update_(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lightning_compress.quantization.candidates import Weight
 from lightning_compress.quantization.quantizers.base import Switch, WeightQuantizer
+from lightning_compress.quantization.quantizers.weight_group import searched_together
 from lightning_compress.quantization.ranges import observers
 from lightning_compress.quantization.settings import WeightSpec
 
@@ -41,14 +43,41 @@ class SearchedWeightQuantizer(WeightQuantizer):
 
     def fake_quantize(self) -> torch.Tensor:
         """The weight on its integer grid, as float; gradients pass to the parameter."""
-        if self.fixed_scale is None and self.switch.learning:
-            if self.ratio is None or self._forwards == _EVERY:
-                with torch.inference_mode(False), torch.no_grad():
-                    self.ratio = super().scale() / self._largest()
-                self._forwards = 0
-            if not torch.compiler.is_compiling():
-                self._forwards += 1
+        if (value := self.group.take(self)) is not None:
+            return value
+        if self.fixed_scale is None:
+            self.begin([self])
         return super().fake_quantize()
+
+    @property
+    def grouped(self) -> bool:
+        """Whether its values can be made together with those of others of its class."""
+        return super().grouped and (self.ratio is not None or self.switch.learning)
+
+    @classmethod
+    def begin(cls, quantizers: Sequence[SearchedWeightQuantizer]) -> None:
+        """Search for the ratios that are due, all at once where an operator does."""
+        learning = [one for one in quantizers if one.switch.learning]
+        due = [one for one in learning if one.ratio is None or one._forwards == _EVERY]
+        if due:
+            with torch.inference_mode(False), torch.no_grad():
+                cls._search(due)
+        if not torch.compiler.is_compiling():
+            for one in learning:
+                one._forwards += 1
+
+    @classmethod
+    def _search(cls, quantizers: Sequence[SearchedWeightQuantizer]) -> None:
+        found = searched_together(quantizers) if quantizers[0].spec.range == "mse" else None
+        for i, one in enumerate(quantizers):
+            scale, largest = (super(cls, one).scale(), one._largest()) if found is None else found[i]
+            one.ratio, one._forwards = scale / largest, 0
+
+    @classmethod
+    def factors(cls, quantizers: Sequence[SearchedWeightQuantizer]) -> tuple[torch.Tensor, bool]:
+        """The ratios in a row."""
+        ratios = [torch.as_tensor(one.ratio, device=one.weight.device) for one in quantizers]
+        return torch.cat([ratio if ratio.ndim == 1 else ratio.reshape(-1) for ratio in ratios]), False
 
     def change(self, spec: WeightSpec) -> None:
         """Go on with other bits, of which the range is searched for anew."""

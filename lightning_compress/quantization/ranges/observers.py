@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation.device_operators import dense
 from lightning_compress.quantization.fake_quantize import cpu as native
 from lightning_compress.quantization.ranges.qparams import _usable, affine_qparams, symmetric_qparams
 
 # Order statistics and searches look at this many values at most; the moving average smooths the rest.
-_SAMPLE = 65_536
-_SEARCH_SAMPLE = 16_384
+PERCENTILE = 99.99
+SAMPLE = 65_536
+SEARCH_SAMPLE = 16_384
 # Clipping fractions that the squared-error search tries: finely near 1, where 8 bits have their best, and down to
 # 0.05, where 2 bits of heavy tails have theirs.
-_FRACTIONS = (*(1 - 0.01 * k for k in range(20)), *(0.8 * 0.96**k for k in range(68)))
+FRACTIONS = (*(1 - 0.01 * k for k in range(20)), *(0.8 * 0.96**k for k in range(68)))
 
 
 def minmax(x: torch.Tensor) -> torch.Tensor:
@@ -34,7 +36,7 @@ def minmax(x: torch.Tensor) -> torch.Tensor:
     return torch.stack(torch.aminmax(x.detach())).float()
 
 
-def percentile(x: torch.Tensor, q: float = 99.99) -> torch.Tensor:
+def percentile(x: torch.Tensor, q: float = PERCENTILE) -> torch.Tensor:
     """The values below and above which lie ``100 - q`` percent each, interpolated like ``numpy.percentile``.
 
     Of more than 65,536 values every n-th is looked at.
@@ -82,11 +84,11 @@ def mse(x: torch.Tensor, bits: int, *, symmetric: bool = False) -> torch.Tensor:
         >>> bool(mse(torch.randn(1000), 2, symmetric=True)[1] < 3)
         True
     """
-    values = sample(x, _SEARCH_SAMPLE)
+    values = sample(x, SEARCH_SAMPLE)
     full = minmax(x)
-    best = torch.full((), torch.inf, dtype=torch.float32, device=x.device)
+    best = torch.full((), torch.inf, dtype=_summed(x.device), device=x.device)
     found = full.clone()
-    for fraction in _FRACTIONS:
+    for fraction in FRACTIONS:
         candidate = full * fraction
         if symmetric:
             scale, zero_point = symmetric_qparams(candidate[0], candidate[1], bits)
@@ -95,11 +97,16 @@ def mse(x: torch.Tensor, bits: int, *, symmetric: bool = False) -> torch.Tensor:
             scale, zero_point = affine_qparams(candidate[0], candidate[1], bits)
             qmin, qmax = 0, 2**bits - 1
         restored = (values / scale).round_().add_(zero_point).clamp_(qmin, qmax).sub_(zero_point).mul_(scale)
-        error = restored.sub_(values).square_().sum()
+        error = restored.sub_(values).square_().sum(dtype=_summed(x.device))
         better = error < best
         best = torch.where(better, error, best)
         found = torch.where(better, candidate, found)
     return found
+
+
+def _summed(device: torch.device) -> torch.dtype:
+    """Of sums of errors: float64, so that the order of summation decides nothing, but where the device has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def observe(x: torch.Tensor, method: str, bits: int, *, symmetric: bool = False) -> torch.Tensor:
@@ -119,9 +126,11 @@ def observe(x: torch.Tensor, method: str, bits: int, *, symmetric: bool = False)
     return mse(x, bits, symmetric=symmetric)
 
 
-def sample(x: torch.Tensor, most: int = _SAMPLE) -> torch.Tensor:
+def sample(x: torch.Tensor, most: int = SAMPLE) -> torch.Tensor:
     """At most ``most`` values of a tensor, evenly spread over its memory: float32, ``[n]``."""
     flat = x.reshape(-1)
+    if not torch.compiler.is_compiling() and (filled := dense(x)) is x:
+        flat = filled.as_strided((x.numel(),), (1,))
     stride = -(-flat.numel() // most)
     return flat[::stride].float()
 
@@ -242,13 +251,13 @@ def _positive(scale: torch.Tensor, *, single: bool) -> torch.Tensor:
 
 def _mse_scale(rows: torch.Tensor, qmax: int) -> torch.Tensor:
     full = rows.abs().amax(-1, keepdim=True) / qmax
-    best = torch.full_like(full, torch.inf)
+    best = torch.full_like(full, torch.inf, dtype=_summed(rows.device))
     found = full.clone()
-    for fraction in _FRACTIONS:
+    for fraction in FRACTIONS:
         candidate = full * fraction
         scale = _usable(candidate)
         restored = (rows / scale).round_().clamp_(-qmax, qmax).mul_(scale)
-        error = restored.sub_(rows).square_().sum(-1, keepdim=True)
+        error = restored.sub_(rows).square_().sum(-1, keepdim=True, dtype=_summed(rows.device))
         better = error < best
         best = torch.where(better, error, best)
         found = torch.where(better, candidate, found)

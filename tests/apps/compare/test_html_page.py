@@ -34,4 +34,4 @@ def test_the_markdown_table_has_a_row_for_every_job_and_the_choice_in_bold(sweep
     assert len(rows) == 2 + 9
     assert [row for row in rows if "**90 % global**" in row and "**w8a8**" in row] == rows[2:3]
     assert len({row.replace(r"\|", "").count("|") for row in rows}) == 1
-    assert "failed: </script>" in text
+    assert r"failed: \</script\>" in text

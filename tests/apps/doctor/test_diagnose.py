@@ -167,9 +167,10 @@ def test_phases_and_mask_updates_are_in_optimizer_steps() -> None:
     assert [phase.start for phase in found.phases] == [10, 50, 60, 90]
 
 
-def test_quantization_before_the_end_of_pruning_is_a_note_and_no_error() -> None:
+def test_ranges_frozen_before_the_end_of_pruning_are_a_note_and_no_error() -> None:
     found = diagnose(
-        ResidualNet(), Run(100), pruning=pruning(end=0.8), quantization=quantizing(), times=times(start=0.1),
+        ResidualNet(), Run(100), pruning=pruning(end=0.8), quantization=quantizing(),
+        times=times(start=0.1, freeze_range=0.5),
         example_inputs=IMAGE,
     )  # fmt: skip
     assert found.errors == []

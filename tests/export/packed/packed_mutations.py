@@ -110,7 +110,7 @@ class Liar:
         return self._write(self.layout.entries, chunks, self.layout.extra)
 
     def _coded(self, rng: random.Random) -> bytes:
-        """A chunk as the format has it, every parameter of which is made up; what is coded is real, noise or nothing."""
+        """A chunk as the format has it, with parameters that are made up; what is coded is real, noise or nothing."""
         chunks = list(self.chunks)
         k = rng.randrange(len(chunks))
         tail = rng.choice([b"", rng.randbytes(rng.randrange(1, 99)) + b"\1", chunks[k][-rng.randrange(1, 200) :]])
@@ -136,7 +136,14 @@ class Liar:
         plane = bytes([2, 3, 0, 0, 1]) * 16
         single = bytes([0, 0, 1, 1, 0, 0, 0])
         power = rng.randrange(16, 47)
-        shapes = [(2**power, 0), (0, 2**power), (2**power,), (2**20, 2 ** max(0, power - 20)), (2**24,) * 3, (2**power, 1)]
+        shapes = [
+            (2**power, 0),
+            (0, 2**power),
+            (2**power,),
+            (2**20, 2 ** max(0, power - 20)),
+            (2**24,) * 3,
+            (2**power, 1),
+        ]
         shape = rng.choice([*shapes, (2**47, 2**47, 0), (1,) * 16, (2,) * 16])
         name = rng.choice([named.name, "", "another"])
         kind = rng.randrange(3)

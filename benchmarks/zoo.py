@@ -1,0 +1,236 @@
+"""A zoo of public architectures: each pruned, trained with quantization, written, run, compared and loaded again.
+
+    python benchmarks/zoo.py --write                      # what is missing in benchmarks/results/zoo.json
+    python benchmarks/zoo.py --write --only "timm: test_resnet" "paper: TCN"
+    python benchmarks/zoo.py --quick                      # those that need PyTorch alone, nothing written
+    python benchmarks/zoo.py --page                       # the documentation's page from the result file
+
+One process for each architecture, with a limit of time and memory; its row is merged into the result file when it
+ends, so that a run can be stopped and goes on where it was. ``--again`` measures rows that are there already, and
+``--failed`` those of them that are not whole. ``make zoo`` installs what the architectures come from, and runs all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import architectures
+import results
+import torch
+import zoo_job
+
+from lightning_compress.export import to_onnx
+from lightning_compress.foundation.atomic_write import replacing
+
+SECONDS, GIGABYTES = 400, 10
+RESULT = results.FOLDER / "zoo.json"
+PAGE = results.ROOT / "docs" / "zoo.md"
+COLUMNS = {
+    "network": "network",
+    "weights": "parameters",
+    "onnx": "ONNX",
+    "packed": "packed",
+    "steps": ("largest difference, 8-bit steps", ".2f"),
+    "share": ("integer share", ".2f"),
+    "version": "from",
+    "date": "date",
+}
+
+Row = dict[str, Any]
+
+
+def measured(name: str, seconds: float) -> Row:
+    """The row of one architecture, from a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "row.json"
+        process = multiprocessing.get_context("fork").Process(target=_in_process, args=(name, target))
+        process.start()
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            reason = f"not done after {seconds:.0f} s"
+        else:
+            reason = f"the process ended with {process.exitcode}"
+        row = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {"network": name}
+    if row.get("stage") != "done":
+        row.setdefault("error", reason)
+    return {**row, "whole": whole(row), "date": results.today()}
+
+
+def _in_process(name: str, target: Path) -> None:
+    memory = GIGABYTES * 2**30
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    zoo_job.main(name, target)
+
+
+def load_exporter() -> None:
+    """Import what every process needs before they are forked: most of a small network's time otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        to_onnx(torch.nn.Linear(2, 2), torch.zeros(2, 2), Path(folder) / "model.onnx")
+
+
+def whole(row: Mapping[str, Any]) -> bool:
+    """Written in both forms, equal in the runtime, loaded to the same outputs, and the network's keys as they were."""
+    return row.get("stage") == "done" and all(row.get(key) for key in ("packed", "equal", "loaded", "keys"))
+
+
+def rows() -> dict[str, Row]:
+    """What the result file holds."""
+    if not RESULT.is_file():
+        return {}
+    return {row["network"]: row for row in json.loads(RESULT.read_text(encoding="utf-8"))["rows"]}
+
+
+def merge(row: Row) -> None:
+    """Put a row into the result file, in the order of the zoo."""
+    found = {**rows(), row["network"]: row}
+    ordered = [found[name] for name in architectures.all_architectures() if name in found]
+    results.write("zoo", ordered, columns=COLUMNS, seeds=[0], threads=1, notes=[summary(ordered)])
+
+
+def summary(found: Sequence[Mapping[str, Any]]) -> str:
+    """The zoo's numbers in one line."""
+    shares = [row["share"] for row in found if row.get("share") is not None]
+    told = f"{sum(row['whole'] for row in found)} of {len(found)} architectures whole"
+    if not shares:
+        return f"{told}."
+    high = sum(share >= 0.95 for share in shares)
+    return (
+        f"{told}; integer share of multiply-adds: median {statistics.median(shares):.2f}, at least 0.95 in {high} of "
+        f"{len(shares)} written."
+    )
+
+
+def installed(architecture: architectures.Architecture) -> bool:
+    """Whether the distribution that an architecture comes from is here."""
+    try:
+        return bool(version(architecture.distribution))
+    except PackageNotFoundError:
+        return False
+
+
+def page(found: Sequence[Mapping[str, Any]]) -> str:
+    """The documentation's page: a row for each architecture."""
+    content = json.loads(RESULT.read_text(encoding="utf-8"))
+    machine, versions = content["machine"], content["versions"]
+    table = [
+        "| network | parameters | ONNX | packed, loaded | keys | largest difference | default session | integer share "
+        "| sparsity of all weights | in float |",
+        "|---|---:|---|---|---|---:|---:|---:|---:|---|",
+    ]
+    table += [f"| {' | '.join(_cells(row))} |" for row in found]
+    failed = [f"- **{row['network']}** ({row.get('stage', '–')}): {_escaped(row['error'])}" for row in _failed(found)]
+    return "\n".join(
+        [
+            "# The zoo: networks that others wrote",
+            "",
+            "Public architectures at small sizes, with random weights, none of them changed: each is pruned to 70 %, "
+            "trained for 16 steps with 8-bit weights and activations, written as ONNX and packed, run in ONNX Runtime "
+            "on inputs that it was not trained on, compared with the trained model, and loaded again.",
+            "",
+            summary(found),
+            "",
+            "- **ONNX**: written with a free or a fixed batch size, or not.",
+            "- **packed, loaded**: written, and loaded into a new network with the same outputs.",
+            "- **keys**: names in `state_dict` and classes of modules are those of before.",
+            "- **largest difference**: of any output from the trained model's, in 255ths of the output's span; "
+            "**default session**: the same in a session with default options.",
+            "- **integer share**: multiply-adds that ONNX Runtime does in integers, of all.",
+            "- **sparsity of all weights**: zeros in all parameters of two dimensions or more.",
+            "- **in float**: the kernels that do the rest, with their share, and how many places the report names.",
+            "",
+            *table,
+            "",
+            *(["## Not whole", "", *failed, ""] if failed else []),
+            f"{machine['processor']}, 1 thread, PyTorch {versions['torch']}, ONNX Runtime {versions['onnxruntime']}; "
+            f"each row has its date in `benchmarks/results/zoo.json`. `make zoo` measures what is missing there, and "
+            f"writes this page.",
+            "",
+        ]
+    )
+
+
+def _failed(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [{"error": "its outputs differ", **row} for row in found if not row["whole"]]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    def mark(value: Any) -> str:
+        return "–" if value is None else "yes" if value else "no"
+
+    def number(key: str) -> str:
+        return "–" if row.get(key) is None else f"{row[key]:.2f}"
+
+    named = len([line for line in row.get("stays_float", "").split("; ") if line])
+    in_float = ", ".join(filter(None, [row.get("float_kernels"), f"{named} named" if named else ""]))
+    weights = "–" if row.get("weights") is None else f"{row['weights']:,d}"
+    loaded = mark(row.get("packed") and row.get("loaded"))
+    return [
+        row["network"], weights, row.get("batch") or "no", loaded, mark(row.get("keys")), number("steps"),
+        number("default_steps"), number("share"), number("sparsity_of_all"), in_float or "–",
+    ]  # fmt: skip
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+
+
+def wanted(options: argparse.Namespace) -> list[str]:
+    """The names to measure now."""
+    known, found = architectures.all_architectures(), rows()
+    if unknown := [name for name in options.only or () if name not in known]:
+        raise SystemExit(f"no architecture is called {', '.join(map(repr, unknown))}; --list shows them")
+    names = [
+        name
+        for name, architecture in known.items()
+        if (not options.only or name in options.only)
+        and (not options.quick or architecture.quick)
+        and installed(architecture)
+    ]
+    if options.only or options.quick or options.again:
+        return names
+    return [name for name in names if name not in found or (options.failed and not found[name]["whole"])]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these architectures")
+    parser.add_argument("--quick", action="store_true", help="those that need PyTorch alone")
+    parser.add_argument("--again", action="store_true", help="rows of the result file, too")
+    parser.add_argument("--failed", action="store_true", help="rows of the result file that are not whole, too")
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="limit of one architecture")
+    parser.add_argument("--write", action="store_true", help="merge each row into benchmarks/results/zoo.json")
+    parser.add_argument("--page", action="store_true", help="write docs/zoo.md from the result file")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(architectures.all_architectures()))
+        return 0
+    found = []
+    torch.set_num_threads(1)
+    load_exporter()
+    for name in [] if options.page and not options.write else wanted(options):
+        found.append(measured(name, options.seconds))
+        row = found[-1]
+        print(f"{'whole' if row['whole'] else 'FAILS'}  {name}: {row.get('error') or row.get('share')}", flush=True)
+        if options.write:
+            merge(row)
+    if options.page:
+        with replacing(PAGE) as temporary:
+            temporary.write_text(page(list(rows().values())), encoding="utf-8")
+    return 1 if options.quick and not all(row["whole"] for row in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

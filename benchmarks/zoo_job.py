@@ -1,0 +1,247 @@
+"""One architecture of the zoo, in a process of its own: prune, train, write, run, compare, load again.
+
+    python benchmarks/zoo_job.py "timm: test_resnet" result.json
+
+``zoo.py`` starts this with a limit of time and memory, and merges what it wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from architectures import Architecture, all_architectures
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from lightning_compress import CompressionError, quantization
+from lightning_compress.export import load_packed, save_packed, to_onnx
+from lightning_compress.export.onnx.integer_share import integer_share
+from lightning_compress.export.onnx.session import OnnxModel
+from lightning_compress.foundation.example_inputs import call_arguments
+from lightning_compress.pruning import Pruner
+
+STEPS, BATCH, SPARSITY = 16, 4, 0.7
+UNSEEN = 5
+"""Samples on which files are compared: another number than in training, where the file leaves it free."""
+
+Row = dict[str, Any]
+
+
+def measure(architecture: Architecture, folder: Path, row: Row) -> None:
+    """Fill ``row`` with what happened; ``row["stage"]`` says how far it came if this raises."""
+    row["stage"] = "build"
+    network, batches = build(architecture), training_batches(architecture)
+    row["weights"] = sum(parameter.numel() for parameter in network.parameters())
+    keys, classes = list(network.state_dict()), [type(module) for module in network.modules()]
+
+    row["stage"] = "prepare"
+    pruner = Pruner(network, final_sparsity=SPARSITY, start=0, end=STEPS // 2, total_steps=STEPS)
+    quantization.prepare(network, example_inputs=batches[0])
+    row["stage"] = "train"
+    train(network, batches, pruner)
+    row |= sparsity(network, pruner)
+    row["keys"] = list(network.state_dict()) == keys and [type(module) for module in network.modules()] == classes
+    row["stays_float"] = "; ".join(quantization.find(network).unreached)
+
+    row["stage"] = "write packed"
+    save_packed(network, folder / "model.packed")
+    row["packed"] = True
+    row["stage"] = "load packed"
+    fresh = load_packed(folder / "model.packed", build(architecture)).eval()
+    inputs = batch(architecture, BATCH, seed=1)
+    steps = apart(outputs(fresh, inputs), outputs(network, inputs))
+    row["loaded"] = steps <= 1e-3
+
+    row["stage"] = "write onnx"
+    file, row["batch"] = written(network, batches[0], folder / "model.onnx")
+    row["stage"] = "run onnx"
+    inputs = batch(architecture, BATCH if row["batch"] == "fixed" else UNSEEN, seed=2)
+    expected = outputs(network, inputs)
+    session = OnnxModel(file, network.forward)
+    args, kwargs = call_arguments(inputs)
+    row["steps"] = round(apart(session(*args, **kwargs), expected), 4)
+    row["default_steps"] = round(apart(default_session(file, session.feed(*args, **kwargs)), expected), 4)
+    row["equal"] = row["steps"] <= 1.0
+
+    row["stage"] = "count"
+    counted = integer_share(at_fixed_sizes(file, session.feed(*args, **kwargs)))
+    row["share"] = round(counted.share, 4)
+    row["float_kernels"] = ", ".join(
+        f"{kernel} {count / counted.total:.2f}" for kernel, count in counted.floats.items() if count
+    )
+    row["stage"] = "done"
+
+
+def build(architecture: Architecture) -> nn.Module:
+    torch.manual_seed(0)
+    return architecture.build()
+
+
+def batch(architecture: Architecture, samples: int, seed: int) -> Any:
+    torch.manual_seed(seed)
+    return architecture.inputs(samples)
+
+
+def training_batches(architecture: Architecture) -> list[Any]:
+    return [batch(architecture, BATCH, seed=10 + index) for index in range(4)]
+
+
+def train(network: nn.Module, batches: list[Any], pruner: Pruner) -> None:
+    """Towards random numbers, the same for a batch whenever it comes back."""
+    network.train()
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, 1e-3)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        args, kwargs = call_arguments(batches[step % len(batches)])
+        given = [leaf for leaf in floats(network(*args, **kwargs)) if leaf.requires_grad]
+        generator = torch.Generator().manual_seed(step % len(batches))
+        loss = sum((leaf.float() - torch.randn(leaf.shape, generator=generator)).square().mean() for leaf in given)
+        loss.backward()
+        optimizer.step()
+        pruner.step(step + 1)
+    network.eval()
+
+
+def sparsity(network: nn.Module, pruner: Pruner) -> Row:
+    """Share of zeros in what the pruner took, and in all parameters of two dimensions or more."""
+    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    zeros = sum(int((matrix == 0).sum()) for matrix in matrices)
+    return {
+        "sparsity": round(pruner.sparsity(), 3),
+        "sparsity_of_all": round(zeros / sum(matrix.numel() for matrix in matrices), 3),
+    }
+
+
+def written(network: nn.Module, inputs: Any, path: Path) -> tuple[Path, str]:
+    """The ONNX file, with a free batch if that can be."""
+    try:
+        return to_onnx(network, inputs, path).path, "free"
+    except CompressionError as free:
+        try:
+            return to_onnx(network, inputs, path, dynamic_batch=False).path, "fixed"
+        except CompressionError:
+            raise free from None
+
+
+def outputs(network: nn.Module, inputs: Any) -> list[torch.Tensor]:
+    args, kwargs = call_arguments(inputs)
+    with torch.no_grad():
+        return [leaf for leaf in tree_leaves(network(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
+
+
+def floats(structure: Any) -> Iterator[torch.Tensor]:
+    for leaf in tree_leaves(structure):
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+            yield leaf
+
+
+def apart(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """Largest difference of any output, in 255ths of that output's span: steps of an 8-bit grid over it."""
+    if len(actual) != len(expected):
+        raise ValueError(f"{len(actual)} outputs where the network gives {len(expected)}")
+    steps = [0.0]
+    for ours, theirs in zip(actual, expected, strict=True):
+        if ours.shape != theirs.shape:
+            raise ValueError(f"an output of shape {list(ours.shape)} where the network gives {list(theirs.shape)}")
+        if not theirs.numel():
+            continue
+        if not theirs.is_floating_point():
+            steps.append(0.0 if torch.equal(ours, theirs) else float("inf"))
+            continue
+        finite = theirs.isfinite()
+        if not torch.equal(finite, ours.isfinite()):
+            steps.append(float("inf"))
+        elif bool(finite.any()):
+            values = theirs[finite].double()
+            span = max(float(values.max() - values.min()), 1e-6 * float(values.abs().max()), 1e-9)
+            steps.append(float((ours[finite].double() - values).abs().max()) / span * 255)
+    return max(steps)
+
+
+def default_session(path: Path, feed: dict[str, np.ndarray]) -> list[torch.Tensor]:
+    """What a session with default options gives: the one that a user opens who read no note."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(array) for array in session.run(None, feed)]
+
+
+def at_fixed_sizes(path: Path, feed: dict[str, np.ndarray]) -> Path:
+    """A copy of the file for inputs of these sizes alone, which says every shape: those that a run of it has."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    for value in model.graph.input:
+        for size, known in zip(value.type.tensor_type.shape.dim, feed[value.name].shape, strict=True):
+            size.dim_value = known
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    fixed = path.with_name("fixed.onnx")
+    onnx.save(model, fixed)
+
+    stored = {constant.name for constant in model.graph.initializer} | {value.name for value in model.graph.input}
+    named = {name for node in model.graph.node for name in (*node.input, *node.output) if name} - stored
+    returned = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(named - returned))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    seen = {name: array for name, array in zip(names, session.run(None, feed), strict=True) if array is not None}
+
+    model = onnx.load(fixed)
+    model.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in seen.items()
+        if name not in returned and isinstance(array, np.ndarray)
+    )
+    onnx.save(model, fixed)
+    return fixed
+
+
+def why(error: BaseException) -> Row:
+    """The error in one line, and the last line of this package that it went through."""
+    package = [frame for frame in traceback.extract_tb(error.__traceback__) if "lightning_compress" in frame.filename]
+    text = " ".join(str(error).split())[:600]
+    row: Row = {"error": f"{type(error).__name__}: {text}"}
+    if package:
+        name = package[-1].filename.partition("lightning_compress/")[2]
+        row["at"] = f"{name}:{package[-1].lineno}"
+    return row
+
+
+def main(name: str, target: Path) -> None:
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    architecture = all_architectures()[name]
+    torch.set_num_threads(1)
+    row: Row = {"network": name, "version": f"{architecture.distribution} {version(architecture.distribution)}"}
+    start = time.perf_counter()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(architecture, Path(folder), row)
+    except Exception as error:  # whatever a network does, its row says it
+        row |= why(error)
+        if "--trace" in sys.argv:
+            traceback.print_exc()
+    row["seconds"] = round(time.perf_counter() - start, 1)
+    target.write_text(json.dumps(row), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

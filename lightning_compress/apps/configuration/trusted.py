@@ -1,0 +1,84 @@
+"""Which classes a config from somebody else's folder may name before the user has said that it is trusted.
+
+A ``_target_`` is any Python function: building what a config says is running its author's code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_compress.errors import CompressionError, first_line
+
+_PACKAGES = (
+    "lightning_compress.callbacks", "lightning_compress.data", "lightning_compress.models", "torch.nn", "torch.optim",
+    "torchmetrics",
+)  # fmt: skip
+
+
+def refuse_untrusted(cfg: DictConfig, groups: Sequence[str], folder: Path, field: str) -> None:
+    """Refuse a run's config whose models and data are of classes that are not known.
+
+    Known are the classes of this package, of ``torch.nn``, ``torch.optim`` and torchmetrics, and classes that this
+    process has imported already, if they are modules, data modules, callbacks, optimizers or schedulers. Functions are
+    not, and nothing else is imported to find out.
+
+    Args:
+        cfg: The config.
+        groups: What is to be built of it.
+        folder: The run's directory, for the message.
+        field: What the user called, for the message.
+
+    Raises:
+        CompressionError: It names anything else.
+    """
+    for group in groups:
+        node = OmegaConf.select(cfg, group, throw_on_resolution_failure=False)
+        try:
+            # Resolved, since whole nodes can be interpolations.
+            plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        except OmegaConfBaseException as error:
+            raise CompressionError(f"{folder}: {group} cannot be read ({first_line(error)}).") from error
+        for key, target in _targets(plain, group):
+            if not _is_known(target):
+                raise CompressionError(
+                    f"{field}: {key} of {folder} is {str(target)[:100]!r}, which is not among the classes that are "
+                    f"built without your word: building it runs its code. If this directory is yours, or you trust "
+                    f"whoever made it, add --trust (in Python: trust=True)."
+                )
+
+
+def _targets(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            if name == "_target_":
+                yield f"{key}._target_", value
+            yield from _targets(value, f"{key}.{name}")
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from _targets(value, f"{key}[{index}]")
+
+
+def _is_known(target: Any) -> bool:
+    module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
+    if any(module == package or module.startswith(f"{package}.") for package in _PACKAGES):
+        try:
+            import_module(module)
+        except ImportError:
+            return False
+    found = getattr(sys.modules.get(module), name, None)
+    return inspect.isclass(found) and issubclass(found, _bases())
+
+
+def _bases() -> tuple[type, ...]:
+    import lightning as L
+    from torch import nn, optim
+
+    return nn.Module, L.LightningDataModule, L.Callback, optim.Optimizer, optim.lr_scheduler.LRScheduler

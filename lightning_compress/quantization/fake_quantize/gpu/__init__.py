@@ -1,0 +1,1 @@
+"""Kernels for CUDA and ROCm, and the operators over them."""
