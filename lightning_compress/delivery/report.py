@@ -61,7 +61,7 @@ def compose(
         "seed": int(seed) if seed is not None else None,
         "data": dict(data) if data is not None else None,
         "plan": {
-            "pruning": None if pruner is None else _plain(pruner.state_dict()["settings"]),
+            "pruning": None if pruner is None else _plain(pruner.describe()),
             "quantization": None if quantization is None else _plain(_quantization(quantization)),
             "phases": report.phases(history),
         },
