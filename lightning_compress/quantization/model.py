@@ -274,7 +274,8 @@ class Quantization:
                 continue
             self._functional.append(read)
         self._watch(reads)
-        self._overrides |= {name: self._loose[name] for name in new}
+        single = {"weight_granularity": "tensor"}
+        self._overrides |= {n: {**self._loose[n], **(single if r[0].batched else {})} for n, r in new.items()}
         self._quantize([Weight(n, tuple(read.use(modules) for read in r), r[0].axis) for n, r in new.items()])
 
     def _quantize(self, found: Sequence[Weight]) -> None:
