@@ -230,6 +230,10 @@ class QuantizationAwareTraining(Callback):
             self._tape = self._recording.__enter__()
 
     @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._attached.refuse_replaced()
+
+    @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
         if pl_module.automatic_optimization:
             self._finish_recording(passed_over=False)

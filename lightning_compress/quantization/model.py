@@ -274,7 +274,8 @@ class Quantization:
                 continue
             self._functional.append(read)
         self._watch(reads)
-        self._overrides |= {name: self._loose[name] for name in new}
+        single = {"weight_granularity": "tensor"}
+        self._overrides |= {n: {**self._loose[n], **(single if r[0].batched else {})} for n, r in new.items()}
         self._quantize([Weight(n, tuple(read.use(modules) for read in r), r[0].axis) for n, r in new.items()])
 
     def _quantize(self, found: Sequence[Weight]) -> None:
@@ -296,7 +297,7 @@ class Quantization:
             by_host.setdefault(use.host, []).append((quantizer, use))
         for host, uses in by_host.items():
             host.__dict__[ATTRIBUTE] = self
-            if SeparateProjections.serves(host):
+            if isinstance(host, nn.MultiheadAttention) and SeparateProjections.serves(host):
                 self._handles.append(SeparateProjections(host))
             self._handles += WeightShadows(uses, self._switch).attach(host)
 
@@ -345,6 +346,20 @@ class Quantization:
             if isinstance(quantizer, LearnedWeightQuantizer | LearnedActivationQuantizer)
             for parameter in quantizer.parameters()
         ]
+
+    def refuse_replaced(self) -> None:
+        """Notice modules that were replaced since, as a head is for another task.
+
+        Raises:
+            CompressionError: The quantizers of such a module are of one that is no longer part of the model.
+        """
+        alive = set(self._model.modules())
+        gone = [name for name, q in self.layers.items() if not any(use.owner in alive for use in q.uses)]
+        if gone:
+            raise CompressionError(
+                f"{self.settings.field}: the module of {', '.join(gone)} was replaced after quantization was attached, "
+                f"so that the new one would stay float. Replace it before the fit, or strip(model) and prepare again."
+            )
 
     def synchronize(self) -> None:
         """Bring every ``scale`` and ``zero_point`` to what an optimizer made of ``parameters()``."""
