@@ -253,6 +253,9 @@ class QuantizationAwareTraining(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._finish_recording(passed_over=pl_module.automatic_optimization or not _reads_parameters(self._tape))
+        # Not where other processes may have run other layers: their quantizers must be the same ones.
+        if trainer.world_size == 1 and self._attached.place_late():
+            self._ranges.track(self._attached.parameters())
         # In the phase of this batch: the one before ranges freeze has moved them, too.
         if trainer.world_size > 1 and self._attached.enabled and not self._attached.frozen:
             average_ranges(self._attached, mean_over_ranks(trainer))
@@ -326,6 +329,12 @@ class QuantizationAwareTraining(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict or None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The module is not the callback's: from a pickle it takes its quantizers to the next module that it meets.
+        saved = self._saved if self.quantization is None else self.state_dict()
+        fresh = {"quantization": None, "_ranges": RangeOptimizer(self._ranges.lr), "_frozen_norms": set()}
+        return {**self.__dict__, **fresh, "_saved": saved}
 
     @property
     def nonfinite_steps(self) -> int:
