@@ -44,6 +44,16 @@ class Entry:
     left_out: tuple[str, ...] = ()
 
     @property
+    def known(self) -> bool:
+        """Whether there is such a call: steps that call parts of a network have no single one."""
+        return bool(self.args or self.kwargs)
+
+    @property
+    def samples(self) -> int | None:
+        """Samples of the call, where that can be told."""
+        return batch_size((self.args, self.kwargs))
+
+    @property
     def example_inputs(self) -> tuple[Any, ...]:
         """Both in the form that ``to_onnx`` takes; the last item is always the keyword arguments."""
         return (*self.args, self.kwargs)
