@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -151,7 +150,7 @@ class Export:
             return
         model = self._copy()
         reference = Remembered(model)
-        passed = partial(self.entry.passed, model) if self.entry.left_out else None
+        passed = self.entry.takes(model)
         if passed is not None:
             found.notes.append(
                 f"The exported call leaves out {', '.join(self.entry.left_out)}: results that need it, as a loss that "
