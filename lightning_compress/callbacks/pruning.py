@@ -19,6 +19,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.settings_diff import check_accept
 from lightning_compress.lightning_packages import is_instance, is_overridden
 from lightning_compress.pruning import Pruner
+from lightning_compress.pruning.criteria import CriterionFunction
 from lightning_compress.pruning.distributions import DistributionName
 from lightning_compress.pruning.optimizer_state import (
     forget_pruned,
@@ -28,7 +29,7 @@ from lightning_compress.pruning.optimizer_state import (
     owned,
 )
 from lightning_compress.pruning.schedule import Curve, ScheduleName
-from lightning_compress.pruning.settings import Criterion, CriterionName, RegrowName, Settings
+from lightning_compress.pruning.settings import RegrowName, Settings
 from lightning_compress.timeline import TimePoint, parse
 
 
@@ -58,14 +59,14 @@ class GradualMagnitudePruning(Callback):
         initial_sparsity: float = 0.0,
         start: TimePoint = 0.1,
         end: TimePoint = 0.6,
-        every: TimePoint = 0.01,
+        every: TimePoint | None = None,
         schedule: ScheduleName | Curve = "cubic",
         distribution: DistributionName = "global",
         pattern: str = "unstructured",
-        criterion: CriterionName | Criterion = "magnitude",
+        criterion: str | CriterionFunction = "magnitude",
         regrow: RegrowName | None = None,
         drop_fraction: float = 0.3,
-        layer_floor: float = 0.0,
+        layer_floor: float | None = None,
         channel_multiple: int = 1,
         keep_zeros: bool = False,
         freeze: bool = False,
