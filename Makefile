@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
+ZOO := .venv-zoo
 DATA ?= data
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -10,7 +11,8 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help demo sweep-demo test test-extras test-all lint format typecheck benchmarks tables docs install recipes-check clean
+.PHONY: help demo sweep-demo test test-extras test-all test-clients zoo lint format typecheck benchmarks tables docs \
+	install recipes-check clean
 
 help:
 	@echo "make demo        train, prune, quantize, export and verify a model on the bundled digits"
@@ -18,6 +20,8 @@ help:
 	@echo "make test        run the tests"
 	@echo "make test-extras  run the tests of optional packages, which it installs"
 	@echo "make test-all    both"
+	@echo "make test-clients  train with fourteen libraries that use Lightning, each in an environment of its own"
+	@echo "make zoo         compress public architectures, what is missing in benchmarks/results/zoo.json"
 	@echo "make lint        check style, import contracts, and what .ci/house.py lists"
 	@echo "make format      fix style"
 	@echo "make typecheck   check types          make benchmarks  measure anew, an hour at a time (DATA=~/data)"
@@ -44,6 +48,21 @@ test-extras: $(INSTALLED)
 
 # Everything: the core without optional packages first, then these.
 test-all: test test-extras
+
+# Environments are made on the first run, in .venv-clients; ARGS: --only chemprop darts
+test-clients: $(INSTALLED)
+	$(BIN)/python benchmarks/clients.py --cache .venv-clients --write --page $(ARGS)
+
+# In an environment of its own. ultralytics names a graphical opencv, which containers cannot load. ARGS: --only, --failed
+zoo: $(ZOO)/.installed
+	$(ZOO)/bin/python benchmarks/zoo.py --write --page $(ARGS)
+
+$(ZOO)/.installed: benchmarks/requirements-zoo.txt
+	test -x $(ZOO)/bin/python || $(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -c "import torch" 2>/dev/null || $(ZOO)/bin/python -m pip install $(TORCH)
+	$(ZOO)/bin/python -m pip install -c constraints.txt -e ".[dev]" -r benchmarks/requirements-zoo.txt
+	$(ZOO)/bin/python -m pip install --no-deps ultralytics==8.4.190 ultralytics-thop==2.2.3
+	touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -84,4 +103,4 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(ZOO) .venv-clients

@@ -1,6 +1,6 @@
-"""One library's training four times in a process of its own: alone, pruned, with QAT, with both.
+"""One library's training several times in a process of its own: alone, then with our callbacks.
 
-    python benchmarks/client_job.py chemprop result.json
+    python benchmarks/client_job.py chemprop result.json prune qat both
 
 ``clients.py`` starts this in the library's environment.
 """
@@ -19,7 +19,7 @@ import warnings
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import architectures  # noqa: F401 - declares what a torchvision for CUDA lacks beside a torch for the CPU
 import libraries
@@ -28,24 +28,24 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_compress import CompressedExport, GradualMagnitudePruning, QuantizationAwareTraining
 
-MODES = ("alone", "prune", "qat", "both")
 Row = dict[str, Any]
 
 
 class StepClock(Callback):
-    """Seconds from the start to the end of each training batch, and the trainer that ran them."""
+    """Seconds from the start to the end of each training batch, and the trainer that ran them.
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.trainer: Any = None
+    Both are kept on the class, since some libraries train with copies of the callbacks that they are given.
+    """
+
+    seconds: ClassVar[list[float]] = []
+    trainer: ClassVar[Any] = None
+    started: ClassVar[float] = 0.0
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        """Start of a step."""
-        self.trainer, self._start = trainer, time.perf_counter()
+        StepClock.trainer, StepClock.started = trainer, time.perf_counter()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """End of a step."""
-        self.seconds.append(time.perf_counter() - self._start)
+        StepClock.seconds.append(time.perf_counter() - StepClock.started)
 
 
 def callbacks_of(mode: str, folder: Path) -> list[Any]:
@@ -58,21 +58,21 @@ def callbacks_of(mode: str, folder: Path) -> list[Any]:
 
 def run(library: Any, mode: str, folder: Path) -> Row:
     """What came of one training."""
-    clock, row = StepClock(), {}
+    row: Row = {}
+    StepClock.seconds, StepClock.trainer = [], None
     torch.manual_seed(0)
     try:
-        trained = library.train([clock, *callbacks_of(mode, folder)], folder)
+        trained = library.train([StepClock(), *callbacks_of(mode, folder)], folder)
         row["predicts"] = trained.predict() is not None
         row["keys"] = list(trained.module.state_dict())
-        clock.trainer.save_checkpoint(folder / "own.ckpt")
+        StepClock.trainer.save_checkpoint(folder / "own.ckpt")
         row["checkpoint"] = not names_us(folder / "own.ckpt")
     except Exception as error:  # whatever a library's training does, its row says it
         row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        row["refused_before_training"] = not clock.seconds
-        if "--trace" in sys.argv:
-            traceback.print_exc()
-    row["steps"] = len(clock.seconds)
-    row["step_seconds"] = statistics.median(clock.seconds) if clock.seconds else None
+        row["refused_before_training"] = not StepClock.seconds
+        row["trace"] = "".join(traceback.format_tb(error.__traceback__)[-4:])
+    row["steps"] = len(StepClock.seconds)
+    row["step_seconds"] = statistics.median(StepClock.seconds) if StepClock.seconds else None
     row["files"] = [n for n in ("model.onnx", "model.packed") if (folder / "compressed" / n).is_file()]
     if (report := folder / "compressed" / "report.json").is_file():
         found = json.loads(report.read_text(encoding="utf-8"))
@@ -89,17 +89,17 @@ def names_us(checkpoint: Path) -> bool:
     return any(str(text).startswith("lightning_compress") for text in classes)
 
 
-def main(name: str, target: Path) -> None:
+def main(name: str, target: Path, modes: list[str]) -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     library = libraries.load(name)
     distribution = library.REQUIREMENTS[0].partition("[")[0].partition("=")[0]
     result: Row = {"version": f"{distribution} {version(distribution)}", "lines": library.LINES}
-    for mode in MODES:
+    for mode in ("alone", *modes):
         with tempfile.TemporaryDirectory() as folder:
             result[mode] = run(library, mode, Path(folder))
-    for mode in MODES[1:]:
+    for mode in modes:
         keys = result[mode].pop("keys", None)
         result[mode]["same_keys"] = keys is not None and keys == result["alone"].get("keys")
     result["alone"].pop("keys", None)
@@ -107,4 +107,4 @@ def main(name: str, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

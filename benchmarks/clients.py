@@ -24,12 +24,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import architectures  # noqa: F401 - declares what a torchvision for CUDA lacks beside a torch for the CPU
 import libraries
 import results
 
 from lightning_compress.foundation.atomic_write import replacing
 
 SECONDS = 900
+MODES = ("prune", "qat", "both")
 RESULT = results.FOLDER / "clients.json"
 PAGE = results.ROOT / "docs" / "works_with.md"
 COLUMNS = {
@@ -59,13 +61,13 @@ def environment(name: str, cache: Path) -> Path:
     return python
 
 
-def measured(name: str, cache: Path, seconds: float) -> Row:
+def measured(name: str, cache: Path, seconds: float, modes: Sequence[str]) -> Row:
     """The row of one library."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "result.json"
         job = Path(__file__).with_name("client_job.py")
         try:
-            command = [str(environment(name, cache)), str(job), name, str(target)]
+            command = [str(environment(name, cache)), str(job), name, str(target), *modes]
             done = subprocess.run(
                 command, timeout=seconds, cwd=folder, env=_environment(), capture_output=True, text=True, check=False
             )
@@ -85,13 +87,14 @@ def _environment() -> dict[str, str]:
 def row(name: str, found: Mapping[str, Any]) -> Row:
     """What four trainings showed, as a flat row; the run with everything decides, and names what others lack."""
     both, alone = found["both"], found["alone"]
-    modes = {mode: found[mode] for mode in ("prune", "qat", "both")}
+    modes = {mode: found[mode] for mode in MODES if mode in found}
     errors = [f"{mode}: {run['error']}" for mode, run in {"alone": alone, **modes}.items() if "error" in run]
     failures = [f"{mode}: {failure}" for mode, run in modes.items() for failure in run.get("failures") or ()]
     times = (both.get("step_seconds"), alone.get("step_seconds"))
     return {
         "library": name,
         "version": found["version"],
+        "runs": ", ".join(modes),
         "lines": found["lines"],
         "written": ", ".join(both.get("files") or ()) or "nothing",
         "written_in_all": all(len(run.get("files") or ()) == 2 for run in modes.values()),
@@ -153,14 +156,14 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             "]",
             "```",
             "",
-            f"{sum(works(row) for row in found)} of {len(found)} libraries end with both files from every run (pruning, "
-            "quantization-aware training, both), predict by their own means afterwards, and keep their keys and "
-            "checkpoints that open without this package.",
+            f"{sum(works(row) for row in found)} of {len(found)} libraries end with both files from every run "
+            "(pruning, quantization-aware training, both), predict by their own means afterwards, and keep their keys "
+            "and checkpoints that open without this package.",
             "",
             *table,
             "",
-            "Agreement is the share of predictions with the same top class, where the outputs are classes. The ratio of "
-            "steps is that of tiny networks, whose steps take milliseconds: it is an upper bound for larger ones.",
+            "Agreement is the share of predictions with the same top class, where the outputs are classes. The ratio "
+            "of steps is that of tiny networks, whose steps take milliseconds: larger ones pay less.",
             "",
             *(["## What fails", "", *lacking, ""] if lacking else []),
             *(["## What stays float", "", *named, ""] if named else []),
@@ -190,13 +193,14 @@ def _escaped(text: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=libraries.NAMES, default=libraries.NAMES)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="beside the training alone")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "lightning_compress" / "clients")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="limit of one library")
     parser.add_argument("--write", action="store_true", help="merge each row into benchmarks/results/clients.json")
     parser.add_argument("--page", action="store_true", help="write docs/works_with.md from the result file")
     options = parser.parse_args()
     for name in [] if options.page and not options.write else options.only:
-        found = measured(name, options.cache.expanduser().resolve(), options.seconds)
+        found = measured(name, options.cache.expanduser().resolve(), options.seconds, options.modes)
         print(f"{'works' if works(found) else 'FAILS'}  {name}: {found['error'] or found['written']}", flush=True)
         if options.write:
             merge(found)

@@ -180,8 +180,9 @@ def default_session(path: Path, feed: dict[str, np.ndarray]) -> list[torch.Tenso
 
 
 def at_fixed_sizes(path: Path, feed: dict[str, np.ndarray]) -> Path:
-    """A copy of the file for inputs of these sizes alone, in which every shape is known."""
+    """A copy of the file for inputs of these sizes alone, which says every shape: those that a run of it has."""
     import onnx
+    import onnxruntime
 
     model = onnx.load(path)
     for value in model.graph.input:
@@ -191,7 +192,25 @@ def at_fixed_sizes(path: Path, feed: dict[str, np.ndarray]) -> Path:
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     fixed = path.with_name("fixed.onnx")
-    onnx.save(onnx.shape_inference.infer_shapes(model, data_prop=True), fixed)
+    onnx.save(model, fixed)
+
+    stored = {constant.name for constant in model.graph.initializer} | {value.name for value in model.graph.input}
+    named = {name for node in model.graph.node for name in (*node.input, *node.output) if name} - stored
+    returned = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(named - returned))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    seen = {name: array for name, array in zip(names, session.run(None, feed), strict=True) if array is not None}
+
+    model = onnx.load(fixed)
+    model.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in seen.items()
+        if name not in returned and isinstance(array, np.ndarray)
+    )
+    onnx.save(model, fixed)
     return fixed
 
 

@@ -19,14 +19,16 @@ def _segmentation(name: str, encoder: str = "resnet18", size: int = 64, **settin
     return Architecture(title, "segmentation-models-pytorch", build, images(size))
 
 
-def _monai(name: str, size: int = 32, channels: int = 1, depth: int | None = None, **settings: Any) -> Architecture:
+def _monai(
+    name: str, size: int = 32, image_channels: int = 1, depth: int | None = None, **settings: Any
+) -> Architecture:
     def build() -> nn.Module:
         from monai.networks import nets
 
         return getattr(nets, name)(**settings)
 
     title = f"monai: {name}" + (" 3-d" if depth else "")
-    return Architecture(title, "monai", build, images(size, channels, depth))
+    return Architecture(title, "monai", build, images(size, image_channels, depth))
 
 
 def _ultralytics(name: str, size: int = 64, **settings: Any) -> Architecture:

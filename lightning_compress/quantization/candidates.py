@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_compress.foundation.recorded_forward import Op, Tape
-from lightning_compress.quantization.data_flow import source
+from lightning_compress.quantization.data_flow import activations, joins, source
 from lightning_compress.quantization.operations import CONVOLUTIONS, LINEAR, PRODUCTS
 from lightning_compress.targets import Candidate
 
@@ -125,6 +125,31 @@ def functional_uses(tape: Tape, model: nn.Module) -> list[FunctionalUse]:
     found = [f for op in tape.ops if (f := _functional(op)) is not None]
     uses = ((f, f.use(modules)) for f in dict.fromkeys(found))
     return [f for f, use in uses if (id(use.owner), use.attribute, id(use.host)) not in known]
+
+
+def outside_uses(tape: Tape, model: nn.Module) -> list[FunctionalUse]:
+    """Every read of a layer's weight on a tape in another module than the layer, by any operation, each once.
+
+    Such are an embedding's table that a function normalizes, and ``F.conv1d(x, self.conv.weight.squeeze(1), ...)``.
+    There the module that runs the operation must see the quantized weight, too, since a file holds no other. A read
+    that ends in a single number, as a penalty does, is no part of the network.
+    """
+    known = {candidate.value.name: candidate.value for candidate in weights(model)}
+    modules = dict(model.named_modules())
+    data = activations(tape)
+    found: dict[FunctionalUse, None] = {}
+    for op in tape.ops:
+        for value in op.inputs:
+            if (weight := known.get(value.parameter or "")) is None:
+                continue
+            running = [name for name in op.modules if name in modules]
+            read_in_layer = any(use.host is modules[name] for use in weight.uses for name in running)
+            # A module that is given the weight as an argument did not read it.
+            given = {boundary.module for boundary in value.inputs}
+            reading = next((name for name in reversed(running) if name not in given), None)
+            if reading is not None and not read_in_layer and joins(op, value, data):
+                found[FunctionalUse(weight.name, None, reading, weight.axis)] = None
+    return list(found)
 
 
 # Function → where its weight and its bias stand among the arguments.

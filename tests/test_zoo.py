@@ -1,0 +1,133 @@
+"""The zoo: its quick architectures go the whole way, and its instrument tells a wrong file from a right one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import architectures  # noqa: E402 - neighbours, not installed
+import clients  # noqa: E402
+import results  # noqa: E402
+import zoo  # noqa: E402
+import zoo_job  # noqa: E402
+from architectures.architecture import Architecture  # noqa: E402
+
+KNOWN = architectures.all_architectures()
+QUICK = [name for name, architecture in KNOWN.items() if architecture.quick]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_quick_architecture_goes_the_whole_way(name: str, tmp_path: Path) -> None:
+    row: dict[str, Any] = {}
+    zoo_job.measure(KNOWN[name], tmp_path, row)
+    assert zoo.whole(row), row
+    assert row["batch"] == "free"
+
+
+def test_the_zoo_holds_150_architectures_of_many_packages() -> None:
+    assert len(KNOWN) >= 150
+    assert len({architecture.distribution for architecture in KNOWN.values()}) >= 8
+
+
+@pytest.fixture
+def result_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(zoo, "RESULT", tmp_path / "zoo.json")
+    return tmp_path / "zoo.json"
+
+
+def test_rows_are_merged_in_the_order_of_the_zoo_and_a_page_is_made_of_them(result_file: Path) -> None:
+    second, first = QUICK[1], QUICK[0]
+    good = {"stage": "done", "packed": True, "loaded": True, "equal": True, "keys": True, "share": 1.0, "steps": 0.1}
+    for name, row in ((second, good), (first, {"stage": "write onnx", "error": "Error: a < b"}), (second, good)):
+        zoo.merge({"network": name, **row, "whole": zoo.whole(row), "date": "2026-12-01"})
+    assert [row["network"] for row in json.loads(result_file.read_text())["rows"]] == [first, second]
+    page = zoo.page(list(zoo.rows().values()))
+    assert "1 of 2 architectures whole" in page
+    assert f"**{first}** (write onnx): Error: a &lt; b" in page
+
+
+class Scaled(nn.Module):
+    """Its outputs, and its files', can be put out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * self.scale
+
+
+def test_a_file_that_says_something_else_is_not_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = Architecture("test: scaled", "torch", Scaled, lambda batch: (torch.randn(batch, 4),))
+    write = zoo_job.written
+
+    def written_wrong(network: Scaled, inputs: Any, path: Path) -> tuple[Path, str]:
+        network.scale.fill_(1.1)
+        file = write(network, inputs, path)
+        network.scale.fill_(1.0)
+        return file
+
+    monkeypatch.setattr(zoo_job, "written", written_wrong)
+    row: dict[str, Any] = {}
+    zoo_job.measure(architecture, tmp_path, row)
+    assert row["steps"] > 5
+    assert not zoo.whole(row)
+
+
+def test_what_a_network_raises_stands_in_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> nn.Module:
+        raise RuntimeError("no such network")
+
+    name = QUICK[0]
+    monkeypatch.setattr(zoo_job, "all_architectures", lambda: {name: dataclasses.replace(KNOWN[name], build=broken)})
+    zoo_job.main(name, tmp_path / "row.json")
+    row = json.loads((tmp_path / "row.json").read_text())
+    assert (row["stage"], row["error"]) == ("build", "RuntimeError: no such network")
+
+
+def test_differences_are_counted_in_steps_of_the_outputs_span() -> None:
+    expected = [torch.tensor([0.0, 255.0, float("-inf")]), torch.tensor([3])]
+    assert zoo_job.apart([torch.tensor([1.5, 255.0, float("-inf")]), torch.tensor([3])], expected) == 1.5
+    assert zoo_job.apart([expected[0], torch.tensor([4])], expected) == float("inf")
+    with pytest.raises(ValueError, match="shape"):
+        zoo_job.apart([torch.zeros(2), torch.tensor([3])], expected)
+
+
+def test_a_library_works_when_every_run_does() -> None:
+    run = {
+        "predicts": True, "checkpoint": True, "steps": 9, "step_seconds": 0.02, "files": ["model.onnx", "model.packed"],
+        "agreement": 1.0, "stays_float": ["a"], "failures": [], "same_keys": True,
+    }  # fmt: skip
+    found = {"version": "x 1", "lines": "…", "alone": {"step_seconds": 0.01}, "prune": run, "qat": run, "both": run}
+    row = clients.row("chemprop", found)
+    assert clients.works(row)
+    assert (row["ratio"], row["stays_float"], row["error"]) == (2.0, 1, None)
+    failing = clients.row("chemprop", {**found, "qat": {**run, "files": [], "failures": ["onnx: no"]}})
+    assert not clients.works(failing)
+    assert failing["error"] == "qat: onnx: no"
+
+
+def test_a_checkpoint_that_needs_this_package_is_noticed(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import torch, client_job\n"
+        "from lightning_compress.timeline import Run\n"
+        "torch.save({'a': torch.ones(1), 'lightning_compress.b': 2}, sys.argv[2])\n"
+        "torch.save({'run': Run(1, 1)}, sys.argv[3])\n"
+        "print([client_job.names_us(path) for path in sys.argv[2:]])"
+    )
+    paths = [str(tmp_path / name) for name in ("own.ckpt", "ours.ckpt")]
+    command = [sys.executable, "-c", program, str(ROOT / "benchmarks"), *paths]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[False, True]"
