@@ -113,6 +113,41 @@ CONVOLUTIONAL: Rows = BASIC | {
 """The rows of a network of convolutions that starts from a trained control."""
 
 
+def keeping_depthwise(rows: Rows) -> Rows:
+    """Rows whose pruning leaves depthwise convolutions alone, which have few weights."""
+    return {
+        name: [*row, 'pruning.ignore=["re:.*depthwise"]'] if "sparse" in name else row for name, row in rows.items()
+    }
+
+
+ABLATIONS: Rows = {
+    **{
+        f"{bits} bits, {how} ranges": [f"quantization=w{bits}a{bits}", FROM_TRAINED, f"quantization.range={method}"]
+        for bits in (8, 4, 2)
+        for how, method in (("observed", "minmax"), ("learned", "learned"))
+    },
+    # With a learning rate of zero, ranges are observed and weights stay: calibration alone.
+    **{
+        f"{bits} bits, calibrated": [*quantized(bits, FROM_TRAINED), "quantization.range=mse", "model.lr=0"]
+        for bits in (8, 4, 2)
+    },
+    **{
+        f"80 % sparse, 4 bits from {start:.0%}": pruned(80, *quantized(4, f"quantization.start={start}"))
+        for start in (0, 0.3, 0.6, 0.8)
+    },
+    **{
+        f"{percent} % sparse, {name}": pruned(percent, f"pruning.distribution={name}")
+        for percent in (90, 95)
+        for name in ("global", "erk")
+    },
+    **{f"95 % sparse, {epochs} epochs": pruned(95, f"trainer.max_epochs={epochs}") for epochs in (1, 4, 8)},
+    **{f"2 bits, {epochs} epochs": quantized(2, FROM_TRAINED, f"trainer.max_epochs={epochs}") for epochs in (1, 4, 8)},
+    "2 bits, distilled": quantized(2, FROM_TRAINED, DISTILLATION),
+    "95 % sparse, distilled": pruned(95, DISTILLATION),
+}
+"""One choice changed at a time."""
+
+
 def _cifar10(title: str, model: str, pretraining: int, more: list[str]) -> Task:
     """A network on the JPEG copies of CIFAR-10, from a control of a one-cycle schedule."""
     settings = [
@@ -150,9 +185,31 @@ TASKS = {
         6,
         {f"{p:g} % sparse": pruned(p) for p in (70, 80, 90, 95)} | BITS | JOINT | DISTILLED,
     ),
+    "ablations_fashion_mnist_lenet5": Task(
+        "Fashion-MNIST, LeNet-5, one choice at a time",
+        [
+            "data=fashion_mnist",
+            "model=lenet5",
+            "model.lr=0.002",
+            "model.label_smoothing=0.05",
+            "model.channels_last=true",
+        ],
+        2,
+        ABLATIONS,
+        pretraining=6,
+        fine_tuning=["model.lr=0.0005"],
+    ),
     "banking77_encoder": Task(
         "Banking77, two-block transformer encoder",
         ["data=text_banking77", "model=text_encoder"],
+        4,
+        BASIC,
+        pretraining=12,
+        fine_tuning=["model.lr=0.001"],
+    ),
+    "clinc150_encoder": Task(
+        "CLINC150, two-block transformer encoder",
+        ["data=text_clinc150", "model=text_encoder"],
         4,
         BASIC,
         pretraining=12,
@@ -189,4 +246,19 @@ TASKS = {
     ),
     "cifar10_jpeg_resnet20": _cifar10("ResNet-20", "resnet20", 24, ["trainer.precision=bf16-mixed"]),
     "cifar10_jpeg_resnet8": _cifar10("ResNet-8", "resnet8", 36, ["trainer.precision=bf16-mixed"]),
+    "cifar10_jpeg_dscnn": Task(
+        "CIFAR-10 (JPEG q75), DS-CNN",
+        [
+            "data=cifar10",
+            "model=dscnn",
+            "model.net.width=96",
+            "data.augment=crop_flip",
+            "data.val_fraction=0.02",
+            "model.channels_last=true",
+        ],
+        3,
+        keeping_depthwise(BASIC),
+        pretraining=36,
+        fine_tuning=["model.lr=0.0005"],
+    ),
 }

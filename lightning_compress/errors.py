@@ -61,3 +61,13 @@ def closest(name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, for one line: our own message, or the class and first line of another error.
+
+    Example:
+        >>> reason(CompressionError("bits: expected 8.")), reason(KeyError("x"))
+        ('bits: expected 8.', "KeyError: 'x'")
+    """
+    return str(error) if isinstance(error, CompressionError) else f"{type(error).__name__}: {first_line(error)}"

@@ -10,27 +10,31 @@ from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress import loggers, report
+from lightning_compress.callbacks.first_call import FirstCall
+from lightning_compress.callbacks.kept_checkpoints import (
+    Kept,
+    KeptCheckpoints,
+    best_checkpoint,
+    newest_checkpoint,
+    with_checkpoint,
+)
 from lightning_compress.callbacks.monitor import CompressionMonitor, compression
 from lightning_compress.callbacks.run_length import refuse_sharded
 from lightning_compress.delivery.dense_baseline import read_dense, refuse_other_model, save_dense
 from lightning_compress.delivery.directory import ExportDirectory
-from lightning_compress.delivery.evaluation import EvaluationData, Split, duplicate
+from lightning_compress.delivery.evaluation import EvaluationData, Split
 from lightning_compress.delivery.limits import Limits
-from lightning_compress.delivery.network_call import Entry, EntryWatch
 from lightning_compress.delivery.provenance import provenance
-from lightning_compress.delivery.report import compose
+from lightning_compress.delivery.report import compose, described
 from lightning_compress.delivery.run import Export
-from lightning_compress.errors import CompressionError, DoesNotHold
+from lightning_compress.errors import CompressionError, DoesNotHold, reason
 from lightning_compress.export.formats import DENSE_STATE, GIVEN, REPORTS, check_formats, deployed_of, files_of
-from lightning_compress.export.signatures import called_through
 from lightning_compress.foundation.checksum import sha256
-from lightning_compress.foundation.example_inputs import in_float32, in_other_precision
-from lightning_compress.metrics.functional import dense_bytes, extra_bytes
-from lightning_compress.metrics.layer_table import describe
 
 _FIELD = "CompressedExport"
 AT_START, AT_RESUME = "at start of fit", "at resume, compressed already"
@@ -40,10 +44,14 @@ class CompressedExport(Callback):
     """Writes the compressed model when a fit ends, runs what it wrote, and reports.
 
     The module itself stays as it was trained. What it exports is the module that the steps call. Metrics are those
-    that the module's own ``validation_step`` or ``test_step`` logs, for the dense model, the trained one, and the
-    written file in its runtime. In the directory: ``model.onnx``, ``model.packed``, ``dense.onnx`` (for latency),
-    ``dense.safetensors`` (the weights at the start of the fit, unless ``dense`` is given), ``report.json``,
-    ``report.md``, ``report.html`` and ``manifest.json``, which lists what is ours.
+    that the module's own ``validation_step`` or ``test_step`` logs, with its own evaluation hooks, for the dense model,
+    the trained one, and the written file in its runtime. In the directory: ``model.onnx``, ``model.packed``,
+    ``dense.onnx`` (for latency), ``dense.safetensors`` (the weights at the start of the fit, unless ``dense`` is
+    given), ``report.json``, ``report.md``, ``report.html`` and ``manifest.json``, which lists what is ours.
+
+    A fit is not lost to an export. Before the first optimizer step (after the sanity check, or the first backward pass)
+    a copy of the network is traced for each format; what cannot be written is refused then. After the training, what a
+    format does wrong is in the report's ``failures`` and in a warning, and everything else is written.
 
     Args:
         dirpath: The directory.
@@ -65,13 +73,21 @@ class CompressedExport(Callback):
         overwrite: Whether to replace files that no export wrote.
         in_fast_dev_run: Whether to export under ``fast_dev_run`` too.
         name: Title of the report; the module's class by default.
+        on_error: ``"refuse"`` raises for what cannot be written before the first optimizer step, and never after the
+            training; ``"warn"`` goes on without such formats, and warns of limits that do not hold, too; ``"raise"``
+            raises before the first step and, once all else is written, after the training.
+        export_checkpoint: ``"last"`` exports the weights of the fit's end, ``"best"`` those of the best checkpoint of
+            the Trainer's checkpoint callback. The module keeps the last ones either way.
+        print_report: Whether to print the table of results and where the report is, to standard error.
 
     Attributes:
         report: The report of the last export; ``None`` before, and on other ranks than zero.
+        failures: What of the last export could not be done or does not hold; empty on other ranks than zero.
 
     Raises:
-        CompressionError: A setting is not allowed (at construction) or does not fit the run (before training);
-            a limit does not hold (after everything is written).
+        CompressionError: A setting is not allowed (at construction) or does not fit the run, or a format cannot be
+            written (before training).
+        DoesNotHold: A limit does not hold (after everything is written).
 
     Example:
         >>> CompressedExport("compressed", formats=["onnx"]).formats
@@ -98,11 +114,21 @@ class CompressedExport(Callback):
         overwrite: bool = False,
         in_fast_dev_run: bool = False,
         name: str | None = None,
+        on_error: Literal["refuse", "warn", "raise"] = "refuse",
+        export_checkpoint: Literal["last", "best"] = "last",
+        print_report: bool = True,
     ) -> None:
         super().__init__()
         self.formats = check_formats(formats, f"{_FIELD}.formats")
         self.limits = Limits(monitor, mode, max_drop, min_agreement, _FIELD)
         self.report: dict[str, Any] | None = None
+        self.failures: tuple[str, ...] = ()
+        for setting, value, allowed in (
+            ("on_error", on_error, ("refuse", "warn", "raise")),
+            ("export_checkpoint", export_checkpoint, ("last", "best")),
+        ):
+            if value not in allowed:
+                raise CompressionError.field(f"{_FIELD}.{setting}", expected=f"one of {', '.join(allowed)}", got=value)
         if split not in ("val", "test"):
             raise CompressionError.field(f"{_FIELD}.split", expected="'val' or 'test'", got=split)
         if threads < 1:
@@ -116,11 +142,12 @@ class CompressedExport(Callback):
         self._dense_source = AT_START
         self._dense_of: weakref.ref[L.LightningModule] | None = None
         self._restored: dict[str, Any] | None = None
-        self._example_inputs, self._module = example_inputs, module
         self._latency, self._threads = latency, threads
         self._in_fast_dev_run, self._name = in_fast_dev_run, name
-        self._watch: EntryWatch | None = None
-        self._entry: Entry | None = None
+        self._on_error, self._print_report = on_error, print_report
+        self._export_checkpoint = export_checkpoint
+        self._kept = KeptCheckpoints()
+        self._call = FirstCall(self.formats, example_inputs, module, refuses=on_error != "warn", field=_FIELD)
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -139,7 +166,7 @@ class CompressedExport(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._wanted(trainer):
             return
-        self._entry = None
+        self._call.forget()
         if self._given is not None and self._dense is not None:
             refuse_other_model(self._dense, pl_module, f"{_FIELD}.dense")
         elif trainer.is_global_zero and (self._dense_of is None or self._dense_of() is not pl_module):
@@ -148,17 +175,18 @@ class CompressedExport(Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._kept.look(trainer, begins=True)
         if self._verify and self._wanted(trainer):
             self._data(trainer).refuse_missing(pl_module, _FIELD)
 
     @override
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self._start_watching(trainer, pl_module)
+        self._call.watch(trainer, pl_module)
 
     @override
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         # A validation step need not call the network; a training step must.
-        self._stop_watching(required=False)
+        self._call.found(required=False)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -167,40 +195,54 @@ class CompressedExport(Callback):
             self.limits.refuse_unlogged(trainer.callback_metrics)
 
     @override
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._call.rehearse(trainer, pl_module)
+
+    @override
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self._start_watching(trainer, pl_module)
+        self._kept.look(trainer)
+        # Where a step optimizes by hand, its end is past its optimizer steps.
+        self._call.rehearse(trainer, pl_module)
+        self._call.watch(trainer, pl_module)
+
+    @override
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if pl_module.automatic_optimization:
+            self._call.found(required=True)
+            self._call.rehearse(trainer, pl_module)
 
     @override
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
         # A step that returns nothing passes its batch over.
-        self._stop_watching(required=bool(outputs) or not pl_module.automatic_optimization)
+        self._call.found(required=bool(outputs) or not pl_module.automatic_optimization)
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
+        self._call.close()
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._wanted(trainer):
             return
+        self._kept.look(trainer)
         try:
             if trainer.is_global_zero:
-                self._export(trainer, pl_module)
+                self._finish(trainer, pl_module)
         finally:
             trainer.strategy.barrier("lightning_compress.export")
 
     @override
     def state_dict(self) -> dict[str, Any]:
+        kept = {path: None if one is None else list(one) for path, one in self._kept.known.items()}
         path = self._directory / DENSE_STATE
         if self._given is not None or self._dense_source != AT_START or not path.exists():
-            return {}
-        return {"dense": str(path.absolute()), "sha256": sha256(path)}
+            return {"kept": kept}
+        return {"kept": kept, "dense": str(path.absolute()), "sha256": sha256(path)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict
+        self._restored = state_dict if "dense" in state_dict else None
+        self._kept.known = {path: one and Kept(*one) for path, one in state_dict["kept"].items()}
 
     def __getstate__(self) -> dict[str, Any]:
         # Launchers that spawn processes pickle callbacks.
@@ -229,47 +271,45 @@ class CompressedExport(Callback):
             }
         save_dense(self._dense, target)
 
-    def _start_watching(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._entry is None and self._watch is None and trainer.state.fn == "fit" and self._wanted(trainer):
-            redirected = trainer.strategy.model is not pl_module
-            self._watch = EntryWatch(pl_module, module=self._module, redirected=redirected, field=_FIELD)
-
-    def _stop_watching(self, *, required: bool) -> None:
-        if self._watch is None:
+    def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Export, and keep from the fit what goes wrong in it."""
+        broken: list[str] = []
+        try:
+            with self._directory.new_set():
+                broken = self._export(trainer, pl_module)
+        except Exception as error:  # Whatever it is, the training before it must not be lost.
+            if self._on_error == "raise":
+                raise
+            self.failures = (*self.failures, f"The export did not end: {reason(error)}")
+        if not self.failures:
             return
-        self._watch.close()
-        watch, self._watch = self._watch, None
-        if watch.names or required:
-            self._entry = watch.entry()
+        text = f"{_FIELD}: {' '.join(self.failures)} Everything else was written to {self._directory.path}."
+        if broken and self._on_error != "warn":
+            raise DoesNotHold(text)
+        if self._on_error == "raise":
+            raise CompressionError(text)
+        rank_zero_warn(f"{text} The fit itself is complete.")
 
-    def _exported(self, pl_module: L.LightningModule, seen: Entry) -> Entry:
-        given = self._example_inputs
-        if given is None and seen.name == "":
-            given = pl_module.example_input_array
-        network = called_through(duplicate(pl_module), seen.name)
-        if given is None:
-            return seen.without_labels(network)
-        return seen.with_inputs(in_float32(given) if in_other_precision(pl_module) else given, network)
-
-    def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._entry is None:
-            raise CompressionError(
-                f"{_FIELD}: no step ran, so it is not known what to export. Train for at least one batch."
-            )
-        entry = self._exported(pl_module, self._entry)
+    def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[str]:
+        """Write everything; gives the limits that do not hold."""
+        self.report, self.failures = None, ()
+        seen, entry = self._call.seen(), self._call.exported(pl_module)
         pruner, quantization = compression(trainer)
-        described = called_through(duplicate(pl_module), entry.name)
-        rows = describe(described, pruner=pruner, example_inputs=entry.first(1, described).example_inputs)
-        size = dense_bytes(rows, extra_bytes(described))
+        notes: list[str] = []
+        checkpoint = (
+            best_checkpoint(trainer, f"{_FIELD}.export_checkpoint") if self._export_checkpoint == "best" else None
+        )
+        module = pl_module if checkpoint is None else with_checkpoint(trainer, pl_module, checkpoint, notes)
+        rows, size = described(module, entry, pruner, notes)
         data = self._data(trainer) if self._verify else None
         record = _split_record(trainer, data)
         name = self._name or type(pl_module).__name__
         found = Export(
-            module=pl_module,
+            module=module,
             entry=entry,
-            sample=self._entry,
+            sample=seen,
             directory=self._directory,
-            formats=self.formats,
+            formats=tuple(item for item in self.formats if item not in self._call.refused),
             dense=None if self._dense is None else (self._dense, self._dense_source),
             data=data,
             latency=self._latency,
@@ -277,39 +317,41 @@ class CompressedExport(Callback):
             shrink=pruner is not None and pruner.pattern == "channel",
             provenance=provenance(pl_module, run=name, data=record),
         ).run(size)
+        found.failures[:0] = [f"{item} was not written: {why}" for item, why in self._call.refused.items()]
+        kept = self._kept.notes(trainer, exported=checkpoint)
+        for note in kept:
+            rank_zero_warn(f"{_FIELD}: {note}")
+        found.notes += [*notes, *kept]
         form = deployed_of(found.comparisons)
         compared = None if form is None else found.comparisons[form]
-        failures = self.limits.failures(found, None if compared is None else compared.agreement)
+        broken = self.limits.failures(found, None if compared is None else compared.agreement)
         monitors = [c for c in trainer.callbacks if isinstance(c, CompressionMonitor)]  # type: ignore[attr-defined]
         self.report = compose(
             found,
             name=name,
             rows=rows,
-            dense_bytes=size,
+            float_bytes=size,
             history=monitors[0].history if monitors else [],
             pruner=pruner,
             quantization=quantization,
             data=record,
-            failures=failures,
+            failures=broken,
         )
-        written = report.write(self.report, self._directory.path)
+        self.failures = tuple(self.report["failures"])
+        report.write(self.report, self._directory.path)
+        self._directory.commit()
+        written = [self._directory / name for name in REPORTS]
+        if self._print_report:
+            report.show(self.report, self._directory.path)
         files = [self._directory / n for item in self.report["artifacts"] for n in (item["file"], *item["beside"])]
         loggers.log_report(
             trainer.loggers,
             self.report,
             [*files, *written],
             dense=self._given or self._directory / DENSE_STATE,
-            checkpoint=_newest_checkpoint(trainer),
+            checkpoint=checkpoint or newest_checkpoint(trainer),
         )
-        if failures:
-            raise DoesNotHold(f"{_FIELD}: {' '.join(failures)} Everything was written to {self._directory.path}.")
-
-
-def _newest_checkpoint(trainer: L.Trainer) -> Path | None:
-    """The checkpoint that a checkpoint callback holds to be the best, or that it wrote last."""
-    callback = trainer.checkpoint_callback
-    path = getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "")
-    return Path(path) if path else None
+        return broken
 
 
 def _split_record(trainer: L.Trainer, data: EvaluationData | None) -> Mapping[str, Any] | None:

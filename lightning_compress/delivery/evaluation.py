@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import Metric
 from typing_extensions import override
@@ -26,6 +26,7 @@ from lightning_compress.lightning_packages import base_of, is_overridden, packag
 
 Split = Literal["val", "test"]
 _STEP = {"val": "validation_step", "test": "test_step"}
+_STAGE = {"val": "validation", "test": "test"}
 _LOADER = {"val": "val_dataloader", "test": "test_dataloader"}
 
 
@@ -92,6 +93,10 @@ def duplicate(module: L.LightningModule) -> L.LightningModule:
     """
     memo: dict[int, Any] = {}
     for part in module.modules():
+        # Copied straight to the CPU: an accelerator may have no room for a second model.
+        for parameter in part._parameters.values():
+            if parameter is not None and not parameter.is_cpu:
+                memo[id(parameter)] = nn.Parameter(parameter.detach().cpu(), parameter.requires_grad)
         for _, tensor in tensors({key: value for key, value in vars(part).items() if not key.startswith("_")}):
             if not tensor.is_leaf:
                 memo[id(tensor)] = tensor.detach().clone()
@@ -99,6 +104,17 @@ def duplicate(module: L.LightningModule) -> L.LightningModule:
     # Lightning finds logged metrics by the identities of the original's; None makes it look again.
     copied._metric_attributes = None
     return copied.float() if in_other_precision(copied) else copied
+
+
+def in_training_modes(copied: L.LightningModule, module: L.LightningModule, split: Split) -> L.LightningModule:
+    """Give a copy the modes of the original, from which the module's own hook goes on, where it has one for its modes.
+
+    Without ``on_validation_model_eval`` or ``on_test_model_eval``, Lightning puts all parts in eval mode itself.
+    """
+    if is_overridden(f"on_{_STAGE[split]}_model_eval", module, L.LightningModule):
+        for name, part in module.named_modules():
+            copied.get_submodule(name).training = part.training
+    return copied
 
 
 def evaluate(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning_compress.delivery.run import Findings
+from lightning_compress.delivery.findings import Findings
 from lightning_compress.errors import CompressionError, closest
 
 

@@ -7,11 +7,18 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+import lightning as L
+
 from lightning_compress import report
-from lightning_compress.delivery.run import Findings, Result
+from lightning_compress.delivery.evaluation import duplicate
+from lightning_compress.delivery.findings import Findings, Result
+from lightning_compress.delivery.network_call import Entry
 from lightning_compress.delivery.size_accounting import accounting
+from lightning_compress.errors import reason
 from lightning_compress.export.formats import deployed_of
-from lightning_compress.metrics.layer_table import LayerRow
+from lightning_compress.export.signatures import called_through
+from lightning_compress.metrics.functional import dense_bytes, extra_bytes
+from lightning_compress.metrics.layer_table import LayerRow, describe
 from lightning_compress.pruning import Pruner
 from lightning_compress.quantization import Quantization
 
@@ -21,7 +28,7 @@ def compose(
     *,
     name: str,
     rows: Sequence[LayerRow],
-    dense_bytes: int,
+    float_bytes: int,
     history: Sequence[Mapping[str, Any]],
     pruner: Pruner | None,
     quantization: Quantization | None,
@@ -54,12 +61,12 @@ def compose(
         "seed": int(seed) if seed is not None else None,
         "data": dict(data) if data is not None else None,
         "plan": {
-            "pruning": None if pruner is None else _plain(pruner.state_dict()["settings"]),
+            "pruning": None if pruner is None else _plain(pruner.describe()),
             "quantization": None if quantization is None else _plain(_quantization(quantization)),
             "phases": report.phases(history),
         },
         "results": {
-            form: _result(found.results[form], dense_bytes) if form in found.results else None
+            form: _result(found.results[form], float_bytes) if form in found.results else None
             for form in ("dense", "fake_quantized", "deployed")
         },
         "agreement": None if deployed is None else deployed.agreement,
@@ -74,21 +81,45 @@ def compose(
             **{form: timing.as_dict() for form, timing in timings.items()},
         },
         "artifacts": found.artifacts,
-        "bytes": accounting(rows, dense_bytes, found.packed, found.artifacts),
+        "bytes": accounting(rows, float_bytes, found.packed, found.artifacts),
         "layers": report.layers(rows, packed),
         "history": [dict(point) for point in history],
-        "stays_float": [] if quantization is None else quantization.unreached,
+        "integer_share": None if found.integers is None else found.integers.share,
+        "stays_float": [
+            *([] if quantization is None else quantization.unreached),
+            *([] if found.integers is None else found.integers.lines()),
+        ],
         "notes": [*found.notes, *(f"Does not hold: {failure}" for failure in failures)],
-        "failures": list(failures),
+        "failures": [*found.failures, *failures],
     }
 
 
-def _result(result: Result, dense_bytes: int) -> dict[str, Any]:
+def described(
+    module: L.LightningModule, entry: Entry, pruner: Pruner | None, notes: list[str]
+) -> tuple[list[LayerRow], int]:
+    """Every parameter of a module, and the bytes of all parameters and buffers in float32.
+
+    Args:
+        module: The module; it is not changed.
+        entry: The call by which multiply-adds are counted.
+        pruner: What pruned.
+        notes: Gets the reason where they cannot be counted.
+    """
+    copied = called_through(duplicate(module), entry.name)
+    try:
+        rows = describe(copied, pruner=pruner, example_inputs=entry.first(1, copied).example_inputs)
+    except Exception as error:  # Of any kind: the network is the user's.
+        notes.append(f"Multiply-adds were not counted: {reason(error)}")
+        rows = describe(copied, pruner=pruner)
+    return rows, dense_bytes(rows, extra_bytes(copied))
+
+
+def _result(result: Result, float_bytes: int) -> dict[str, Any]:
     return {
         "label": result.label,
         "metrics": result.metrics,
         "bytes": result.bytes,
-        "compression_ratio": dense_bytes / result.bytes,
+        "compression_ratio": float_bytes / result.bytes,
         "latency_ms": None if result.timing is None else result.timing.as_dict(),
         "runtime": result.runtime,
         "source": result.source,

@@ -9,72 +9,35 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import torch
 from torch import Tensor, nn
 
 from lightning_compress.delivery.dense_baseline import as_dense
 from lightning_compress.delivery.directory import ExportDirectory
-from lightning_compress.delivery.evaluation import EvaluationData, duplicate, evaluate
+from lightning_compress.delivery.evaluation import EvaluationData, duplicate, evaluate, in_training_modes
+from lightning_compress.delivery.files import Files
+from lightning_compress.delivery.findings import Findings, Result
 from lightning_compress.delivery.network_call import Entry
 from lightning_compress.delivery.output_cache import Remembered
-from lightning_compress.delivery.side_by_side import evaluate_beside, evaluate_through
-from lightning_compress.delivery.size_accounting import zipped
+from lightning_compress.delivery.side_by_side import evaluate_as_trained, evaluate_beside, evaluate_through
+from lightning_compress.delivery.timing import timings
 from lightning_compress.delivery.without_channels import without_channels
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.compressed_tensors import save_compressed_tensors
-from lightning_compress.export.divergence import SiteError, can_trace, first_divergence, site_errors
-from lightning_compress.export.executorch.write import ExecuTorchModel, to_executorch
-from lightning_compress.export.formats import BESIDE, DENSE_ONNX, FILES, GIVEN, deployed_of, files_of
-from lightning_compress.export.latency import Ratio, Timing, measure
+from lightning_compress.export.divergence import can_trace, first_divergence, site_errors
+from lightning_compress.export.formats import DENSE_ONNX, FILES, GIVEN, deployed_of, files_of
+from lightning_compress.export.latency import Ratio
+from lightning_compress.export.onnx.integer_share import IntegerShare, integer_share
 from lightning_compress.export.onnx.session import OnnxModel, needs_exact_kernels, open_session
-from lightning_compress.export.onnx.write import to_onnx
-from lightning_compress.export.openvino import OpenVinoModel, to_openvino
-from lightning_compress.export.packed.save_load import PackedFile, save_packed
-from lightning_compress.export.pt2.write import to_torch_export
-from lightning_compress.export.signatures import called_through, input_names
-from lightning_compress.export.verification import Comparison, deployed_form, pytorch_name
-from lightning_compress.foundation.checksum import sha256
+from lightning_compress.export.signatures import called_through
+from lightning_compress.export.verification import deployed_form, pytorch_name
 from lightning_compress.foundation.processor import has_vnni
-
-
-@dataclass
-class Result:
-    """One form of the model: where it ran and what it gave."""
-
-    label: str
-    runtime: str
-    source: str
-    bytes: int
-    metrics: dict[str, float] = field(default_factory=dict)
-    timing: Timing | None = None
-
-
-@dataclass
-class Findings:
-    """Everything that an export found out.
-
-    Attributes:
-        results: ``"dense"`` (if there is one), ``"fake_quantized"``, ``"deployed"``.
-        artifacts: One entry for each written file, as in the report.
-        packed: The packed file, if it was written.
-        comparisons: Format → how far its outputs are from the model's; empty if nothing was verified.
-        divergence: Where the deployed form begins to differ by more than rounding, if it does.
-        ratio: Latency of the deployed form ÷ that of the dense one, in the same runtime.
-        notes: What a reader should know about the numbers.
-    """
-
-    results: dict[str, Result] = field(default_factory=dict)
-    artifacts: list[dict[str, Any]] = field(default_factory=list)
-    packed: PackedFile | None = None
-    comparisons: dict[str, Comparison] = field(default_factory=dict)
-    divergence: SiteError | None = None
-    ratio: Ratio | None = None
-    notes: list[str] = field(default_factory=list)
+from lightning_compress.quantization import find
 
 
 @dataclass(frozen=True)
 class Export:
     """One export: what is written, from what, and on what it is verified.
+
+    Nothing that a format does ends it: what cannot be written, run or measured is among the failures that it finds.
 
     Attributes:
         module: The module as trained. It is not changed.
@@ -107,15 +70,15 @@ class Export:
 
         Args:
             dense_bytes: Bytes of all parameters and buffers of the dense model in float32.
-
-        Raises:
-            CompressionError: A file cannot be written, or does not run.
         """
         found = Findings()
         self._write(found)
-        deployed = deployed_of(self.formats) or self.formats[0]
-        runtime = self._form(deployed, self._copy())[1]
-        size = sum((self.directory / name).stat().st_size for name in files_of([deployed]) if name != DENSE_ONNX)
+        deployed = deployed_of(found.written)
+        runtime = None
+        if deployed is not None:
+            with found.attempt(f"{FILES[deployed]} was written and does not run"):
+                runtime = self._form(deployed, self._copy())[1]
+                found.notes += self._without_vnni(deployed)
         if self.dense is not None:
             found.results["dense"] = Result("Dense", runtime, self.dense[1], dense_bytes)
             if self.dense[1] != GIVEN:
@@ -125,24 +88,27 @@ class Export:
                 )
         trained = Result("Fake-quantized", pytorch_name(), "the trained module", dense_bytes)
         found.results["fake_quantized"] = trained
-        found.results["deployed"] = Result("Deployed", runtime, FILES[deployed], size)
-        if deployed == "openvino" and has_vnni() is False:
-            found.notes.append(
-                "This processor has no VNNI: OpenVINO computed the quantized graph in float, exactly and without gain, "
-                "since its 8-bit kernels saturate here. Set LP_TRANSFORMS_MODE=False where you deploy on such "
-                "processors, or deploy the ONNX file there."
-            )
-        if deployed == "onnx" and needs_exact_kernels(open_session(self.directory / FILES[deployed])):
-            found.notes.append(
-                "The file is for processors with VNNI (processor='vnni', or a backend that wants int8), and this one "
-                "has none: ONNX Runtime ran its exact 8-bit kernels (session.x64quantprecision=1), since its default "
-                "ones saturate here. Set the same where you deploy on such processors."
-            )
+        if deployed is not None:
+            size = sum((self.directory / name).stat().st_size for name in files_of([deployed]) if name != DENSE_ONNX)
+            found.results["deployed"] = Result("Deployed", runtime, FILES[deployed], size)
+        if deployed == "onnx" and runtime is not None:
+            with found.attempt("What runs in integers was not counted"):
+                found.integers = self._in_integers()
         if self.data is not None:
             self._verify(found, self.data, deployed)
-        if self.latency:
-            self._measure(found, deployed)
+        if self.latency and runtime is not None and deployed is not None:
+            with found.attempt("Latency was not measured"):
+                self._measure(found, deployed)
         return found
+
+    def _in_integers(self) -> IntegerShare | None:
+        """How much of the ONNX file runs in integers, for one sample; ``None`` where activations are float."""
+        quantization = find(self.module)
+        if quantization is None or not quantization.activations:
+            return None
+        call, path = self.sample.first(1), self.directory / FILES["onnx"]
+        model = OnnxModel(path, self._copy().forward, threads=self.threads)
+        return integer_share(path, model.feed(*call.args, **call.kwargs))
 
     def _copy(self) -> nn.Module:
         return called_through(duplicate(self.module), self.entry.name)
@@ -154,44 +120,16 @@ class Export:
         return None if self.dense is None else as_dense(self._copy(), self.dense[0])
 
     def _write(self, found: Findings) -> None:
-        # First, since it needs no trace: a long fit leaves it even where the others fail.
-        if "packed" in self.formats:
-            found.packed = save_packed(duplicate(self.module), self.directory / FILES["packed"])
+        files = Files(self.directory.path, self.entry, self.provenance)
         trained = self._smaller(found) if self.shrink else self._copy()
-        if "onnx" in self.formats:
-            self._write_onnx(trained, FILES["onnx"])
-        if "openvino" in self.formats:
-            to_openvino(trained, self.entry.example_inputs, self.directory / FILES["openvino"])
-        if "torch_export" in self.formats:
-            to_torch_export(trained, self.entry.example_inputs, self.directory / FILES["torch_export"])
-        if "executorch" in self.formats:
-            to_executorch(trained, self.entry.example_inputs, self.directory / FILES["executorch"])
-        if "compressed_tensors" in self.formats:
-            save_compressed_tensors(duplicate(self.module), self.directory / FILES["compressed_tensors"])
-        if DENSE_ONNX in files_of(self.formats) and (dense := self._dense()) is not None:
-            self._write_onnx(dense, DENSE_ONNX)
         for item in self.formats:
-            path = self.directory / FILES[item]
-            size = path.stat().st_size
-            beside = {BESIDE[item]: self.directory / BESIDE[item]} if item in BESIDE else {}
-            more = {name: file.stat().st_size for name, file in beside.items()}
-            if item == "packed" and found.packed is not None:
-                breakdown = dict(found.packed.breakdown)
-            elif item == "onnx":
-                breakdown = onnx_breakdown(path)
-            else:
-                breakdown = {path.name: size, **more}
-            found.artifacts.append(
-                {
-                    "format": item,
-                    "file": path.name,
-                    "bytes": size + sum(more.values()),
-                    "sha256": sha256(path),
-                    "breakdown": breakdown,
-                    "zipped": zipped(path, *beside.values()),
-                    "beside": {name: sha256(file) for name, file in beside.items()},
-                }
-            )
+            with found.attempt(f"{item} was not written"):
+                packed = files.write(item, trained, duplicate(self.module))
+                found.artifacts.append(files.artifact(item, packed))
+                found.packed = packed or found.packed
+        if DENSE_ONNX in files_of(found.written) and (dense := self._dense()) is not None:
+            with found.attempt(f"{DENSE_ONNX} was not written"):
+                files.write_onnx(dense, DENSE_ONNX)
 
     def _smaller(self, found: Findings) -> nn.Module:
         """The trained module without its pruned channels; a note says how much that is, or why it cannot be."""
@@ -208,97 +146,71 @@ class Export:
         )
         return smaller
 
-    def _write_onnx(self, module: nn.Module, name: str) -> None:
-        to_onnx(
-            module,
-            self.entry.example_inputs,
-            self.directory / name,
-            input_names=list(input_names(module.forward, self.entry.args, self.entry.kwargs)),
-            metadata=self.provenance,
-        )
-
-    def _verify(self, found: Findings, data: EvaluationData, deployed: str) -> None:
-        name = self.entry.name
+    def _verify(self, found: Findings, data: EvaluationData, deployed: str | None) -> None:
+        evaluated = None
+        with found.attempt("The trained module was not evaluated"):
+            found.results["fake_quantized"].metrics, evaluated = evaluate_as_trained(self.module, data)
+        if self.dense is not None:
+            with found.attempt("The dense module was not evaluated"):
+                dense = as_dense(in_training_modes(duplicate(self.module), self.module, data.split), self.dense[0])
+                found.results["dense"].metrics = evaluate(cast(L.LightningModule, dense), data)
         model = self._copy()
         reference = Remembered(model)
-        found.results["fake_quantized"].metrics = evaluate_through(reference, self.module, data, entry=name)
-        if self.dense is not None:
-            dense = cast(L.LightningModule, as_dense(duplicate(self.module), self.dense[0]))
-            found.results["dense"].metrics = evaluate(dense, data)
-        for item in self.formats:
-            form, _ = self._form(item, model)
-            metrics, found.comparisons[item] = evaluate_beside(form, reference, self.module, data, entry=name)
-            if item == deployed:
+        for item in found.written:
+            with found.attempt(f"{FILES[item]} was written and not verified"):
+                form, _ = self._form(item, model)
+                metrics, compared = evaluate_beside(form, reference, self.module, data, entry=self.entry.name)
+                found.comparisons[item] = compared
+                if item != deployed:
+                    continue
+                if evaluated is not None:
+                    metrics = self._as_evaluated(item, evaluated, data)
+                    found.notes.append(
+                        f"{type(self.module).__name__} evaluates in another state than eval mode (its evaluation hooks "
+                        f"see to that). {FILES[item]} is the network in eval mode, as predictions need it; its metrics "
+                        f"are those of the same format, written in the state of the evaluation."
+                    )
                 found.results["deployed"].metrics = metrics
-                path, agreement = self.directory / FILES[item], found.comparisons[item].agreement
-                if agreement != 1.0 and can_trace(path):
+                if compared.agreement != 1.0 and can_trace(self.directory / FILES[item]):
                     call = self.sample
+                    path = self.directory / FILES[item]
                     errors = site_errors(path, model, call.args, call.kwargs, threads=self.threads)
                     found.divergence = first_divergence(errors)
 
+    def _as_evaluated(self, item: str, evaluated: L.LightningModule, data: EvaluationData) -> dict[str, float]:
+        """Metrics of a format that is written in the state in which the module's hooks evaluate it."""
+        model = called_through(evaluated, self.entry.name)
+        with tempfile.TemporaryDirectory() as folder:
+            Files(Path(folder), self.entry).write(item, model, evaluated)
+            form, _ = deployed_form(Path(folder) / FILES[item], model, threads=self.threads)
+            return evaluate_through(
+                lambda *args, **kwargs: form(model(*args, **kwargs), *args, **kwargs),
+                self.module,
+                data,
+                entry=self.entry.name,
+            )
+
     def _measure(self, found: Findings, deployed: str) -> None:
-        call = self.sample.first(1)
-        reference = self._copy()
-        timed: dict[str, Callable[[], Any]] = {"fake_quantized": _eager(reference, call)}
-        if deployed == "onnx":
-            timed["deployed"] = _session(self.directory / FILES["onnx"], reference, call, self.threads)
-            if self.dense is not None:
-                timed["dense"] = _session(self.directory / DENSE_ONNX, reference, call, self.threads)
-        elif deployed == "openvino":
-            timed["deployed"] = _openvino(self.directory / FILES["openvino"], reference, call, self.threads)
-            if self.dense is not None:
-                timed["dense"] = _openvino(self.directory / DENSE_ONNX, reference, call, self.threads)
-        elif deployed == "executorch":
-            timed["deployed"] = _executorch(self.directory / FILES["executorch"], reference, call)
-            if (dense := self._dense()) is not None:
-                with tempfile.TemporaryDirectory() as folder:
-                    to_executorch(dense, call.example_inputs, file := Path(folder) / "dense.pte")
-                    timed["dense"] = _executorch(file, dense, call)
-        else:
-            form, _ = self._form(deployed, reference)
-            timed["deployed"] = lambda: form(None, *call.args, **call.kwargs)
-            if (dense := self._dense()) is not None:
-                timed["dense"] = _eager(dense, call)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            with torch.inference_mode():
-                timings = measure(timed, seconds=0.5)
-        finally:
-            torch.set_num_threads(threads)
-        for form_name, timing in timings.items():
-            found.results[form_name].timing = timing
-        if "dense" in timings:
-            found.ratio = Ratio.between(timings["deployed"], timings["dense"])
+        measured = timings(
+            deployed, self.directory.path, self._copy(), self._dense(), self.sample.first(1), threads=self.threads
+        )
+        for form, timing in measured.items():
+            found.results[form].timing = timing
+        if "dense" in measured:
+            found.ratio = Ratio.between(measured["deployed"], measured["dense"])
 
-
-def onnx_breakdown(path: Path) -> dict[str, int]:
-    """Bytes of an ONNX file by what they hold: ``integers`` and ``floats`` of its constants, and the ``graph``."""
-    import onnx
-
-    parts = {"integers": 0, "floats": 0}
-    for constant in onnx.load(path).graph.initializer:
-        array = onnx.numpy_helper.to_array(constant)
-        parts["floats" if array.dtype.kind == "f" else "integers"] += array.nbytes
-    return {**parts, "graph": path.stat().st_size - sum(parts.values())}
-
-
-def _eager(module: nn.Module, call: Entry) -> Callable[[], Any]:
-    return lambda: module(*call.args, **call.kwargs)
-
-
-def _session(path: Path, reference: nn.Module, call: Entry, threads: int) -> Callable[[], Any]:
-    model = OnnxModel(path, reference.forward, threads=threads)
-    feed = model.feed(*call.args, **call.kwargs)
-    return lambda: model.session.run(None, feed)
-
-
-def _executorch(path: Path, reference: nn.Module, call: Entry) -> Callable[[], Any]:
-    model = ExecuTorchModel(path, reference.forward)
-    return lambda: model(*call.args, **call.kwargs)
-
-
-def _openvino(path: Path, reference: nn.Module, call: Entry, threads: int) -> Callable[[], Any]:
-    model = OpenVinoModel(path, reference.forward, threads=threads)
-    feed = model.feed(*call.args, **call.kwargs)
-    return lambda: model.run(feed)
+    def _without_vnni(self, deployed: str) -> list[str]:
+        """What to know of a file that is run on a processor like this one."""
+        if deployed == "openvino" and has_vnni() is False:
+            return [
+                "This processor has no VNNI: OpenVINO computed the quantized graph in float, exactly and without gain, "
+                "since its 8-bit kernels saturate here. Set LP_TRANSFORMS_MODE=False where you deploy on such "
+                "processors, or deploy the ONNX file there."
+            ]
+        if deployed == "onnx" and needs_exact_kernels(open_session(self.directory / FILES[deployed])):
+            return [
+                "The file is for processors with VNNI (processor='vnni', or a backend that wants int8), and this one "
+                "has none: ONNX Runtime ran its exact 8-bit kernels (session.x64quantprecision=1), since its default "
+                "ones saturate here. Set the same where you deploy on such processors."
+            ]
+        return []

@@ -4,17 +4,76 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, cast
 
 import lightning as L
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from lightning_compress.delivery.evaluation import EvaluationData, duplicate, evaluate, integer_tensors
+from lightning_compress.delivery.evaluation import (
+    EvaluationData,
+    duplicate,
+    evaluate,
+    in_training_modes,
+    integer_tensors,
+)
 from lightning_compress.export.signatures import completed
 from lightning_compress.export.verification import Comparison
 from lightning_compress.quantization import strip
 
 Passed = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def evaluate_as_trained(
+    module: L.LightningModule, data: EvaluationData
+) -> tuple[dict[str, float], L.LightningModule | None]:
+    """Run a module's own evaluation on a copy of it, as its fit does, all of its hooks included.
+
+    Args:
+        module: The module as trained; it is not changed.
+        data: What to run on.
+
+    Returns:
+        What the steps log; and, where the module's hooks evaluate it in another state than eval mode (parts that stay
+        in training mode, averaged weights), a copy that is in that state and stays in it.
+    """
+    copied = in_training_modes(duplicate(module), module, data.split)
+    states: list[L.LightningModule] = []
+
+    def look(batch: Any) -> None:
+        if not states:
+            states.append(_fixed_copy(copied))
+
+    metrics = evaluate(copied, data, on_batch=look)
+    changed = states and (any(part.training for part in states[0].modules()) or not _same(states[0], module))
+    return metrics, states[0] if changed else None
+
+
+def _fixed_copy(module: L.LightningModule) -> L.LightningModule:
+    """A copy whose parts keep the modes that they have."""
+    copied = duplicate(module)
+    for name, part in module.named_modules():
+        if part.training:
+            pinned = copied.get_submodule(name)
+            pinned.training = True
+            pinned.train = MethodType(_train, pinned)  # type: ignore[method-assign]
+    return copied
+
+
+def _train(module: nn.Module, mode: bool = True) -> nn.Module:
+    """``nn.Module.train`` of a part that stays in training mode."""
+    for child in module.children():
+        child.train(mode)
+    return module
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules of one architecture have equal tensors."""
+    mine, theirs = one.state_dict(), duplicate(cast(L.LightningModule, other)).state_dict()
+    return all(
+        torch.equal(value.nan_to_num(), theirs[name].nan_to_num()) for name, value in mine.items() if name in theirs
+    )
 
 
 def evaluate_through(
@@ -34,7 +93,7 @@ def evaluate_through(
         entry: Full name of the module that ``forward`` stands for.
         on_batch: Called with each batch before its step.
     """
-    host = cast(L.LightningModule, strip(duplicate(module)))
+    host = cast(L.LightningModule, strip(in_training_modes(duplicate(module), module, data.split)))
     return evaluate(host, data, entry=entry, forward=forward, on_batch=on_batch)
 
 

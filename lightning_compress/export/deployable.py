@@ -13,10 +13,11 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.quantize_ops import dequantize, quantize_dequantize
+from lightning_compress.foundation.boundary import Boundary, watch
 from lightning_compress.foundation.example_inputs import call_arguments
 from lightning_compress.foundation.function_calls import CallHook, on_call
 from lightning_compress.foundation.nested import Key
-from lightning_compress.foundation.recorded_forward import Boundary, recording, watch
+from lightning_compress.foundation.recorded_forward import recording
 from lightning_compress.quantization.attach import Quantization, find, strip
 from lightning_compress.quantization.candidates import Use
 from lightning_compress.quantization.placement.place import place

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.onnx.session import OnnxModel
 from lightning_compress.export.packed.save_load import load_packed
+from lightning_compress.foundation.boundary import watch
 from lightning_compress.foundation.nested import tensors
 from lightning_compress.foundation.output_difference import differences, sizes
-from lightning_compress.foundation.recorded_forward import watch
 from lightning_compress.quantization import find, strip
 
 ROUNDING = 0.05

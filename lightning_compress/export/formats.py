@@ -19,6 +19,10 @@ FILES: dict[str, str] = {
 }
 BESIDE = {"openvino": "model.bin", "compressed_tensors": "config.json"}
 """Second files of formats that have two."""
+TRACED = ("onnx", "openvino", "torch_export", "executorch")
+"""Formats that hold a graph, for which the network is traced with the inputs of one call."""
+FIXED_BATCH = ("executorch",)
+"""Those of them that are written for one sample a call."""
 _RUNTIMES = {"openvino": "OpenVINO", "executorch": "ExecuTorch"}
 """Formats whose runtime is a package of the same name, which an extra brings."""
 DENSE_STATE, DENSE_ONNX = "dense.safetensors", "dense.onnx"

@@ -11,9 +11,9 @@ from torch import nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.example_inputs import call_arguments, evaluating
-from lightning_compress.foundation.function_calls import CallHandle, on_call
 from lightning_compress.foundation.recorded_forward import Tape, recording
 from lightning_compress.foundation.settings_diff import differences
+from lightning_compress.quantization import wiring
 from lightning_compress.quantization.candidates import (
     FunctionalUse,
     Use,
@@ -27,25 +27,15 @@ from lightning_compress.quantization.candidates import (
 )
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
 from lightning_compress.quantization.placement.place import place
-from lightning_compress.quantization.placement.sites import Placement, Site
+from lightning_compress.quantization.placement.sites import Placement
 from lightning_compress.quantization.quantizers.attention import SeparateProjections
-from lightning_compress.quantization.quantizers.base import (
-    ActivationHook,
-    ActivationQuantizer,
-    ClipForward,
-    Switch,
-    Unnested,
-    WeightQuantizer,
-    WeightShadows,
-)
-from lightning_compress.quantization.quantizers.bias import BiasShadow, fits
+from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch, WeightQuantizer, WeightShadows
+from lightning_compress.quantization.quantizers.bias import BiasShadow
+from lightning_compress.quantization.quantizers.hooks import ActivationHook, Unnested
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
-from lightning_compress.quantization.quantizers.searched import SearchedWeightQuantizer
 from lightning_compress.quantization.quantizers.weight_group import WeightGroup
-from lightning_compress.quantization.settings import QuantizationSettings, WeightSpec, check_bits
+from lightning_compress.quantization.settings import QuantizationSettings, check_bits
 from lightning_compress.targets import Candidate, select
-
-_Handle = torch.utils.hooks.RemovableHandle | CallHandle | ClipForward | SeparateProjections | Unnested
 
 # Where a module keeps what is attached to it.
 ATTRIBUTE = "_lightning_compress_quantization"
@@ -76,7 +66,7 @@ class Quantization:
         self._group = WeightGroup()
         self._switch.momentum = settings.momentum
         self._switch.observe_every = settings.observe_every
-        self._handles: list[_Handle] = []
+        self._handles: list[wiring.Handle] = []
         self._overrides: dict[str, Mapping[str, Any]] = {}
         self._ends: set[str] = set()
         self._loose: dict[str, Mapping[str, Any]] = {}
@@ -293,7 +283,7 @@ class Quantization:
         for weight in found:
             spec = settings.weight_spec(self._overrides[weight.name], end=weight.name in self._ends)
             if spec is not None:
-                quantizer = self.layers[weight.name] = self._quantizer(weight, spec)
+                quantizer = self.layers[weight.name] = wiring.weight_quantizer(weight, spec, self._switch)
                 quantizer.group = self._group
                 self._group.members.append(quantizer)
                 reads += [(quantizer, use) for use in weight.uses]
@@ -310,13 +300,6 @@ class Quantization:
                 self._handles.append(SeparateProjections(host))
             self._handles += WeightShadows(uses, self._switch).attach(host)
 
-    def _quantizer(self, weight: Weight, spec: WeightSpec) -> WeightQuantizer:
-        if spec.range == "learned":
-            return LearnedWeightQuantizer(weight, spec, self._switch)
-        if spec.range == "minmax":
-            return WeightQuantizer(weight, spec)
-        return SearchedWeightQuantizer(weight, spec, self._switch)
-
     def _attach_activations(self, placement: Placement) -> None:
         if self.placement is not None:
             raise CompressionError("The model was recorded already: strip(model) before preparing it again.")
@@ -325,58 +308,34 @@ class Quantization:
         self._handles += [Unnested(module) for module in modules.values() if isinstance(module, nn.TransformerEncoder)]
         device = next((parameter.device for parameter in self._model.parameters()), None)
         for site in placement.sites:
-            kind = LearnedActivationQuantizer if self.settings.range == "learned" else ActivationQuantizer
             spec = self.settings.activation_spec(site.width(self.activation_bits))
-            # Where the model's first parameter lies; a quantizer elsewhere moves at its first tensor.
-            quantizer = kind(site.name, spec, self._switch, device)
-            self.activations[site.name] = quantizer
-            self._hook(site, quantizer, modules, functions=False)
+            self.activations[site.name] = wiring.activation_quantizer(site.name, spec, self._switch, device)
+        self._hook(modules, functions=False)
         for name, site_name in placement.layer_input.items():
-            self._round_biases(self.layers.get(name), self.activations[site_name], modules)
+            if (weight := self.layers.get(name)) is not None:
+                norm = placement.folds.get(name.rpartition(".")[0])
+                for shadow in wiring.bias_shadows(
+                    weight, self.activations[site_name], None if norm is None else modules[norm], self._switch
+                ):
+                    self.biases.append(shadow)
+                    shadow.host.__dict__[ATTRIBUTE] = self
+                    self._handles += shadow.attach(shadow.host)
         # Last, so that the functions that the other hooks call are not counted.
-        for site in placement.sites:
-            self._hook(site, self.activations[site.name], modules, functions=True)
+        self._hook(modules, functions=True)
 
-    def _round_biases(
-        self, weight: WeightQuantizer | None, activation: ActivationQuantizer, modules: dict[str, nn.Module]
-    ) -> None:
-        """Let biases of integer layers be in evaluation what they are in a file."""
-        if weight is None or weight.spec.group_size is not None or self.placement is None:
-            return
-        norm = self.placement.folds.get(weight.name.rpartition(".")[0])
-        scales = None if weight.axis is None else weight.weight.shape[weight.axis]
-        for use in weight.uses:
-            bias = use.owner._parameters.get(use.bias) if use.bias is not None else None
-            if norm is None and (bias is None or not fits(bias, scales)):
-                continue
-            shadow = BiasShadow(weight, activation, use, modules[norm] if norm is not None else None, self._switch)
-            self.biases.append(shadow)
-            shadow.host.__dict__[ATTRIBUTE] = self
-            self._handles += shadow.attach(shadow.host)
-
-    def _hook(
-        self, site: Site, quantizer: ActivationQuantizer, modules: dict[str, nn.Module], *, functions: bool
-    ) -> None:
-        for at, paths in site.places.items():
-            if bool(at.function) != functions:
-                continue
-            name = at.module
-            if name not in modules:
-                raise CompressionError(
-                    f"The activation quantizer {site.name!r} belongs to module {name!r}, which this model "
-                    f"does not have. Load it into the architecture that it was trained with."
-                )
-            module = modules[name]
-            module.__dict__[ATTRIBUTE] = self
-            hook = ActivationHook(quantizer, paths, self._switch)
-            if at.function:
-                self._handles.append(on_call(module, hook.at_call(at)))
-            elif at.side == "input":
-                self._handles.append(module.register_forward_pre_hook(hook.enter, with_kwargs=True))
-            else:
-                self._handles.append(module.register_forward_hook(hook.leave))
-                if ClipForward.serves(module):
-                    self._handles.append(ClipForward(module, hook))
+    def _hook(self, modules: dict[str, nn.Module], *, functions: bool) -> None:
+        for site in self.placement.sites if self.placement else ():
+            for at, paths in site.places.items():
+                if at.module not in modules:
+                    raise CompressionError(
+                        f"The activation quantizer {site.name!r} belongs to module {at.module!r}, which this model "
+                        f"does not have. Load it into the architecture that it was trained with."
+                    )
+                if bool(at.function) == functions:
+                    module = modules[at.module]
+                    module.__dict__[ATTRIBUTE] = self
+                    hook = ActivationHook(self.activations[site.name], paths, self._switch)
+                    self._handles += wiring.hook(module, at, hook)
 
     def parameters(self) -> list[nn.Parameter]:
         """Learned scales and offsets, for an optimizer of their own; empty unless ``range="learned"``."""

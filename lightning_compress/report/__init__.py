@@ -2,7 +2,7 @@
 
 from lightning_compress.report.build import environment, layers, phases
 from lightning_compress.report.schema import FORMAT, check
-from lightning_compress.report.table import table
+from lightning_compress.report.table import show, table
 from lightning_compress.report.write import write
 
-__all__ = ["FORMAT", "check", "environment", "layers", "phases", "table", "write"]
+__all__ = ["FORMAT", "check", "environment", "layers", "phases", "show", "table", "write"]

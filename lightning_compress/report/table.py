@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_compress.foundation.number_text import size
 from lightning_compress.report import text
 from lightning_compress.report.schema import check
 
@@ -34,3 +36,23 @@ def table(report: Mapping[str, Any]) -> Table:
     for label, cells in text.comparison(report):
         shown.add_row(escape(label), *map(escape, cells))
     return shown
+
+
+def show(report: Mapping[str, Any], folder: Path) -> None:
+    """Print the table, the packed file's size and where the report is, to standard error.
+
+    Args:
+        report: A report.
+        folder: Where it was written.
+    """
+    from rich.console import Console
+
+    # Standard output is the program's own: a command may print JSON there.
+    console = Console(stderr=True)
+    console.print(table(report))
+    packed = next((item["bytes"] for item in report["artifacts"] if item["format"] == "packed"), None)
+    if packed:
+        ratio, word = text.size_change(report["bytes"]["dense"] / packed)
+        of = "of dense float32" if word == "the size" else "than dense float32"
+        console.print(f"Packed: {size(packed)}, {ratio} {word} {of}", markup=False)
+    console.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)

@@ -446,8 +446,8 @@ class Steered(Mlp):
 def test_a_network_that_cannot_be_traced_leaves_the_packed_file(tmp_path):
     module, fresh = Plain(), Plain()
     module.net, fresh.net = Steered(), Steered()
-    callback = CompressedExport(tmp_path, latency=False)
-    with pytest.raises(CompressionError, match=r"torch\.export cannot trace"):
+    callback = CompressedExport(tmp_path, latency=False, on_error="warn")
+    with pytest.warns(UserWarning, match=r"torch\.export cannot trace"):
         trainer(callback, QuantizationAwareTraining(), epochs=1).fit(module, loader(), loader(64, seed=1))
     assert not (tmp_path / "model.onnx").exists()
     load_packed(tmp_path / "model.packed", fresh).eval()

@@ -12,8 +12,8 @@ from networks import EncoderNet, ResidualNet
 from onnx import numpy_helper
 from torch import nn
 
+from lightning_compress.delivery.findings import Findings
 from lightning_compress.delivery.limits import Limits
-from lightning_compress.delivery.run import Findings
 from lightning_compress.export import save_packed, to_onnx
 from lightning_compress.export.divergence import SiteError, first_divergence, site_errors
 from lightning_compress.quantization import find, prepare

@@ -191,6 +191,7 @@ def test_an_alert_is_a_warning_and_an_alert_of_the_run(tmp_path: Path) -> None:
     (found,) = read_runs(tmp_path)
     assert [(alert.title, alert.text) for alert in found.alerts] == [("A layer is dead", "fc.weight")]
 
+
 def test_the_place_of_a_run_is_the_folder_that_can_be_synchronized(tmp_path: Path) -> None:
     logger = WandbLogger(save_dir=str(tmp_path), offline=True, project="a")
     found = loggers.place(logger)

@@ -27,6 +27,7 @@ from lightning_compress.apps.configuration.instantiate import instantiate
 from lightning_compress.apps.configuration.overrides import quoted
 from lightning_compress.apps.configuration.settings import COMPRESSION, Settings, drop_unused, settings
 from lightning_compress.apps.train.outcome import RESULT_FILE, Outcome, read_report
+from lightning_compress.callbacks.export import CompressedExport
 from lightning_compress.callbacks.interrupt import InterruptCheckpoint, Interrupted
 from lightning_compress.callbacks.starting_weights import StartingWeights
 from lightning_compress.errors import CompressionError, DoesNotHold
@@ -224,11 +225,11 @@ class _Job:
             if place := loggers.place(logger):
                 log.info("W&B run: %s", place)
         done = [f"dense_checkpoint={quoted(dense_checkpoint)}"] if dense_checkpoint is not None else []
-        try:
+        # All files are written by then; the run ends as usual, with exit code 1.
+        with contextlib.suppress(DoesNotHold):
             self.fit(trainer, model, keep, self.wanted.ckpt_path, "ckpt_path", done)
-        except DoesNotHold as failure:
-            # All files are written by then; the run ends as usual, with exit code 1.
-            self.failures.append(str(failure))
+        exports = (callback for callback in callbacks if isinstance(callback, CompressedExport))
+        self.failures += [failure for callback in exports for failure in callback.failures]
         metrics = _numbers(trainer.callback_metrics)
         with self.interruptible(trainer, lambda: self.resumable(trainer, keep), "ckpt_path", done):
             metrics |= self.test(trainer, model)

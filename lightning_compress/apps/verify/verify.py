@@ -16,7 +16,7 @@ from lightning_compress.apps.trained_run import Split, TrainedRun, find_run, rea
 from lightning_compress.delivery.dense_baseline import as_dense
 from lightning_compress.delivery.evaluation import duplicate, evaluate
 from lightning_compress.delivery.output_cache import Remembered
-from lightning_compress.delivery.side_by_side import evaluate_beside, evaluate_through
+from lightning_compress.delivery.side_by_side import evaluate_as_trained, evaluate_beside
 from lightning_compress.errors import CompressionError, closest
 from lightning_compress.export.divergence import SiteError, can_trace, first_divergence, site_errors
 from lightning_compress.export.formats import DENSE_ONNX, FILES
@@ -131,7 +131,7 @@ def verify_run(
         run = read_run(folder, files[0], cfg, split, trust=trust)
         model = called_through(duplicate(run.module), run.entry.name)
         reference = Remembered(model)
-        shared = {"fake_quantized": evaluate_through(reference, run.module, run.data, entry=run.entry.name)}
+        shared = {"fake_quantized": evaluate_as_trained(run.module, run.data)[0]}
         if run.dense is not None:
             dense = cast(L.LightningModule, as_dense(duplicate(run.module), run.dense))
             shared = {"dense": evaluate(dense, run.data), **shared}

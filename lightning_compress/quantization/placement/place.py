@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 
 from torch import nn
 
-from lightning_compress.foundation.recorded_forward import Boundary, Op, Tape, Value
+from lightning_compress.foundation.boundary import Boundary
+from lightning_compress.foundation.recorded_forward import Op, Tape, Value
 from lightning_compress.quantization.candidates import weights
 from lightning_compress.quantization.data_flow import only_user, source, users
 from lightning_compress.quantization.operations import (

@@ -55,9 +55,10 @@ class WeightGroup:
     def __init__(self) -> None:
         self.members: list[WeightQuantizer] = []
         self._ready: dict[WeightQuantizer, Ready] = {}
+        self._accumulators: dict[WeightQuantizer, tuple[Any, Any]] = {}
 
     def __reduce__(self) -> tuple[type[WeightGroup], tuple[()], dict[str, Any]]:
-        return WeightGroup, (), {"members": self.members, "_ready": {}}
+        return WeightGroup, (), {"members": self.members, "_ready": {}, "_accumulators": {}}
 
     def take(self, quantizer: WeightQuantizer) -> torch.Tensor | None:
         """A weight on its grid, with gradients; ``None`` where no operator serves it."""
@@ -65,6 +66,7 @@ class WeightGroup:
             return None
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return quantizer.place(self._quantize([quantizer])[quantizer])
+        self._keep_accumulator(quantizer)
         ready = self._ready.pop(quantizer, None)
         if ready is not None and ready.made_from != _origin(quantizer):
             self._ready.clear()
@@ -80,6 +82,16 @@ class WeightGroup:
     def drop(self) -> None:
         """Forget what was made and not used."""
         self._ready.clear()
+
+    def _keep_accumulator(self, quantizer: WeightQuantizer) -> None:
+        """Keep the node that accumulates a weight's gradient, which autograd else makes anew in each forward.
+
+        ``DistributedDataParallel`` does so, too. A node belongs to a device and a stream.
+        """
+        weight, device = quantizer.weight, quantizer.weight.device
+        where = device, torch.cuda.current_stream(device) if device.type == "cuda" else None
+        if weight.requires_grad and self._accumulators.get(quantizer, (None,))[0] != where:
+            self._accumulators[quantizer] = where, torch.autograd.graph.get_gradient_edge(weight).node
 
     def _serves(self, quantizer: WeightQuantizer) -> bool:
         weight = quantizer.weight

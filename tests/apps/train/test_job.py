@@ -32,6 +32,16 @@ class Net(nn.Module):
         return self.out(self.hidden(x.flatten(1)).relu())
 
 
+class ReadsValues(Net):
+    """Takes a branch that depends on data, which no trace can follow."""
+
+    def __init__(self, **_) -> None:
+        super().__init__()
+
+    def forward(self, x):
+        return super().forward(x if float(x.sum()) > -1e9 else -x)
+
+
 class Module(L.LightningModule):
     """Builds its layers late and has no test step."""
 
@@ -92,6 +102,8 @@ class RefusesLate(L.Callback):
 
 QUICK = ("trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "trainer.max_epochs=2", "threads=1")
 SMALL = ("model=mlp", "model.net.hidden=[16]")
+
+EXPORT = ("export=default", "export.latency=false")
 
 Train = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -383,6 +395,13 @@ def test_a_limit_that_does_not_hold_ends_with_1_and_everything_written(train: Tr
     assert len(result["failures"]) == 1
     assert "test/acc" in result["failures"][0]
     assert (Path(result["output_dir"]) / "result.json").exists()
+    assert (Path(result["report"]).parent / "model.packed").exists()
+
+
+def test_a_format_that_cannot_be_written_ends_with_1_and_everything_else(train: Train) -> None:
+    code, result = train("model=mlp", "model.net._target_=mine.ReadsValues", *EXPORT, "export.on_error=warn")
+    assert code == 1
+    assert result["failures"][0].startswith("onnx was not written: ")
     assert (Path(result["report"]).parent / "model.packed").exists()
 
 

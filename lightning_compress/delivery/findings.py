@@ -1,0 +1,78 @@
+"""What an export found out, what it could not do among it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_compress.errors import reason
+from lightning_compress.export.divergence import SiteError
+from lightning_compress.export.latency import Ratio, Timing
+from lightning_compress.export.onnx.integer_share import IntegerShare
+from lightning_compress.export.packed.save_load import PackedFile
+from lightning_compress.export.verification import Comparison
+
+
+@dataclass
+class Result:
+    """One form of the model: where it ran and what it gave."""
+
+    label: str
+    runtime: str | None
+    source: str
+    bytes: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    timing: Timing | None = None
+
+
+@dataclass
+class Findings:
+    """Everything that an export found out.
+
+    Attributes:
+        results: ``"dense"`` (if there is one), ``"fake_quantized"``, ``"deployed"`` (if a file was written).
+        artifacts: One entry for each written file, as in the report.
+        packed: The packed file, if it was written.
+        comparisons: Format → how far its outputs are from the model's; empty if nothing was verified.
+        divergence: Where the deployed form begins to differ by more than rounding, if it does.
+        integers: How much of the ONNX file's arithmetic ONNX Runtime does in integers, where it is quantized.
+        ratio: Latency of the deployed form ÷ that of the dense one, in the same runtime.
+        notes: What a reader should know about the numbers.
+        failures: What was asked for and could not be done, with the reason, a sentence each.
+    """
+
+    results: dict[str, Result] = field(default_factory=dict)
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
+    packed: PackedFile | None = None
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
+    divergence: SiteError | None = None
+    integers: IntegerShare | None = None
+    ratio: Ratio | None = None
+    notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def written(self) -> list[str]:
+        """The formats that were written."""
+        return [item["format"] for item in self.artifacts]
+
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Make what goes wrong inside a failure, so that everything else is done.
+
+        Args:
+            what: Beginning of the sentence, such as ``"onnx was not written"``.
+
+        Example:
+            >>> found = Findings()
+            >>> with found.attempt("onnx was not written"):
+            ...     raise RuntimeError("no room")
+            >>> found.failures
+            ['onnx was not written: RuntimeError: no room']
+        """
+        try:
+            yield
+        except Exception as error:  # Whatever it is, the training before it must not be lost.
+            self.failures.append(f"{what}: {reason(error)}")

@@ -1,0 +1,68 @@
+"""Whether a model can be written to formats, found out before it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_compress.errors import reason
+from lightning_compress.export.formats import FIXED_BATCH, TRACED
+from lightning_compress.export.trace import trace
+from lightning_compress.foundation.example_inputs import call_arguments
+from lightning_compress.foundation.pytree import tree_map_only
+from lightning_compress.quantization import find
+
+
+def refusals(model: nn.Module, example_inputs: Any, formats: Iterable[str]) -> dict[str, str]:
+    """Trace a model as an export will after the training, and say which formats cannot be written.
+
+    Quantizers that have observed nothing yet get a range, and places where a training batch has not shown them. A
+    trace is what nearly all refusals come from; what a format's own converter refuses is not found.
+
+    Args:
+        model: A copy of the model, which is used up.
+        example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments.
+        formats: Names of formats; those that need no trace are passed over.
+
+    Returns:
+        Format → reason, for those that are refused.
+
+    Example:
+        >>> class ReadsValues(nn.Module):
+        ...     def forward(self, x):
+        ...         return x if float(x.sum()) > 0 else -x
+        >>> sorted(refusals(ReadsValues(), torch.zeros(2, 4), ["onnx", "packed"]))
+        ['onnx']
+    """
+    wanted = [item for item in formats if item in TRACED]
+    found: dict[bool, str | None] = {}
+    try:
+        if wanted:
+            _show_ranges(model.eval(), example_inputs)
+    except Exception as error:  # Of any kind: the network is the user's.
+        return dict.fromkeys(wanted, reason(error))
+    for fixed in dict.fromkeys(item in FIXED_BATCH for item in wanted):
+        try:
+            trace(model, _one_sample(example_inputs) if fixed else example_inputs, dynamic_batch=not fixed)
+            found[fixed] = None
+        except Exception as error:
+            found[fixed] = reason(error)
+    refused = {item: found[item in FIXED_BATCH] for item in wanted}
+    return {item: why for item, why in refused.items() if why is not None}
+
+
+def _show_ranges(model: nn.Module, example_inputs: Any) -> None:
+    quantization = find(model)
+    if quantization is None:
+        return
+    if quantization.gains_by_recording:
+        quantization.record(example_inputs)
+    for quantizer in quantization.activations.values():
+        quantizer.observed = True
+
+
+def _one_sample(example_inputs: Any) -> Any:
+    args, kwargs = call_arguments(example_inputs)
+    return tree_map_only(Tensor, lambda t: t[:1] if t.ndim else t, (*args, dict(kwargs)))
