@@ -13,6 +13,7 @@ ends, so that a run can be stopped and goes on where it was. ``--again`` measure
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import resource
@@ -36,6 +37,18 @@ from lightning_compress.foundation.atomic_write import replacing
 SECONDS, GIGABYTES = 400, 10
 RESULT = results.FOLDER / "zoo.json"
 PAGE = results.ROOT / "docs" / "zoo.md"
+PACKAGES = {
+    "diffusers": "diffusers.models",
+    "monai": "monai.networks.nets",
+    "segmentation-models-pytorch": "segmentation_models_pytorch",
+    "timm": "timm",
+    "torch": "torch",
+    "torch-geometric": "torch_geometric.nn",
+    "torchvision": "torchvision.models",
+    "transformers": "transformers",
+    "ultralytics": "ultralytics.nn.tasks",
+}
+"""Distribution → what an architecture of it imports."""
 COLUMNS = {
     "network": "network",
     "weights": "parameters",
@@ -75,8 +88,11 @@ def _in_process(name: str, target: Path) -> None:
     zoo_job.main(name, target)
 
 
-def load_exporter() -> None:
-    """Import what every process needs before they are forked: most of a small network's time otherwise."""
+def load(names: Sequence[str]) -> None:
+    """Import what the processes of these architectures need before they are forked: most of their time otherwise."""
+    known = architectures.all_architectures()
+    for package in sorted({known[name].distribution for name in names}):
+        importlib.import_module(PACKAGES[package])
     with tempfile.TemporaryDirectory() as folder:
         to_onnx(torch.nn.Linear(2, 2), torch.zeros(2, 2), Path(folder) / "model.onnx")
 
@@ -234,8 +250,9 @@ def main() -> int:
         return 0
     found = []
     torch.set_num_threads(1)
-    load_exporter()
-    for name in [] if options.page and not options.write else wanted(options):
+    names = [] if options.page and not options.write else wanted(options)
+    load(names)
+    for name in names:
         found.append(measured(name, options.seconds))
         row = found[-1]
         print(f"{'whole' if row['whole'] else 'FAILS'}  {name}: {row.get('error') or row.get('share')}", flush=True)
