@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_compress.callbacks.mend_progress import mend_progress
+from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
 from lightning_compress.callbacks.monitor import compression
 from lightning_compress.callbacks.random_states import random_states, restore_random_states
 from lightning_compress.errors import CompressionError
@@ -34,6 +34,7 @@ class OnlyCompressed(_Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._plateaus = PlateauSteps()
         self._refused = 0
         self._live_epoch = False
         self._live_validation: bool | None = None
@@ -54,8 +55,13 @@ class OnlyCompressed(_Base):
         super().setup(trainer, pl_module, stage)
 
     @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        keep_plateau_metrics(trainer, checkpoint)
+
+    @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         mend_progress(trainer, checkpoint)
+        self._plateaus.take(checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -80,6 +86,7 @@ class OnlyCompressed(_Base):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._plateaus.make(trainer)
         super().on_train_start(trainer, pl_module)
         self._refused = 0
         self._live_validation = None

@@ -225,7 +225,7 @@ class CompressionMonitor(Callback):
         }
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradualMagnitudePruning) and callback.pruner is not None:
-                plan["pruning"] = callback.pruner.state_dict()["settings"]
+                plan["pruning"] = callback.pruner.describe()
             elif isinstance(callback, QuantizationAwareTraining):
                 plan["quantization"] = callback.settings.as_dict()
         loggers.log_plan(trainer.loggers, plan)

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from lightning_compress.callbacks.mend_progress import mend_progress
-from lightning_compress.callbacks.run_length import measures_batchnorm, refuse_sharded, run_length
+from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
+from lightning_compress.callbacks.run_length import EpochCount, measures_batchnorm, refuse_sharded
 from lightning_compress.callbacks.sync_ranges import average_ranges, mean_over_ranks
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation import pytree
@@ -152,6 +152,8 @@ class QuantizationAwareTraining(Callback):
         self._said_float: Any = None
         self._saved: dict[str, Any] | None = None
         self._made_anew = False
+        self._plateaus = PlateauSteps()
+        self._epoch = EpochCount()
         self._frozen_norms: set[nn.Module] = set()
         self._recording: AbstractContextManager[Tape] | None = None
         self._tape: Tape | None = None
@@ -162,7 +164,9 @@ class QuantizationAwareTraining(Callback):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        run = run_length(trainer, before=self)
+        if self._saved is not None:
+            self._epoch.steps = self._saved["epoch_steps"]
+        run = self._epoch.begin(trainer, self)
         self.phases = {name: time.steps(run) for name, time in self.times.items()}
         if run.total_steps is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             for name, step in self.phases.items():
@@ -199,6 +203,7 @@ class QuantizationAwareTraining(Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._plateaus.make(trainer)
         step = trainer.global_step
         if step == 0:
             self._ranges.forget_rates()
@@ -252,6 +257,14 @@ class QuantizationAwareTraining(Callback):
         self._enter_bits(trainer.global_step)
 
     @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        run = self._epoch.end_epoch(trainer)
+        if run is not None:
+            self.phases = {name: time.steps(run) for name, time in self.times.items()}
+            self._enter_phase(trainer.global_step, pl_module)
+            self._enter_bits(trainer.global_step)
+
+    @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -294,14 +307,20 @@ class QuantizationAwareTraining(Callback):
         self._say_float(trainer)
 
     @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        keep_plateau_metrics(trainer, checkpoint)
+
+    @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         mend_progress(trainer, checkpoint)
+        self._plateaus.take(checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:
         if self.quantization is None:
             return {}
-        own = {"run": self._described_run(), "range_optimizer": self._ranges.state_dict()}
+        run = {"run": self._described_run(), "epoch_steps": self._epoch.steps}
+        own = {**run, "range_optimizer": self._ranges.state_dict()}
         return {**self.quantization.state_dict(), **own}
 
     @override

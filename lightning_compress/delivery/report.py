@@ -61,7 +61,7 @@ def compose(
         "seed": int(seed) if seed is not None else None,
         "data": dict(data) if data is not None else None,
         "plan": {
-            "pruning": None if pruner is None else _plain(pruner.state_dict()["settings"]),
+            "pruning": None if pruner is None else _plain(pruner.describe()),
             "quantization": None if quantization is None else _plain(_quantization(quantization)),
             "phases": report.phases(history),
         },
@@ -84,7 +84,11 @@ def compose(
         "bytes": accounting(rows, float_bytes, found.packed, found.artifacts),
         "layers": report.layers(rows, packed),
         "history": [dict(point) for point in history],
-        "stays_float": [] if quantization is None else quantization.unreached,
+        "integer_share": None if found.integers is None else found.integers.share,
+        "stays_float": [
+            *([] if quantization is None else quantization.unreached),
+            *([] if found.integers is None else found.integers.lines()),
+        ],
         "notes": [*found.notes, *(f"Does not hold: {failure}" for failure in failures)],
         "failures": [*found.failures, *failures],
     }

@@ -25,10 +25,12 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.export.divergence import can_trace, first_divergence, site_errors
 from lightning_compress.export.formats import DENSE_ONNX, FILES, GIVEN, deployed_of, files_of
 from lightning_compress.export.latency import Ratio
-from lightning_compress.export.onnx.session import needs_exact_kernels, open_session
+from lightning_compress.export.onnx.integer_share import IntegerShare, integer_share
+from lightning_compress.export.onnx.session import OnnxModel, needs_exact_kernels, open_session
 from lightning_compress.export.signatures import called_through
 from lightning_compress.export.verification import deployed_form, pytorch_name
 from lightning_compress.foundation.processor import has_vnni
+from lightning_compress.quantization import find
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,24 @@ class Export:
         if deployed is not None:
             size = sum((self.directory / name).stat().st_size for name in files_of([deployed]) if name != DENSE_ONNX)
             found.results["deployed"] = Result("Deployed", runtime, FILES[deployed], size)
+        if deployed == "onnx" and runtime is not None:
+            with found.attempt("What runs in integers was not counted"):
+                found.integers = self._in_integers()
         if self.data is not None:
             self._verify(found, self.data, deployed)
         if self.latency and runtime is not None and deployed is not None:
             with found.attempt("Latency was not measured"):
                 self._measure(found, deployed)
         return found
+
+    def _in_integers(self) -> IntegerShare | None:
+        """How much of the ONNX file runs in integers, for one sample; ``None`` where activations are float."""
+        quantization = find(self.module)
+        if quantization is None or not quantization.activations:
+            return None
+        call, path = self.sample.first(1), self.directory / FILES["onnx"]
+        model = OnnxModel(path, self._copy().forward, threads=self.threads)
+        return integer_share(path, model.feed(*call.args, **call.kwargs))
 
     def _copy(self) -> nn.Module:
         return called_through(duplicate(self.module), self.entry.name)
