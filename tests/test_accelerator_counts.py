@@ -13,10 +13,10 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-import accelerator_counts as counts  # noqa: E402 - a neighbour, not installed
+import accelerator_counts as counts
 
-from lightning_compress import pruning, quantization  # noqa: E402
-from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer  # noqa: E402
+from lightning_compress import pruning, quantization
+from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer
 
 
 @pytest.fixture(scope="module")
