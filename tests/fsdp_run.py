@@ -87,7 +87,7 @@ def beside_one_process(settings: dict[str, Any]) -> dict[str, Any]:
             each.step(step)
         found, expected = masks(pruner), reference.masks
         equal += [torch.equal(found[name], expected[name]) for name in expected]
-        equal += [torch.equal(whole(p.detach()) != 0, m) for p, m in zip(pruner.parameters.values(), found.values())
+        equal += [torch.equal(whole(p.detach()) != 0, m) for p, m in zip(pruner.parameters.values(), found.values(), strict=True)
                   if not settings.get("regrow")]  # fmt: skip
     state, alone = pruner.state_dict(), reference.state_dict()
     again = Pruner(sharded(), **{**COMMON, **settings})
