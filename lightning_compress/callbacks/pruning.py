@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_compress.callbacks.mend_progress import mend_progress
-from lightning_compress.callbacks.run_length import measures_batchnorm, refuse_sharded, run_length
+from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
+from lightning_compress.callbacks.run_length import EpochCount, measures_batchnorm, refuse_sharded
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.settings_diff import check_accept
 from lightning_compress.lightning_packages import is_instance, is_overridden
 from lightning_compress.pruning import Pruner
+from lightning_compress.pruning.criteria import CriterionFunction
 from lightning_compress.pruning.distributions import DistributionName
 from lightning_compress.pruning.optimizer_state import (
     forget_pruned,
@@ -28,7 +29,7 @@ from lightning_compress.pruning.optimizer_state import (
     owned,
 )
 from lightning_compress.pruning.schedule import Curve, ScheduleName
-from lightning_compress.pruning.settings import Criterion, CriterionName, RegrowName, Settings
+from lightning_compress.pruning.settings import RegrowName, Settings
 from lightning_compress.timeline import TimePoint, parse
 
 
@@ -58,14 +59,14 @@ class GradualMagnitudePruning(Callback):
         initial_sparsity: float = 0.0,
         start: TimePoint = 0.1,
         end: TimePoint = 0.6,
-        every: TimePoint = 0.01,
+        every: TimePoint | None = None,
         schedule: ScheduleName | Curve = "cubic",
         distribution: DistributionName = "global",
         pattern: str = "unstructured",
-        criterion: CriterionName | Criterion = "magnitude",
+        criterion: str | CriterionFunction = "magnitude",
         regrow: RegrowName | None = None,
         drop_fraction: float = 0.3,
-        layer_floor: float = 0.0,
+        layer_floor: float | None = None,
         channel_multiple: int = 1,
         keep_zeros: bool = False,
         freeze: bool = False,
@@ -106,6 +107,8 @@ class GradualMagnitudePruning(Callback):
         self._handles: list[RemovableHandle] = []
         self._gradients_masked: set[int] = set()
         self._averaging = False
+        self._plateaus = PlateauSteps()
+        self._epoch = EpochCount()
         self._trust_gradients = True
 
     @override
@@ -114,7 +117,7 @@ class GradualMagnitudePruning(Callback):
         self._restored = None
         if stage != "fit":
             return
-        refuse_sharded(trainer, type(self).__name__)
+        refuse_sharded(trainer, type(self).__name__, rows=True)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         averaging = [i for i, callback in enumerate(callbacks) if is_instance(callback, WeightAveraging)]
         self._averaging = bool(averaging)
@@ -135,7 +138,9 @@ class GradualMagnitudePruning(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove_hooks()
-        run = run_length(trainer, before=self)
+        if self._restored is not None:
+            self._epoch.steps = self._restored.get("epoch_steps")
+        run = self._epoch.begin(trainer, self)
         settings = self.settings
         if trainer.fast_dev_run and not settings.freeze:  # type: ignore[attr-defined]
             # The few batches of a trial run see the last update, whatever the schedule.
@@ -154,6 +159,7 @@ class GradualMagnitudePruning(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._plateaus.make(trainer)
         # An update that waits for gradients, in a run that goes on with other settings, is made after a first step.
         if not (trainer.global_step > 0 and self.settings.needs_gradient):
             self._update(trainer)
@@ -196,12 +202,22 @@ class GradualMagnitudePruning(Callback):
         self._update(trainer)
 
     @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = self._epoch.end_epoch(trainer)
+        if run is not None:
+            _made(self.pruner).reschedule(run)
+            # An update that waits for gradients is made after the next step.
+            if not self.settings.needs_gradient:
+                self._update(trainer)
+
+    @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._averaging and self.pruner is not None and not trainer.sanity_checking:
             self.pruner.apply()
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        keep_plateau_metrics(trainer, checkpoint)
         if self._averaging and self.pruner is not None:
             self.pruner.mask_state_dict(checkpoint["state_dict"])
 
@@ -232,10 +248,11 @@ class GradualMagnitudePruning(Callback):
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         mend_progress(trainer, checkpoint)
+        self._plateaus.take(checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.pruner is None else self.pruner.state_dict()
+        return {} if self.pruner is None else {**self.pruner.state_dict(), "epoch_steps": self._epoch.steps}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
