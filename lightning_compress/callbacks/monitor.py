@@ -102,6 +102,8 @@ class CompressionMonitor(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # A state that came with an earlier trainer.test(ckpt_path=...) has nothing to do with this run.
         self._restored = False
+        if stage == "fit" and is_instance(trainer.strategy, ModelParallelStrategy):
+            refuse_sharded(trainer, type(self).__name__)
 
     @override
     def on_train_batch_start(
