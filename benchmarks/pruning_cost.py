@@ -27,8 +27,8 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from lightning_compress.pruning import Pruner
-from lightning_compress.pruning.masks import cpu as kernel
 from lightning_compress.pruning.masks import apply_masks
+from lightning_compress.pruning.masks import cpu as kernel
 from lightning_compress.pruning.optimizer_state import mask_gradients
 
 SPARSITY = 0.8

@@ -52,9 +52,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return started(tmp_path_factory.mktemp("four"), 4)
 
 
-@pytest.mark.parametrize(
-    ("settings", "processes"), [*((name, 2) for name in SETTINGS), ("global", 4), ("uniform", 4)]
-)
+@pytest.mark.parametrize(("settings", "processes"), [*((name, 2) for name in SETTINGS), ("global", 4), ("uniform", 4)])
 def test_shards_are_pruned_as_one_process_prunes_the_whole(
     ranks: Any, four: list[dict[str, Any]], settings: str, processes: int
 ) -> None:

@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_compress.callbacks.mend_progress import mend_progress
-from lightning_compress.callbacks.run_length import refuse_sharded, run_length
+from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
+from lightning_compress.callbacks.run_length import EpochCount, refuse_sharded
 from lightning_compress.callbacks.teacher import (
     digest,
     from_file,
@@ -31,7 +31,7 @@ from lightning_compress.distillation.distiller import Distiller
 from lightning_compress.distillation.losses import Logits, Loss, check_losses, described
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.settings_diff import check_accept, settle
-from lightning_compress.timeline import TimePoint, parse
+from lightning_compress.timeline import Run, TimePoint, parse
 
 _FIELD = "KnowledgeDistillation"
 _STEP = "training_step"
@@ -109,6 +109,8 @@ class KnowledgeDistillation(Callback):
         self._distiller: Distiller | None = None
         self._digest = ""
         self._compared = False
+        self._plateaus = PlateauSteps()
+        self._epoch = EpochCount()
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -129,7 +131,9 @@ class KnowledgeDistillation(Callback):
                 f"{_FIELD}: {type(pl_module).__name__} optimizes manually, so it decides itself what is "
                 "back-propagated. Use lightning_compress.distillation.Distiller in its training_step."
             )
-        self.phases = self._resolve(trainer)
+        if self._restored is not None:
+            self._epoch.steps = self._restored["epoch_steps"]
+        self.phases = self._resolve(trainer, self._epoch.begin(trainer, self))
         self._take_teacher(trainer, pl_module)
         self._distiller = Distiller(
             pl_module,
@@ -143,7 +147,14 @@ class KnowledgeDistillation(Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._plateaus.make(trainer)
         _DistilledStep.install(self, trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        run = self._epoch.end_epoch(trainer)
+        if run is not None:
+            self.phases = self._resolve(trainer, run)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -160,15 +171,25 @@ class KnowledgeDistillation(Callback):
             self.teacher.cpu()
 
     @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        keep_plateau_metrics(trainer, checkpoint)
+
+    @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         mend_progress(trainer, checkpoint)
+        self._plateaus.take(checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:
         if self.teacher is None:
             return {}
         kept = weights(self.teacher) if self._given is None else None
-        return {"digest": self._digest, "teacher": kept, "settings": self._described()}
+        return {
+            "digest": self._digest,
+            "teacher": kept,
+            "settings": self._described(),
+            "epoch_steps": self._epoch.steps,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -211,8 +232,7 @@ class KnowledgeDistillation(Callback):
         module.log("distill/total", total.detach(), on_step=True)
         return {**output, "loss": total} if isinstance(output, Mapping) else total
 
-    def _resolve(self, trainer: L.Trainer) -> dict[str, int]:
-        run = run_length(trainer, before=self)
+    def _resolve(self, trainer: L.Trainer, run: Run) -> dict[str, int]:
         phases = {name: time.steps(run) for name, time in self._times.items()}
         if phases.get("end", math.inf) <= phases["start"]:
             raise CompressionError.field(

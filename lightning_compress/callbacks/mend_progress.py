@@ -1,10 +1,12 @@
-"""Puts right what Lightning counts wrongly when it goes on from a checkpoint of an epoch's last batch."""
+"""Corrects what Lightning counts wrongly or leaves out when it resumes from a checkpoint of an epoch's last batch."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning as L
+
+_PLATEAU = "lightning_compress_plateau_metrics"
 
 
 def mend_progress(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
@@ -47,3 +49,41 @@ def mend_progress(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] += in_batch_end - by_steps
     validation = loops["epoch_loop.val_loop.batch_progress"]
     validation["total"] = dict.fromkeys(validation["total"], 0)
+
+
+def keep_plateau_metrics(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Note in a checkpoint of an epoch's end which metrics ``ReduceLROnPlateau`` is about to be stepped with.
+
+    Lightning steps such schedulers after the checkpoints of an epoch's end are written, and does not make up for it
+    in a run that goes on from one: its learning rates lag behind by an epoch.
+    """
+    progress = trainer.fit_loop.epoch_progress.current
+    ended = progress.processed > progress.completed or (trainer.validating and trainer.is_last_batch)
+    if trainer.state.fn != "fit" or not ended or not trainer.lightning_module.automatic_optimization:
+        return
+    checkpoint[_PLATEAU] = {
+        index: float(trainer.callback_metrics[config.monitor])
+        for index, config in enumerate(trainer.lr_scheduler_configs)
+        if config.reduce_on_plateau
+        and config.interval == "epoch"
+        and (trainer.current_epoch + 1) % config.frequency == 0
+        and config.monitor in trainer.callback_metrics
+    }
+
+
+class PlateauSteps:
+    """The steps of ``ReduceLROnPlateau`` that the run of a checkpoint had still to make."""
+
+    def __init__(self) -> None:
+        self._metrics: dict[int, float] = {}
+
+    def take(self, checkpoint: dict[str, Any]) -> None:
+        """Take them from a checkpoint; the first callback of a Trainer gets them."""
+        self._metrics = checkpoint.pop(_PLATEAU, {})
+
+    def make(self, trainer: L.Trainer) -> None:
+        """Make them, once the schedulers are as they were saved."""
+        for index, metric in self._metrics.items():
+            if index < len(trainer.lr_scheduler_configs):
+                trainer.lightning_module.lr_scheduler_step(trainer.lr_scheduler_configs[index].scheduler, metric)
+        self._metrics = {}

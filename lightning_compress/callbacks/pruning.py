@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_compress.callbacks.mend_progress import mend_progress
-from lightning_compress.callbacks.run_length import measures_batchnorm, refuse_sharded, run_length
+from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
+from lightning_compress.callbacks.run_length import EpochCount, measures_batchnorm, refuse_sharded
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.settings_diff import check_accept
 from lightning_compress.lightning_packages import is_instance, is_overridden
@@ -107,6 +107,8 @@ class GradualMagnitudePruning(Callback):
         self._handles: list[RemovableHandle] = []
         self._gradients_masked: set[int] = set()
         self._averaging = False
+        self._plateaus = PlateauSteps()
+        self._epoch = EpochCount()
         self._trust_gradients = True
 
     @override
@@ -136,7 +138,9 @@ class GradualMagnitudePruning(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove_hooks()
-        run = run_length(trainer, before=self)
+        if self._restored is not None:
+            self._epoch.steps = self._restored.get("epoch_steps")
+        run = self._epoch.begin(trainer, self)
         settings = self.settings
         if trainer.fast_dev_run and not settings.freeze:  # type: ignore[attr-defined]
             # The few batches of a trial run see the last update, whatever the schedule.
@@ -157,6 +161,7 @@ class GradualMagnitudePruning(Callback):
         if self._restored is not None:
             # Strategies that shard load checkpoints after on_fit_start.
             self._restore()
+        self._plateaus.make(trainer)
         # An update that waits for gradients, in a run that goes on with other settings, is made after a first step.
         if not (trainer.global_step > 0 and self.settings.needs_gradient):
             self._update(trainer)
@@ -199,12 +204,22 @@ class GradualMagnitudePruning(Callback):
         self._update(trainer)
 
     @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = self._epoch.end_epoch(trainer)
+        if run is not None:
+            _made(self.pruner).reschedule(run)
+            # An update that waits for gradients is made after the next step.
+            if not self.settings.needs_gradient:
+                self._update(trainer)
+
+    @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._averaging and self.pruner is not None and not trainer.sanity_checking:
             self.pruner.apply()
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        keep_plateau_metrics(trainer, checkpoint)
         if self._averaging and self.pruner is not None:
             self.pruner.mask_state_dict(checkpoint["state_dict"])
 
@@ -235,10 +250,11 @@ class GradualMagnitudePruning(Callback):
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         mend_progress(trainer, checkpoint)
+        self._plateaus.take(checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.pruner is None else self.pruner.state_dict()
+        return {} if self.pruner is None else {**self.pruner.state_dict(), "epoch_steps": self._epoch.steps}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from lightning_compress.callbacks.mend_progress import mend_progress
-from lightning_compress.callbacks.run_length import measures_batchnorm, refuse_sharded, run_length
+from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
+from lightning_compress.callbacks.run_length import EpochCount, measures_batchnorm, refuse_sharded
 from lightning_compress.callbacks.sync_ranges import average_ranges, mean_over_ranks
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation import pytree
@@ -149,8 +149,11 @@ class QuantizationAwareTraining(Callback):
                 self.times[name] = time
                 self._points[name] = time.value if time.unit == "fraction" else f"{time.value:g} {time.unit}s"
         self._example_inputs = example_inputs
+        self._said_float: Any = None
         self._saved: dict[str, Any] | None = None
         self._made_anew = False
+        self._plateaus = PlateauSteps()
+        self._epoch = EpochCount()
         self._frozen_norms: set[nn.Module] = set()
         self._recording: AbstractContextManager[Tape] | None = None
         self._tape: Tape | None = None
@@ -161,7 +164,9 @@ class QuantizationAwareTraining(Callback):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        run = run_length(trainer, before=self)
+        if self._saved is not None:
+            self._epoch.steps = self._saved["epoch_steps"]
+        run = self._epoch.begin(trainer, self)
         self.phases = {name: time.steps(run) for name, time in self.times.items()}
         if run.total_steps is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             for name, step in self.phases.items():
@@ -198,6 +203,7 @@ class QuantizationAwareTraining(Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._plateaus.make(trainer)
         step = trainer.global_step
         if step == 0:
             self._ranges.forget_rates()
@@ -225,6 +231,10 @@ class QuantizationAwareTraining(Callback):
             self._tape = self._recording.__enter__()
 
     @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._attached.refuse_replaced()
+
+    @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
         if pl_module.automatic_optimization:
             self._finish_recording(passed_over=False)
@@ -244,11 +254,22 @@ class QuantizationAwareTraining(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._finish_recording(passed_over=pl_module.automatic_optimization or not _reads_parameters(self._tape))
+        # Not where other processes may have run other layers: their quantizers must be the same ones.
+        if trainer.world_size == 1 and self._attached.place_late():
+            self._ranges.track(self._attached.parameters())
         # In the phase of this batch: the one before ranges freeze has moved them, too.
         if trainer.world_size > 1 and self._attached.enabled and not self._attached.frozen:
             average_ranges(self._attached, mean_over_ranks(trainer))
         self._enter_phase(trainer.global_step, pl_module)
         self._enter_bits(trainer.global_step)
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        run = self._epoch.end_epoch(trainer)
+        if run is not None:
+            self.phases = {name: time.steps(run) for name, time in self.times.items()}
+            self._enter_phase(trainer.global_step, pl_module)
+            self._enter_bits(trainer.global_step)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -280,29 +301,56 @@ class QuantizationAwareTraining(Callback):
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore(pl_module)
+        self._say_float(trainer)
 
     @override
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore(pl_module)
+        self._say_float(trainer)
 
     @override
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore(pl_module)
+        self._say_float(trainer)
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        keep_plateau_metrics(trainer, checkpoint)
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         mend_progress(trainer, checkpoint)
+        self._plateaus.take(checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:
         if self.quantization is None:
             return {}
-        own = {"run": self._described_run(), "range_optimizer": self._ranges.state_dict()}
+        run = {"run": self._described_run(), "epoch_steps": self._epoch.steps}
+        own = {**run, "range_optimizer": self._ranges.state_dict()}
         return {**self.quantization.state_dict(), **own}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict or None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The module is not the callback's: from a pickle it takes its quantizers to the next module that it meets.
+        saved = self._saved if self.quantization is None else self.state_dict()
+        fresh = {"quantization": None, "_ranges": RangeOptimizer(self._ranges.lr), "_frozen_norms": set()}
+        return {**self.__dict__, **fresh, "_saved": saved}
+
+    def _say_float(self, trainer: L.Trainer) -> None:
+        """Say that a checkpoint of weights alone is evaluated in float, once for each."""
+        live = self.quantization is not None and self.quantization.enabled
+        if trainer.state.fn == "fit" or trainer.ckpt_path is None or live or self._said_float == trainer.ckpt_path:
+            return
+        self._said_float = trainer.ckpt_path
+        rank_zero_warn(
+            f"{_FIELD}: {trainer.ckpt_path} holds no live quantization (save_weights_only leaves it out, and so does a "
+            f"checkpoint from before its start), so that the network runs in float here. For the quantized one, take a "
+            f"checkpoint with the callbacks' states."
+        )
 
     @property
     def nonfinite_steps(self) -> int:

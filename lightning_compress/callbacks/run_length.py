@@ -19,7 +19,7 @@ from lightning_compress.lightning_packages import is_instance
 from lightning_compress.timeline import Run
 
 
-def run_length(trainer: L.Trainer, before: Callback | None = None) -> Run:
+def run_length(trainer: L.Trainer, before: Callback | None = None, *, epoch_steps: int | None = None) -> Run:
     """The length of a fit in optimizer steps; ``None`` where it is unknown (an endless or iterable loader).
 
     Lightning's own estimate counts batches: it takes the accumulation of the moment for that of all epochs, one step a
@@ -28,18 +28,48 @@ def run_length(trainer: L.Trainer, before: Callback | None = None) -> Run:
 
     Args:
         trainer: The Trainer, while it fits.
+        epoch_steps: Optimizer steps of an epoch, where one of a loader without length has been counted.
         before: Who asks in ``on_fit_start``, which callbacks behind it have not come to; ``None`` once all have.
     """
     loop, epochs = trainer.fit_loop, trainer.fit_loop.max_epochs
     loop.max_epochs = None if epochs is None else epochs - _measuring_epochs(trainer, before)
     try:
-        return _length(trainer)
+        run = _length(trainer)
     finally:
         loop.max_epochs = epochs
         # A loader gets its state back while Lightning loads the data, if the loops were restored by then. Where the
         # length was asked for earlier (here, or in configure_optimizers), the data has to be loaded once more.
         if trainer.ckpt_path is not None and not trainer.fit_loop.restarting:
             _forget_data(trainer)
+    if not run.open_epoch or epoch_steps is None:
+        return run
+    total = run.total_steps if run.epochs is None else run.epochs * epoch_steps
+    return Run(total_steps=total, steps_per_epoch=epoch_steps)
+
+
+class EpochCount:
+    """Counts the optimizer steps of the first epoch of a loader that has no length.
+
+    Attributes:
+        steps: How many; ``None`` until it has ended, and where the loader has a length.
+    """
+
+    def __init__(self) -> None:
+        self.steps: int | None = None
+        self._open = False
+
+    def begin(self, trainer: L.Trainer, before: Callback) -> Run:
+        """The length of a fit that begins, as far as it is known; ``before`` as in ``run_length``."""
+        run = run_length(trainer, before)
+        self._open = run.open_epoch
+        return run_length(trainer, before, epoch_steps=self.steps) if self._open and self.steps is not None else run
+
+    def end_epoch(self, trainer: L.Trainer) -> Run | None:
+        """The length of the fit at the end of the epoch that shows it; ``None`` after any other epoch."""
+        if not self._open or self.steps is not None:
+            return None
+        self.steps = trainer.global_step
+        return run_length(trainer, epoch_steps=self.steps)
 
 
 def measures_batchnorm(trainer: L.Trainer) -> bool:
@@ -74,7 +104,9 @@ def _length(trainer: L.Trainer) -> Run:
             why=f"{type(module).__name__} steps {len(trainer.optimizers)} optimizers by hand, and each step counts",
         )
     if not math.isfinite(batches) or batches == 0:
-        return Run(total_steps=int(total) if math.isfinite(total) and total > 0 else None)
+        whole = int(total) if math.isfinite(total) and total > 0 else None
+        epochs = trainer.max_epochs if whole is None and trainer.max_epochs not in (None, -1) else None
+        return Run(total_steps=whole, epochs=epochs, open_epoch=True, why="its loader has no length")
     schedulers = [
         callback
         for callback in trainer.callbacks  # type: ignore[attr-defined]

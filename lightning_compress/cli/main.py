@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import shlex
@@ -31,6 +32,7 @@ from lightning_compress.cli.wandb_workspace import add_wandb_workspace
 from lightning_compress.errors import CompressionError
 
 DONE, DOES_NOT_HOLD, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+_CLOSED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(f"error: {error}", file=sys.stderr)
+        return WRONG_USE
+    except OSError as error:
+        # A full disk or a closed place, wherever the libraries below met it; anything else is a fault of ours.
+        if error.errno not in _CLOSED or arguments.debug:
+            raise
+        print(f"error: {error.filename or 'A file'}: cannot be written or read ({error.strerror}).", file=sys.stderr)
         return WRONG_USE
     except KeyboardInterrupt as interrupt:
         print(f"\nInterrupted. {interrupt}".rstrip(), file=sys.stderr)

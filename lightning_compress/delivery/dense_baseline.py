@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.errors import CompressionError, closest
+from lightning_compress.errors import CompressionError, closest, first_line
 from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.quantization import strip
 
@@ -18,13 +18,21 @@ _UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.Unp
 
 
 def save_dense(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write the tensors of a ``state_dict`` as safetensors, atomically."""
+    """Write the tensors of a ``state_dict`` as safetensors, atomically.
+
+    Raises:
+        CompressionError: It cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # Tied tensors are written once for each name: safetensors refuses shared memory.
     copies = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     with replacing(path) as temporary:
-        save_file(copies, temporary)
+        try:
+            save_file(copies, temporary)
+        except SafetensorError as error:
+            raise CompressionError(f"{path}: cannot be written ({first_line(error)}). Free space.") from error
 
 
 def read_dense(path: Path, field: str) -> dict[str, Tensor]:

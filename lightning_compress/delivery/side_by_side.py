@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, cast
@@ -17,6 +18,8 @@ from lightning_compress.delivery.evaluation import (
     in_training_modes,
     integer_tensors,
 )
+from lightning_compress.delivery.network_call import Passed
+from lightning_compress.export.signatures import completed
 from lightning_compress.export.verification import Comparison
 from lightning_compress.quantization import strip
 
@@ -100,6 +103,7 @@ def evaluate_beside(
     data: EvaluationData,
     *,
     entry: str = "",
+    passed: Passed | None = None,
 ) -> tuple[dict[str, float], Comparison]:
     """Run ``validation_step`` or ``test_step`` with a written file inside.
 
@@ -109,28 +113,33 @@ def evaluate_beside(
         module: Whose steps run; it is not changed.
         data: What to run on.
         entry: Full name of the module that the file stands for.
+        passed: The part of a call that the file takes, where the steps pass more, as ``Entry.takes`` gives it. What
+            they log of results that need the rest, as a loss that the model computes of labels, is left out.
 
     Returns:
         What the steps log, and how far the file's outputs are from the model's.
     """
-    beside = _Beside(form, reference)
+    beside = _Beside(form, reference, passed)
     metrics = evaluate_through(beside, module, data, entry=entry, on_batch=beside.next_batch)
+    if passed is not None:
+        metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
     return metrics, beside.comparison
 
 
 class _Beside:
     """Runs a written file in the place of the model, and the model beside it."""
 
-    def __init__(self, form: Callable[..., Any], reference: Callable[..., Any]) -> None:
+    def __init__(self, form: Callable[..., Any], reference: Callable[..., Any], passed: Passed | None) -> None:
         self.comparison = Comparison()
-        self._form, self._reference = form, reference
+        self._form, self._reference, self._passed = form, reference, passed
         self._targets: list[Tensor] = []
 
     def next_batch(self, batch: Any) -> None:
         self._targets = integer_tensors(batch)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        expected = self._reference(*args, **kwargs)
-        outputs = self._form(expected, *args, **kwargs)
+        given, named = (args, kwargs) if self._passed is None else self._passed(args, kwargs)
+        expected = self._reference(*given, **named)
+        outputs = self._form(expected, *given, **named)
         self.comparison.update(outputs, expected, self._targets)
-        return outputs
+        return outputs if self._passed is None else completed(outputs, self._reference(*args, **kwargs))

@@ -13,10 +13,11 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.quantize_ops import dequantize, quantize_dequantize
+from lightning_compress.foundation.boundary import Boundary, watch
 from lightning_compress.foundation.example_inputs import call_arguments
 from lightning_compress.foundation.function_calls import CallHook, on_call
 from lightning_compress.foundation.nested import Key
-from lightning_compress.foundation.recorded_forward import Boundary, recording, watch
+from lightning_compress.foundation.recorded_forward import recording
 from lightning_compress.quantization.attach import Quantization, find, strip
 from lightning_compress.quantization.candidates import Use
 from lightning_compress.quantization.placement.place import place
@@ -70,11 +71,12 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
         example_inputs: Inputs of one forward; finds the batch norms to fold where none were recorded.
 
     Raises:
-        CompressionError: An activation quantizer has observed nothing yet.
+        CompressionError: No activation quantizer has observed anything yet, or a module was replaced since.
     """
     duplicate = copy.deepcopy(model).cpu().eval()
     quantization = find(duplicate)
     if quantization:
+        quantization.refuse_replaced()
         quantization.synchronize()
     folds = dict(quantization.placement.folds) if quantization and quantization.placement else None
     integers = _integers(quantization) if quantization else {}
@@ -87,14 +89,17 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
         root, folds = duplicate, _folds(duplicate, example_inputs)
     modules = dict(root.named_modules())
     for host in dict.fromkeys(use.host for weight in integers.values() for use in weight.uses):
-        if SeparateProjections.serves(host):
+        if isinstance(host, nn.MultiheadAttention) and SeparateProjections.serves(host):
             SeparateProjections(host)
     for layer, norm in folds.items():
         _fold(modules[layer], modules[norm], integers.get(f"{layer}.weight"))
         # Its module may do more than the norm.
         on_call(modules[norm], CallHook("batch_norm", 0, instead=_first))
-    for name, weight in integers.items():
-        _store(name, weight, input_scales.get(name))
+    stored = [shadow for name, weight in integers.items() for shadow in _store(name, weight, input_scales.get(name))]
+    # From the first line of the forward to its last: some read a layer's weight, or its dtype, outside of the layer.
+    Shadows(stored).attach(duplicate)
+    for module in dict.fromkeys(shadow.owner for shadow in stored if isinstance(shadow.owner, nn.RNNBase)):
+        Shadows([]).attach(module)
     for at, paths, quantizer in sites:
         _constant(modules[at.module], at, paths, quantizer)
     return duplicate
@@ -115,23 +120,30 @@ def _integers(quantization: Quantization) -> dict[str, IntegerWeight]:
 
 
 def _sites(quantization: Quantization) -> list[tuple[Boundary, list[tuple[Key, ...]], ActivationQuantizer]]:
-    unobserved = [name for name, q in quantization.activations.items() if not q.observed]
-    if unobserved:
+    if quantization.activations and not any(q.observed for q in quantization.activations.values()):
+        names = list(quantization.activations)
         raise CompressionError(
-            f"Activation quantizers have seen no training batch yet: {', '.join(unobserved[:3])}"
-            f"{' …' if len(unobserved) > 3 else ''}. Run training forwards (model.train()) before exporting."
+            f"Activation quantizers have seen no training batch yet: {', '.join(names[:3])}"
+            f"{' …' if len(names) > 3 else ''}. Run training forwards (model.train()) before exporting."
         )
     placement = quantization.placement
     sites = placement.sites if placement else ()
-    return [(*place, quantization.activations[site.name]) for site in sites for place in site.places.items()]
+    # What no training batch reached, as a branch that only evaluation runs, is float in evaluation, too.
+    return [
+        (*place, quantizer)
+        for site in sites
+        if (quantizer := quantization.activations[site.name]).observed
+        for place in site.places.items()
+    ]
 
 
 def _input_scales(quantization: Quantization) -> dict[str, float]:
-    return {weight: float(quantization.activations[site].scale) for weight, site in quantization.layer_input.items()}
+    inputs = {weight: quantization.activations[site] for weight, site in quantization.layer_input.items()}
+    return {weight: float(quantizer.scale) for weight, quantizer in inputs.items() if quantizer.observed}
 
 
 def _folds(model: nn.Module, example_inputs: Any) -> dict[str, str]:
-    args, kwargs = call_arguments(example_inputs)
+    args, kwargs = call_arguments(example_inputs, model.forward)
     with torch.no_grad(), recording(model) as tape:
         model(*args, **kwargs)
     layers = {name: None for name, _ in model.named_parameters() if name.endswith("weight")}
@@ -166,8 +178,8 @@ def _dequantized(owner: nn.Module, attribute: str, axis: int, block: int) -> tor
     return dequantize(integers, scale, zero_point, axis, block)
 
 
-def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
-    """Keep a weight, and its layer's bias where the input is quantized, as integer buffers."""
+def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> list[Shadow]:
+    """Keep a weight, and its layer's bias where the input is quantized, as integer buffers; gives what reads them."""
     if weight.group_size and weight.integers.ndim != 2:
         raise CompressionError(
             f"{name}: weight_granularity 'group:{weight.group_size}' exports for Linear layers alone, got a weight of "
@@ -188,9 +200,10 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
         _make_room(weight, value, input_scale or 1.0)
     zero_point = torch.zeros_like(weight.scale, dtype=torch.int8)
     axis, block = (1, weight.group_size) if weight.group_size else (weight.axis, 0)
+    stored: dict[tuple[nn.Module, str], tuple[int, int]] = {}
     for use in weight.uses:
         owner, attribute = use.owner, use.attribute
-        stored = {attribute: (axis, block)}
+        stored[owner, attribute] = (axis, block)
         owner.register_parameter(attribute, None)
         owner.register_buffer(f"{attribute}_integers", weight.integers)
         owner.register_buffer(f"{attribute}_scale", weight.scale)
@@ -202,9 +215,8 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> None:
             owner.register_parameter(use.bias, None)
             owner.register_buffer(f"{use.bias}_integers", integers)
             owner.register_buffer(f"{use.bias}_scale", scale)
-            stored[use.bias] = (0, 0)
-        shadows = [Shadow(owner, name, partial(_dequantized, owner, name, *where)) for name, where in stored.items()]
-        Shadows(shadows).attach(use.host)
+            stored[owner, use.bias] = (0, 0)
+    return [Shadow(*place, partial(_dequantized, *place, *along)) for place, along in stored.items()]
 
 
 def _make_room(weight: IntegerWeight, bias: torch.Tensor, input_scale: float) -> None:

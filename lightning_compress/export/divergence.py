@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.onnx.session import OnnxModel
 from lightning_compress.export.packed.save_load import load_packed
-from lightning_compress.foundation import pytree
+from lightning_compress.foundation.boundary import watch
+from lightning_compress.foundation.nested import tensors
 from lightning_compress.foundation.output_difference import differences, sizes
-from lightning_compress.foundation.recorded_forward import watch
 from lightning_compress.quantization import find, strip
 
 ROUNDING = 0.05
@@ -73,8 +73,8 @@ class _Seen:
 
 
 def can_trace(path: str | os.PathLike[str]) -> bool:
-    """Whether activations inside a file of this format can be looked at: ONNX and packed."""
-    return Path(path).suffix not in (".xml", ".pt2", ".pte")
+    """Whether activations inside a file of this format can be looked at."""
+    return Path(path).suffix in (".onnx", ".packed")
 
 
 def site_errors(
@@ -148,8 +148,7 @@ def _of_model(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     seen: list[_Seen] = []
     with _watched(model, seen), torch.no_grad():
         outputs = model(*copy.deepcopy(tuple(args)), **copy.deepcopy(kwargs))
-    leaves = pytree.tree_leaves(outputs)
-    return seen, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return seen, [tensor for _, tensor in tensors(outputs)]
 
 
 @contextmanager

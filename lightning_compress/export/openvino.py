@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lightning_compress.errors import CompressionError, first_line, refuse_missing
+from lightning_compress.export.fixed_batch import run_in_batches
 from lightning_compress.export.onnx.write import to_onnx
 from lightning_compress.export.signatures import input_names
 from lightning_compress.foundation.atomic_write import replacing
@@ -28,11 +29,15 @@ class OpenVinoFile:
         path: The ``.xml`` file.
         weights: The ``.bin`` file.
         bytes: Size of both.
+        batch: Samples of one call where their number is fixed; ``None`` where it is free.
+        left_out: Classes of what the forward returns beside tensors.
     """
 
     path: Path
     weights: Path
     bytes: int
+    batch: int | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def to_openvino(
@@ -40,6 +45,8 @@ def to_openvino(
     example_inputs: Any,
     path: str | Path,
     *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
     dynamic_batch: bool = True,
     metadata: Mapping[str, str] | None = None,
 ) -> OpenVinoFile:
@@ -49,7 +56,9 @@ def to_openvino(
         model: The model; it is not changed.
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments.
         path: The ``.xml`` file; replaced atomically, after the ``.bin`` file beside it.
-        dynamic_batch: Leave the first dimension of every input free.
+        input_names: Names of the graph's inputs; the forward's argument names by default.
+        output_names: Names of the graph's outputs; by default the keys or fields under which the forward returns them.
+        dynamic_batch: Leave the batch free where that can be; the result says whether it is.
         metadata: Written into the graph, under ``lightning_compress``.
 
     Raises:
@@ -63,7 +72,14 @@ def to_openvino(
         raise CompressionError.field("to_openvino.path", expected="a file that ends in .xml", got=str(path))
     with tempfile.TemporaryDirectory() as folder:
         source, graph = Path(folder) / "model.onnx", Path(folder) / "model.xml"
-        to_onnx(model, example_inputs, source, dynamic_batch=dynamic_batch)
+        file = to_onnx(
+            model,
+            example_inputs,
+            source,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_batch=dynamic_batch,
+        )
         try:
             converted = openvino.convert_model(source)
         except RuntimeError as error:
@@ -72,7 +88,7 @@ def to_openvino(
             converted.set_rt_info(str(value), ["lightning_compress", str(key)])
         # Scales and norms in half precision would move the integers.
         openvino.save_model(converted, graph, compress_to_fp16=False)
-        args, kwargs = call_arguments(example_inputs)
+        args, kwargs = call_arguments(example_inputs, model.forward)
         outputs = OpenVinoModel(graph, model.forward)(*args, **kwargs)
         if not all(bool(torch.isfinite(output).all()) for output in outputs if output.is_floating_point()):
             raise CompressionError(f"to_openvino: {path} gives values that are not finite for the example inputs.")
@@ -80,7 +96,7 @@ def to_openvino(
         for written, target in ((graph.with_suffix(".bin"), weights), (graph, path)):
             with replacing(target) as temporary:
                 temporary.write_bytes(written.read_bytes())
-    return OpenVinoFile(path, weights, path.stat().st_size + weights.stat().st_size)
+    return OpenVinoFile(path, weights, path.stat().st_size + weights.stat().st_size, file.batch, file.left_out)
 
 
 class OpenVinoModel:
@@ -122,37 +138,45 @@ class OpenVinoModel:
             raise CompressionError(f"{path}: OpenVINO cannot load this file: {_reason(error)}.") from error
         self._forward = forward
         self._request = self.compiled.create_infer_request()
+        self._ports = list(self.compiled.inputs)
 
     def feed(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The arrays that a call passes to the runtime.
+        """The arrays that a call passes to the runtime: by their names, or by their order in a file with other names.
 
         Raises:
             CompressionError: The call lacks an input of the file, or one has another shape.
         """
-        import openvino
-
-        given = input_names(self._forward, args, kwargs)
-        feed = {}
-        for port in self.compiled.inputs:
-            name = next((name for name in port.names if name in given), None)
-            if name is None:
-                raise CompressionError(
-                    f"{self.path}: the file's input {port.any_name!r} is not among what the module is called with "
-                    f"({', '.join(given) or 'no tensors'}). Export with the arguments that the steps use."
-                )
-            array = given[name].detach().cpu().contiguous().numpy()
-            if not port.partial_shape.compatible(openvino.PartialShape(list(array.shape))):
-                # OpenVINO itself would reshape some such inputs and compute something with them.
-                raise CompressionError(
-                    f"{self.path}: input {name!r} has shape {port.partial_shape} in the file, and {list(array.shape)} "
-                    f"was given."
-                )
-            feed[name] = array
-        return feed
+        return self._arrays(self._tensors(args, kwargs))
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
-        """Outputs of the file in order, on the CPU."""
-        return self.run(self.feed(*args, **kwargs))
+        """Outputs of the file in order, on the CPU. A file of a fixed batch runs as often as it takes."""
+        given = self._tensors(args, kwargs)
+        shapes = [[None if size.is_dynamic else size.get_length() for size in p.partial_shape] for p in self._ports]
+        return run_in_batches(lambda some: self.run(self._arrays(some)), given, shapes, str(self.path))
+
+    def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        given = input_names(self._forward, args, kwargs)
+        names = [next((name for name in port.names if name in given), None) for port in self._ports]
+        if None in names and len(given) != len(names):
+            raise CompressionError(
+                f"{self.path}: the file's input {self._ports[names.index(None)].any_name!r} is not among what the "
+                f"module is called with ({', '.join(given) or 'no tensors'}). Export with the arguments that the steps "
+                f"use."
+            )
+        found = given.values() if None in names else (given[str(name)] for name in names)
+        return [tensor.detach().cpu().contiguous() for tensor in found]
+
+    def _arrays(self, given: list[torch.Tensor]) -> dict[str, Any]:
+        import openvino
+
+        for port, tensor in zip(self._ports, given, strict=True):
+            if not port.partial_shape.compatible(openvino.PartialShape(list(tensor.shape))):
+                # OpenVINO itself would reshape some such inputs and compute something with them.
+                raise CompressionError(
+                    f"{self.path}: input {port.any_name!r} has shape {port.partial_shape} in the file, and "
+                    f"{list(tensor.shape)} was given."
+                )
+        return {port.any_name: tensor.numpy() for port, tensor in zip(self._ports, given, strict=True)}
 
     def run(self, feed: Mapping[str, Any]) -> list[torch.Tensor]:
         """Outputs for arrays by input name.

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import transformer
 
 from lightning_compress.errors import CompressionError, closest, first_line
 from lightning_compress.export.deployable import deployable
-from lightning_compress.export.signatures import spell_keywords
-from lightning_compress.foundation import pytree
-from lightning_compress.foundation.example_inputs import call_arguments
+from lightning_compress.export.signatures import input_names, named_outputs, take_tensors
+from lightning_compress.foundation.example_inputs import batch_size, call_arguments
+from lightning_compress.foundation.nested import mapped
+
+Shapes = dict[str, dict[int, Any] | None]
+"""Input's name → its free dimensions, as torch.export wants them."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model as a program.
+
+    Attributes:
+        program: Takes tensors alone, in the order of ``input_names``, and gives tensors alone.
+        input_names: Names of the tensors by the parameters of the forward.
+        output_names: Names of the results by the keys or fields that they stand under.
+        batch: Samples of one call where their number is fixed; ``None`` where it is free.
+        left_out: Classes of what stood among the results and is no tensor.
+    """
+
+    program: torch.export.ExportedProgram
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    batch: int | None
+    left_out: tuple[str, ...] = ()
 
 
 def trace(
@@ -27,98 +49,132 @@ def trace(
     dynamic_batch: bool = True,
     dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
     field: str = "trace",
-) -> torch.export.ExportedProgram:
-    """Trace the deployable copy of a model, in which quantizers are the operators of ``export.ops``.
+) -> Traced:
+    """Trace the deployable copy of a model, in which quantizers are the operators of ``export.quantize_ops``.
+
+    The batch is left free if that can be: first as one size of all inputs that share it, then with sizes that
+    torch.export relates to one another, as graphs of nodes and edges need it. Where Python reads the batch size, it is
+    fixed to that of the example.
 
     Args:
         model: The model, quantized or float; it is not changed.
-        example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments.
-        dynamic_batch: Leave the first dimension of every input free.
-        dynamic_axes: Argument's name → other dimensions that stay free, with their names.
+        example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments. They may hold dataclasses, named
+            tuples, dicts and lists of tensors, and anything that is no tensor, which becomes part of the program.
+        dynamic_batch: Leave the batch free if that can be.
+        dynamic_axes: Input's name → other dimensions that stay free, with their names.
         field: Name of the caller, for messages.
 
     Raises:
         CompressionError: The model cannot be traced.
     """
-    positional, keywords = call_arguments(example_inputs)
-    args, kwargs = _cpu(tuple(positional)), _cpu(dict(keywords))
-    if dynamic_batch:
-        args, kwargs = _at_least_two(args), _at_least_two(kwargs)
-    exported = deployable(model, (*args, kwargs))
-    for parameter in exported.parameters():
+    args, kwargs = call_arguments(example_inputs, model.forward)
+    args, kwargs = mapped((args, kwargs), lambda tensor: tensor.detach().cpu())
+    prepared = deployable(model, (*args, kwargs))
+    for parameter in prepared.parameters():
         parameter.requires_grad_(False)
-    spell_keywords(exported, kwargs)
-    # A file's inputs come in the order of the forward, however the call was written.
-    kwargs = {name: kwargs[name] for name in inspect.signature(exported.forward).parameters if name in kwargs}
-    shapes = None
+    names = tuple(input_names(model.forward, args, kwargs))
+    results: list[Any] = []
+    prepared.register_forward_hook(lambda _module, _args, output: results.append(output))
+    given = take_tensors(prepared, args, kwargs)
+    refused: list[Exception] = []
+    for example, shapes in _attempts(given, dynamic_axes or {}, dynamic_batch, field):
+        try:
+            # torch.onnx.export alone would fall back to modes that freeze data-dependent values without a word.
+            with quiet(), _masks_unread():
+                program = torch.export.export(
+                    prepared, tuple(example[0].values()), example[1], dynamic_shapes=shapes, strict=False
+                )
+        except Exception as error:  # any network's own
+            refused.append(error)
+            continue
+        program = _without_einsum(program)
+        batch = batch_size(list({**example[0], **example[1]}.values()))
+        free = _is_free(program)
+        if dynamic_batch and not free and shapes is not None:
+            # It was fixed to the size that the example was repeated to.
+            continue
+        outputs = tuple(named_outputs(results[-1], names))
+        return Traced(program, names, outputs, None if free else batch, _left_out(results[-1]))
+    raise CompressionError(
+        f"{field}: torch.export cannot trace {type(model).__name__}: {first_line(refused[-1])}. Values that depend on "
+        f"data cannot steer Python code in an exported model."
+    ) from refused[-1]
+
+
+Given = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def _attempts(
+    given: Given, axes: Mapping[str, Mapping[int, str]], dynamic_batch: bool, field: str
+) -> Iterator[tuple[Given, Shapes | None]]:
+    """Inputs and free dimensions to try, from most to least free."""
+    every = {**given[0], **given[1]}
+    more = _axes(every, axes, field)
     if dynamic_batch:
-        batch = torch.export.Dim("batch", min=1)
-        free = tuple(_dynamic(arg, batch) for arg in args)
-        shapes = _by_name(exported, free, {key: _dynamic(value, batch) for key, value in kwargs.items()})
-    if dynamic_axes:
-        shapes = _with_axes(exported, args, kwargs, shapes, dynamic_axes, field)
-    try:
-        # torch.onnx.export alone would fall back to modes that freeze data-dependent values without a word.
-        with quiet(), _masks_unread():
-            return torch.export.export(exported, args, kwargs, dynamic_shapes=shapes, strict=False)
-    except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:
-        raise CompressionError(
-            f"{field}: torch.export cannot trace {type(model).__name__}: {first_line(error)}. Values that depend on "
-            f"data cannot steer Python code in an exported model; if only the batch size does, try dynamic_batch=False."
-        ) from error
+        size = batch_size(list(every.values()))
+        carrying = [name for name, t in every.items() if t.ndim and (size is None or t.shape[0] == size)]
+        example = given
+        if size == 1:
+            # torch.export takes a dimension of size 1 for a constant.
+            example = mapped(given, lambda t: torch.cat([t, t]) if t.ndim and t.shape[0] == 1 else t)
+        if size is not None:
+            yield example, _shapes(every, carrying, torch.export.Dim("batch", min=1), more)
+        yield example, _shapes(every, carrying, torch.export.Dim.AUTO, more)
+    yield given, _shapes(every, [], None, more) if more else None
 
 
-def _by_name(model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
-    """torch.export wants the dynamic shapes under the forward's own argument names."""
-    bound = inspect.signature(model.forward).bind(*positional, **keywords)
-    return dict(bound.arguments)
+def _shapes(names: Mapping[str, Any], carrying: list[str], batch: Any, axes: Mapping[str, dict[int, Any]]) -> Shapes:
+    first = {name: {0: batch} for name in carrying}
+    return {name: {**first.get(name, {}), **axes.get(name, {})} or None for name in names}
 
 
-def _with_axes(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    shapes: dict[str, Any] | None,
-    axes: Mapping[str, Mapping[int, str]],
-    field: str,
-) -> dict[str, Any]:
-    """Add dimensions whose bounds torch.export finds by itself."""
-    bound = _by_name(model, args, kwargs)
-    found = dict(shapes) if shapes is not None else dict.fromkeys(bound)
+def _axes(given: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]], field: str) -> dict[str, dict[int, Any]]:
+    """Dimensions whose bounds torch.export finds by itself."""
     for name, free in axes.items():
-        argument = bound.get(name)
-        if not isinstance(argument, torch.Tensor):
+        if name not in given:
             raise CompressionError.field(
-                f"{field}.dynamic_axes", expected="names of tensors in the call", got=name, fix=closest(name, bound)
+                f"{field}.dynamic_axes", expected="names of tensors in the call", got=name, fix=closest(name, given)
             )
-        if any(not isinstance(axis, int) or not 0 <= axis < argument.ndim for axis in free):
+        if any(not isinstance(axis, int) or not 0 <= axis < given[name].ndim for axis in free):
             raise CompressionError.field(
-                f"{field}.dynamic_axes.{name}", expected=f"dimensions from 0 to {argument.ndim - 1}", got=list(free)
+                f"{field}.dynamic_axes.{name}", expected=f"dimensions from 0 to {given[name].ndim - 1}", got=list(free)
             )
-        found[name] = {**(found[name] or {}), **dict.fromkeys(free, torch.export.Dim.AUTO)}
-    return found
+    return {name: dict.fromkeys(free, torch.export.Dim.AUTO) for name, free in axes.items()}
 
 
-def _dynamic(argument: Any, batch: Any) -> Any:
-    if isinstance(argument, torch.Tensor):
-        return {0: batch} if argument.ndim else None
-    if isinstance(argument, tuple | list):
-        return type(argument)(_dynamic(item, batch) for item in argument)
-    if isinstance(argument, dict):
-        return {key: _dynamic(item, batch) for key, item in argument.items()}
-    return None
+def _is_free(program: torch.export.ExportedProgram) -> bool:
+    """Whether the first size of any input is free."""
+    # Not loaded before it is needed, as that takes a second.
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+    inputs = set(program.graph_signature.user_inputs)
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    return any(isinstance(v, Tensor) and v.ndim and not is_concrete_int(v.shape[0]) for v in values)
 
 
-def _cpu(tree: Any) -> Any:
-    return pytree.tree_map_only(torch.Tensor, lambda t: t.detach().cpu(), tree)
+def _left_out(output: Any) -> tuple[str, ...]:
+    """Classes of objects among a forward's results; plain numbers and the like are not worth a word."""
+    found: list[str] = []
+
+    def look(tree: Any) -> None:
+        if isinstance(tree, Mapping):
+            tree = list(tree.values())
+        if isinstance(tree, tuple | list):
+            for item in tree:
+                look(item)
+        elif not isinstance(tree, Tensor | str | bytes | int | float | complex | type(None)):
+            found.append(type(tree).__name__)
+
+    look(output)
+    return tuple(dict.fromkeys(found))
 
 
-def _at_least_two(tree: Any) -> Any:
-    # torch.export takes a dimension of size 1 for a constant.
-    def repeat(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat([tensor, tensor]) if tensor.ndim and tensor.shape[0] == 1 else tensor
-
-    return pytree.tree_map_only(torch.Tensor, repeat, tree)
+def _without_einsum(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Einsums as the matrix products that they are, for which runtimes have integer kernels."""
+    einsum = torch.ops.aten.einsum.default
+    if not any(node.target == einsum for node in program.graph.nodes):
+        return program
+    return program.run_decompositions({einsum: torch.export.default_decompositions()[einsum]})
 
 
 @contextmanager

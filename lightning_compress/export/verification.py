@@ -17,12 +17,13 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.export.compressed_tensors import load_compressed_tensors
 from lightning_compress.export.executorch.write import ExecuTorchModel, executorch_name
 from lightning_compress.export.formats import FILES
-from lightning_compress.export.onnx.session import OnnxModel, restored, runtime_name
+from lightning_compress.export.onnx.session import OnnxModel, runtime_name
 from lightning_compress.export.openvino import OpenVinoModel, openvino_name
 from lightning_compress.export.packed.save_load import load_packed
-from lightning_compress.export.pt2.write import load_torch_export
+from lightning_compress.export.pt2.write import TorchExportModel
+from lightning_compress.export.signatures import restored
+from lightning_compress.foundation.nested import tensors
 from lightning_compress.foundation.output_difference import differences
-from lightning_compress.foundation.pytree import tree_leaves
 from lightning_compress.quantization import strip
 
 _TARGETS = ("target", "targets", "label", "labels", "y")
@@ -78,8 +79,7 @@ class Comparison:
         """
         pairs = [
             (ours.detach().cpu(), theirs.detach().cpu())
-            for ours, theirs in zip(tree_leaves(outputs), tree_leaves(reference), strict=True)
-            if isinstance(theirs, Tensor)
+            for (_, ours), (_, theirs) in zip(tensors(outputs), tensors(reference), strict=True)
         ]
         for ours, theirs in pairs:
             if ours.shape != theirs.shape:
@@ -99,7 +99,8 @@ class Comparison:
         scored = [pair for pair in pairs if pair[1].is_floating_point()]
         if not scored:
             return
-        scores, theirs = scored[0]
+        # A single number, as a loss, counts no samples.
+        scores, theirs = next((pair for pair in scored if pair[1].ndim), scored[0])
         self.samples += scores.shape[0] if scores.ndim else 1
         axis = class_axis(theirs.shape, targets)
         if axis is not None:
@@ -235,8 +236,8 @@ def deployed_form(path: Path, model: nn.Module, *, threads: int = 1) -> tuple[Ca
         name = openvino_name(threads, exact=compiled.exact)
         return (lambda like, *args, **kwargs: restored(compiled(*args, **kwargs), like)), name
     if path.suffix == ".pt2":
-        program = load_torch_export(path)
-        return (lambda like, *args, **kwargs: program(*args, **kwargs)), pytorch_name()
+        program = TorchExportModel(path, model.forward)
+        return (lambda like, *args, **kwargs: restored(program(*args, **kwargs), like)), pytorch_name()
     if path.suffix == ".pte":
         method = ExecuTorchModel(path, model.forward)
         return (lambda like, *args, **kwargs: restored(method(*args, **kwargs), like)), executorch_name()

@@ -2,34 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_compress.foundation.pytree import tree_map_only
+from lightning_compress.foundation.nested import mapped, tensors
 
 
-def call_arguments(example_inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+def call_arguments(
+    example_inputs: Any, forward: Callable[..., Any] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Split example inputs into positional and keyword arguments.
 
     Args:
         example_inputs: A tensor, a tuple or list of arguments, or a mapping of keyword arguments, which may also stand
-            at the end of a tuple.
+            at the end of a tuple. A named tuple or a dataclass is one argument.
+        forward: What will be called: a mapping that does not name its parameters is an argument itself.
 
     Example:
         >>> call_arguments({"x": 1})
         ((), {'x': 1})
+        >>> call_arguments({"x": 1}, lambda batch: batch["x"])
+        (({'x': 1},), {})
     """
-    if isinstance(example_inputs, Mapping):
-        return (), example_inputs
-    if isinstance(example_inputs, tuple | list):
-        if example_inputs and isinstance(example_inputs[-1], Mapping):
-            return tuple(example_inputs[:-1]), example_inputs[-1]
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
+    if isinstance(example_inputs, tuple | list) and not hasattr(example_inputs, "_fields"):
+        arguments = tuple(example_inputs)
+    else:
+        arguments = (example_inputs,)
+    if arguments and isinstance(arguments[-1], Mapping) and _binds(forward, arguments[:-1], arguments[-1]):
+        return arguments[:-1], dict(arguments[-1])
+    return arguments, {}
+
+
+def _binds(forward: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a mapping holds keyword arguments; it does where that cannot be told."""
+    if forward is None:
+        return True
+    try:
+        signature = inspect.signature(forward)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        try:
+            signature.bind(*args, kwargs)
+        except TypeError:
+            return True
+        return False
+    return True
+
+
+def batch_size(tree: Any) -> int | None:
+    """Samples in the inputs of a call: the first size of their first tensor.
+
+    Returns:
+        ``None`` where samples cannot be told apart: there is no such tensor, or an integer tensor of another first
+        size, which may point at the others' rows (the edges of a graph).
+
+    Example:
+        >>> batch_size((torch.zeros(8, 3), torch.zeros(8, 5))), batch_size((torch.zeros(8, 3), torch.ones(2, 9).long()))
+        (8, None)
+    """
+    found = [tensor for _, tensor in tensors(tree) if tensor.ndim]
+    if not found:
+        return None
+    size = found[0].shape[0]
+    indices = [t for t in found if not t.is_floating_point() and t.dtype != torch.bool]
+    return size if all(t.shape[0] in (1, size) for t in indices) else None
+
+
+def first_samples(tree: Any, samples: int) -> Any:
+    """The same inputs with the first samples of their batch, where ``batch_size`` can tell.
+
+    Example:
+        >>> [t.shape[0] for t in first_samples([torch.zeros(8, 3), torch.zeros(8), torch.zeros(5)], 2)]
+        [2, 2, 5]
+    """
+    size = batch_size(tree)
+    return mapped(tree, lambda t: t[:samples] if t.ndim and t.shape[0] == size else t)
 
 
 @contextmanager
@@ -62,4 +117,4 @@ def in_float32(tree: Any) -> Any:
         >>> [t.dtype for t in in_float32([torch.zeros(1).double(), torch.zeros(1).long()])]
         [torch.float32, torch.int64]
     """
-    return tree_map_only(Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, tree)
+    return mapped(tree, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dis
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +16,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_compress.foundation.function_calls import CallHandle, CallHook, function_name, known_functions, on_call
-from lightning_compress.foundation.nested import Key, replaced_arguments, replaced_at, tensors
+from lightning_compress.foundation.boundary import Boundary
+from lightning_compress.foundation.function_calls import function_name, known_functions
+from lightning_compress.foundation.nested import Key, tensors
 
 _SITE_PACKAGES = (
     str(Path(torch.__file__).parent),
@@ -29,26 +30,8 @@ _SITE_PACKAGES = (
 )
 
 
-Handle = torch.utils.hooks.RemovableHandle | CallHandle
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """A place where a tensor enters or leaves a module, or a function that the module's own forward calls.
-
-    Attributes:
-        module: Full name of the module.
-        side: ``"input"`` or ``"output"``.
-        path: Where the tensor stands in the arguments or the result (``()`` for the result itself).
-        function: Name of the function; empty for the module itself.
-        call: Which of the forward's calls of that function.
-    """
-
-    module: str
-    side: str
-    path: tuple[Key, ...]
-    function: str = ""
-    call: int = 0
+_PROPERTIES = {"T": "t", "mT": "transpose", "data": "detach"}
+"""Properties that are views of a tensor → the operation that makes the same."""
 
 
 @dataclass(eq=False)
@@ -141,42 +124,6 @@ def recording(model: nn.Module) -> Iterator[Tape]:
             handle.remove()
 
 
-def watch(
-    module: nn.Module, place: Boundary, paths: Sequence[tuple[Key, ...]], function: Callable[[Tensor], Tensor]
-) -> Handle:
-    """Let a function see, and replace, the tensors at a boundary.
-
-    Args:
-        module: The boundary's module.
-        place: The boundary.
-        paths: Where the tensors stand there.
-        function: Takes a tensor and returns the one that goes on.
-
-    Returns:
-        A handle that takes the function off again.
-
-    Example:
-        >>> net = nn.Sequential(nn.ReLU())
-        >>> handle = watch(net, Boundary("", "output", ()), [()], lambda x: x + 1)
-        >>> net(torch.zeros(1))
-        tensor([1.])
-        >>> handle.remove()
-    """
-
-    def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return replaced_arguments(args, kwargs, paths, function)
-
-    def leave(result: Any) -> Any:
-        return replaced_at(result, paths, function)
-
-    if place.function:
-        before, after = (enter, None) if place.side == "input" else (None, leave)
-        return on_call(module, CallHook(place.function, place.call, before=before, after=after))
-    if place.side == "input":
-        return module.register_forward_pre_hook(lambda _, args, kwargs: enter(args, kwargs), with_kwargs=True)
-    return module.register_forward_hook(lambda _module, _args, output: leave(output))
-
-
 def uncompiled() -> AbstractContextManager[None]:
     """Let compiled modules run as they are written, since a graph shows neither hooks nor operations.
 
@@ -264,11 +211,11 @@ class _Recorder(TorchFunctionMode):
         call = self._count(func)
         # A parameter that an optimizer writes inside the recording stays that parameter.
         made = [(path, tensor) for path, tensor in tensors(result) if id(tensor) not in self._parameters]
-        if made and getattr(func, "__name__", "") != "__get__":
+        if made and (name := _name(func)) is not None:
             used = list(tensors((*args, kwargs)))
             frame = _caller()
             op = Op(
-                name=function_name(func),
+                name=name,
                 inputs=[self._value(tensor) for _, tensor in used],
                 outputs=[],
                 modules=tuple(frame.module for frame in self._stack),
@@ -311,6 +258,12 @@ class _Recorder(TorchFunctionMode):
 def _argument_path(path: tuple[Key, ...], positional: int) -> tuple[Key, ...]:
     # Keyword arguments were appended behind the positional ones: name them by their keyword alone.
     return path[1:] if path[0] == positional else path
+
+
+def _name(func: Any) -> str | None:
+    """The operation; that of a property which makes a view, and ``None`` for others like ``grad``."""
+    name = function_name(func)
+    return _PROPERTIES.get(func.__self__.__name__) if name == "get" else name
 
 
 def _caller() -> FrameType:

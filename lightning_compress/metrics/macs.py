@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from lightning_compress.foundation.example_inputs import call_arguments, evaluating
-from lightning_compress.foundation.pytree import tree_map_only
+from lightning_compress.foundation.nested import mapped
 from lightning_compress.quantization import find
 
 
@@ -55,7 +55,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> Macs:
         {'weight': 221184}
     """
     counter = _Counter(model)
-    args, kwargs = call_arguments(_like(model, example_inputs))
+    args, kwargs = call_arguments(_like(model, example_inputs), model.forward)
     with _plain(model), torch.inference_mode(False), torch.no_grad(), counter:
         model(*args, **kwargs)
     return Macs(dict(counter.layers), counter.products)
@@ -127,8 +127,5 @@ def _like(model: nn.Module, example_inputs: Any) -> Any:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         return example_inputs
-    return tree_map_only(
-        Tensor,
-        lambda t: t.to(parameter.device, parameter.dtype if t.is_floating_point() else t.dtype),
-        example_inputs,
-    )
+    device, dtype = parameter.device, parameter.dtype
+    return mapped(example_inputs, lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))

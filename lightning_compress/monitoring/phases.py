@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.timeline import step_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -115,8 +116,8 @@ def table(phases: Sequence[Phase], total: int | None) -> Table:
     if total:
         drawn.add_column(f"of {total} steps")
     for phase in phases:
-        end = "end" if phase.end is None else str(phase.end)
-        drawn.add_row(phase.name, str(phase.start), end, *([bar(phase, total)] if total else []))
+        end = "end" if phase.end is None else step_text(phase.end)
+        drawn.add_row(phase.name, step_text(phase.start), end, *([bar(phase, total)] if total else []))
     return drawn
 
 

@@ -232,6 +232,10 @@ class Pruner(Measures):
         self._scores.observe(parameters, remember=due)
         return due and self._settings.needs_gradient
 
+    def reschedule(self, run: Run) -> None:
+        """Place the points in time anew, now that the length of an epoch is known."""
+        self.schedule = self._settings.resolve(run)
+
     def adopt(self, other: Pruner) -> None:
         """Start from another pruner's masks, for weights of the same name and shape."""
         masks, self.idle = other.masks, False

@@ -192,7 +192,7 @@ class Settings:
                 got=end,
                 fix="Train longer, or let pruning end earlier.",
             )
-        every = math.ceil((end - start) / UPDATES) if self.every is None else self.every.steps(run)
+        every = math.ceil((end - start) / UPDATES) if self.every is None else self.every.length(run)
         schedule = SparsitySchedule(self.initial_sparsity, self.final_sparsity, start, end, max(1, every), self.curve)
         if schedule.at(0) > 0 and isinstance(self.criterion, str) and kind_of(self.criterion).needs_gradient:
             raise CompressionError.field(

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_compress.foundation.recorded_forward import Op, Tape
-from lightning_compress.quantization.data_flow import source
+from lightning_compress.quantization.data_flow import activations, joins, source
 from lightning_compress.quantization.operations import CONVOLUTIONS, LINEAR, PRODUCTS
 from lightning_compress.targets import Candidate
 
@@ -100,12 +100,14 @@ class FunctionalUse:
         bias: Full name of the bias, if it is a parameter.
         host: Full name of the module.
         axis: Dimension of the output channels.
+        batched: Whether it holds several matrices, whose kernels take a single scale.
     """
 
     weight: str
     bias: str | None
     host: str
     axis: int
+    batched: bool = False
 
     def use(self, modules: dict[str, nn.Module]) -> Use:
         """The same by modules. A bias of another module than the weight's is no part of it."""
@@ -125,6 +127,31 @@ def functional_uses(tape: Tape, model: nn.Module) -> list[FunctionalUse]:
     found = [f for op in tape.ops if (f := _functional(op)) is not None]
     uses = ((f, f.use(modules)) for f in dict.fromkeys(found))
     return [f for f, use in uses if (id(use.owner), use.attribute, id(use.host)) not in known]
+
+
+def outside_uses(tape: Tape, model: nn.Module) -> list[FunctionalUse]:
+    """Every read of a layer's weight on a tape in another module than the layer, by any operation, each once.
+
+    Such are an embedding's table that a function normalizes, and ``F.conv1d(x, self.conv.weight.squeeze(1), ...)``.
+    There the module that runs the operation must see the quantized weight, too, since a file holds no other. A read
+    that ends in a single number, as a penalty does, is no part of the network.
+    """
+    known = {candidate.value.name: candidate.value for candidate in weights(model)}
+    modules = dict(model.named_modules())
+    data = activations(tape)
+    found: dict[FunctionalUse, None] = {}
+    for op in tape.ops:
+        for value in op.inputs:
+            if (weight := known.get(value.parameter or "")) is None:
+                continue
+            running = [name for name in op.modules if name in modules]
+            read_in_layer = any(use.host is modules[name] for use in weight.uses for name in running)
+            # A module that is given the weight as an argument did not read it.
+            given = {boundary.module for boundary in value.inputs}
+            reading = next((name for name in reversed(running) if name not in given), None)
+            if reading is not None and not read_in_layer and joins(op, value, data):
+                found[FunctionalUse(weight.name, None, reading, weight.axis)] = None
+    return list(found)
 
 
 # Function → where its weight and its bias stand among the arguments.
@@ -153,11 +180,11 @@ def _functional(op: Op) -> FunctionalUse | None:
         # The last dimension is that of the outputs, unless the weight is transposed on the way.
         axis = weight.ndim - (1 if value is weight else 2)
     bias = op.inputs[bias_at].parameter if bias_at is not None and len(op.inputs) > bias_at else None
-    return FunctionalUse(weight.parameter, bias, op.modules[-1], axis)
+    return FunctionalUse(weight.parameter, bias, op.modules[-1], axis, op.name in PRODUCTS and weight.ndim > 2)
 
 
 def _in_einsum(op: Op) -> FunctionalUse | None:
-    """A parameter among an einsum's operands; its largest dimension that the result has is that of the outputs."""
+    """A parameter among an einsum's operands; the last dimension that it alone gives the result is the outputs'."""
     equation = op.arguments[0]
     if not isinstance(equation, str) or "->" not in equation or "." in equation:
         return None
@@ -166,7 +193,7 @@ def _in_einsum(op: Op) -> FunctionalUse | None:
         if value.parameter is not None and value.ndim >= 2:
             others = "".join(operands.split(",")).replace(letters, "", 1)
             free = [i for i, letter in enumerate(letters) if letter in result and letter not in others]
-            return FunctionalUse(value.parameter, None, op.modules[-1], free[-1] if free else value.ndim - 1)
+            return FunctionalUse(value.parameter, None, op.modules[-1], free[-1] if free else value.ndim - 1, True)
     return None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lightning_compress.foundation.recorded_forward import Op, Value
+from collections.abc import Collection
+
+from lightning_compress.foundation.recorded_forward import Op, Tape, Value
 from lightning_compress.quantization.operations import keeps_values
 
 
@@ -27,3 +29,29 @@ def users(value: Value) -> list[Op]:
         else:
             found.append(op)
     return found
+
+
+def activations(tape: Tape) -> set[Value]:
+    """Values on a tape that depend on what modules were given."""
+    found: set[Value] = set()
+    for op in tape.ops:
+        found |= {v for v in op.inputs if v.producer is None and v.parameter is None and v.inputs}
+        if not found.isdisjoint(op.inputs):
+            found.update(op.outputs)
+    return found
+
+
+def joins(op: Op, weight: Value, data: Collection[Value]) -> bool:
+    """Whether a weight, or what is computed from it, meets activations or is a result before it is a single number."""
+    waiting, seen = [(op, weight)], set()
+    while waiting:
+        op, read = waiting.pop()
+        if any(value in data for value in op.inputs if value is not read):
+            return True
+        for made in op.outputs:
+            if made.ndim and made not in seen:
+                seen.add(made)
+                if made.outputs:
+                    return True
+                waiting += [(user, made) for user in made.consumers]
+    return False

@@ -11,9 +11,9 @@ from torch import nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.example_inputs import call_arguments, evaluating
-from lightning_compress.foundation.function_calls import CallHandle, on_call
 from lightning_compress.foundation.recorded_forward import Tape, recording
 from lightning_compress.foundation.settings_diff import differences
+from lightning_compress.quantization import wiring
 from lightning_compress.quantization.candidates import (
     FunctionalUse,
     Use,
@@ -22,29 +22,21 @@ from lightning_compress.quantization.candidates import (
     computed,
     functional_uses,
     loose,
+    outside_uses,
     weights,
 )
+from lightning_compress.quantization.late_layers import LateLayers, addition, merged
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
 from lightning_compress.quantization.placement.place import place
-from lightning_compress.quantization.placement.sites import Placement, Site
+from lightning_compress.quantization.placement.sites import Placement
 from lightning_compress.quantization.quantizers.attention import SeparateProjections
-from lightning_compress.quantization.quantizers.base import (
-    ActivationHook,
-    ActivationQuantizer,
-    ClipForward,
-    Switch,
-    Unnested,
-    WeightQuantizer,
-    WeightShadows,
-)
-from lightning_compress.quantization.quantizers.bias import BiasShadow, fits
+from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch, WeightQuantizer, WeightShadows
+from lightning_compress.quantization.quantizers.bias import BiasShadow
+from lightning_compress.quantization.quantizers.hooks import ActivationHook, Unnested
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
-from lightning_compress.quantization.quantizers.searched import SearchedWeightQuantizer
 from lightning_compress.quantization.quantizers.weight_group import WeightGroup
-from lightning_compress.quantization.settings import QuantizationSettings, WeightSpec, check_bits
+from lightning_compress.quantization.settings import QuantizationSettings, check_bits
 from lightning_compress.targets import Candidate, select
-
-_Handle = torch.utils.hooks.RemovableHandle | CallHandle | ClipForward | SeparateProjections | Unnested
 
 # Where a module keeps what is attached to it.
 ATTRIBUTE = "_lightning_compress_quantization"
@@ -75,7 +67,7 @@ class Quantization:
         self._group = WeightGroup()
         self._switch.momentum = settings.momentum
         self._switch.observe_every = settings.observe_every
-        self._handles: list[_Handle] = []
+        self._handles: list[wiring.Handle] = []
         self._overrides: dict[str, Mapping[str, Any]] = {}
         self._ends: set[str] = set()
         self._loose: dict[str, Mapping[str, Any]] = {}
@@ -84,6 +76,7 @@ class Quantization:
         self.weight_bits = settings.weight_bits
         self.activation_bits = settings.activation_bits
         self.settled = True
+        self._late = LateLayers(model, ())
         self._attach_weights()
 
     @property
@@ -126,7 +119,22 @@ class Quantization:
     @property
     def unreached(self) -> list[str]:
         """What stays float although the backend could run it in integers, with the reason."""
-        return [*self._computed, *(self.placement.unreached if self.placement else ())]
+        return [*self._computed, *(self.placement.unreached if self.placement else ()), *self._unobserved()]
+
+    def _unobserved(self) -> list[str]:
+        """What no training batch has reached, once one has reached others: each name with the reason."""
+        names = [name for name, quantizer in self.activations.items() if not quantizer.observed]
+        if len(names) == len(self.activations):
+            names = []
+        lines = [f"{name}: no training batch came by here, so that its range is unknown" for name in names]
+        return [*lines, *(f"{name}: no training batch ran it while ranges were learned" for name in self._waiting())]
+
+    def _waiting(self) -> list[str]:
+        """Layers whose inputs would be quantized, had a training batch run them."""
+        if self.placement is None:
+            return []
+        wanted = {name.rpartition(".")[0] for name, bits in self._input_bits().items() if bits is not None}
+        return sorted(self._late.waiting & wanted)
 
     @property
     def needs_recording(self) -> bool:
@@ -135,8 +143,8 @@ class Quantization:
 
     @property
     def gains_by_recording(self) -> bool:
-        """Whether a recording would place activation quantizers, or may find weights that functions read."""
-        return self.needs_recording or (self.placement is None and bool(self._loose))
+        """Whether no recording was made, which places activation quantizers and finds weights that functions read."""
+        return self.placement is None
 
     def record(self, example_inputs: Any) -> None:
         """Place the activation quantizers by one forward in eval mode.
@@ -144,7 +152,7 @@ class Quantization:
         Args:
             example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments.
         """
-        args, kwargs = call_arguments(example_inputs)
+        args, kwargs = call_arguments(example_inputs, self._model.forward)
         enabled, self.enabled = self.enabled, False
         try:
             with evaluating(self._model), torch.no_grad(), recording(self._model) as tape:
@@ -157,9 +165,47 @@ class Quantization:
         """Quantize what only a recorded forward shows: weights that functions read, and activations."""
         reads = functional_uses(tape, self._model)
         self._refuse_unread({read.weight for read in reads})
-        self._attach_functional(reads)
+        seen = {(read.weight, read.host) for read in reads}
+        outside = [read for read in outside_uses(tape, self._model) if (read.weight, read.host) not in seen]
+        self._attach_functional([*reads, *outside])
         self._set_ends(recorded_ends(tape, self._overrides))
-        found = place(
+        self._attach_activations(self._placed(tape))
+        self._wait_for(set(self._owners()) - set(tape.calls))
+
+    def place_late(self) -> bool:
+        """Place the activation quantizers of layers that ran for the first time since; call it between two steps.
+
+        Each part that ran is run again, in eval mode and without gradients, on the inputs of its first call: once to
+        be recorded, and once for its ranges. Its bits are those of the layers between the ends of the network.
+
+        Returns:
+            Whether anything was placed.
+        """
+        placed = False
+        for part, (args, kwargs) in self._late.take() if not self.frozen else ():
+            enabled, self.enabled = self.enabled, False
+            with evaluating(part), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                try:
+                    with recording(self._model) as tape:
+                        part(*args, **kwargs)
+                finally:
+                    self.enabled = enabled
+                self._attach_more(self._placed(tape))
+                part(*args, **kwargs)
+            self._late.ran(tape)
+            placed = True
+        return placed
+
+    def _owners(self) -> list[str]:
+        """Modules of quantized weights."""
+        return [name.rpartition(".")[0] for name in self.layers if name not in self._loose]
+
+    def _wait_for(self, layers: Collection[str]) -> None:
+        self._late = LateLayers(self._model, layers)
+        self._handles += self._late.watch(self._owners())
+
+    def _placed(self, tape: Tape) -> Placement:
+        return place(
             tape,
             self._model,
             layer_bits=self._input_bits(),
@@ -171,7 +217,6 @@ class Quantization:
                 if name in self._ends or "activation_bits" in overrides
             ],
         )
-        self._attach_activations(found)
 
     def set_bits(self, weight_bits: int | None, activation_bits: int | None) -> None:
         """Go on with other bits, but for layers that have bits of their own by an override.
@@ -274,7 +319,8 @@ class Quantization:
                 continue
             self._functional.append(read)
         self._watch(reads)
-        self._overrides |= {name: self._loose[name] for name in new}
+        single = {"weight_granularity": "tensor"}
+        self._overrides |= {n: {**self._loose[n], **(single if r[0].batched else {})} for n, r in new.items()}
         self._quantize([Weight(n, tuple(read.use(modules) for read in r), r[0].axis) for n, r in new.items()])
 
     def _quantize(self, found: Sequence[Weight]) -> None:
@@ -283,7 +329,7 @@ class Quantization:
         for weight in found:
             spec = settings.weight_spec(self._overrides[weight.name], end=weight.name in self._ends)
             if spec is not None:
-                quantizer = self.layers[weight.name] = self._quantizer(weight, spec)
+                quantizer = self.layers[weight.name] = wiring.weight_quantizer(weight, spec, self._switch)
                 quantizer.group = self._group
                 self._group.members.append(quantizer)
                 reads += [(quantizer, use) for use in weight.uses]
@@ -296,77 +342,54 @@ class Quantization:
             by_host.setdefault(use.host, []).append((quantizer, use))
         for host, uses in by_host.items():
             host.__dict__[ATTRIBUTE] = self
-            if SeparateProjections.serves(host):
+            if isinstance(host, nn.MultiheadAttention) and SeparateProjections.serves(host):
                 self._handles.append(SeparateProjections(host))
             self._handles += WeightShadows(uses, self._switch).attach(host)
-
-    def _quantizer(self, weight: Weight, spec: WeightSpec) -> WeightQuantizer:
-        if spec.range == "learned":
-            return LearnedWeightQuantizer(weight, spec, self._switch)
-        if spec.range == "minmax":
-            return WeightQuantizer(weight, spec)
-        return SearchedWeightQuantizer(weight, spec, self._switch)
 
     def _attach_activations(self, placement: Placement) -> None:
         if self.placement is not None:
             raise CompressionError("The model was recorded already: strip(model) before preparing it again.")
         modules = dict(self._model.named_modules())
-        self.placement = placement
+        self.placement = Placement()
         self._handles += [Unnested(module) for module in modules.values() if isinstance(module, nn.TransformerEncoder)]
+        self._attach_more(placement)
+
+    def _attach_more(self, found: Placement) -> None:
+        """Attach what of a placement is not there yet."""
+        modules = dict(self._model.named_modules())
+        known = self.placement or Placement()
+        placement = addition(known, found)
+        self.placement = merged(known, placement)
         device = next((parameter.device for parameter in self._model.parameters()), None)
         for site in placement.sites:
-            kind = LearnedActivationQuantizer if self.settings.range == "learned" else ActivationQuantizer
             spec = self.settings.activation_spec(site.width(self.activation_bits))
-            # Where the model's first parameter lies; a quantizer elsewhere moves at its first tensor.
-            quantizer = kind(site.name, spec, self._switch, device)
-            self.activations[site.name] = quantizer
-            self._hook(site, quantizer, modules, functions=False)
+            self.activations[site.name] = wiring.activation_quantizer(site.name, spec, self._switch, device)
+        self._hook(placement, modules, functions=False)
         for name, site_name in placement.layer_input.items():
-            self._round_biases(self.layers.get(name), self.activations[site_name], modules)
+            if (weight := self.layers.get(name)) is not None:
+                norm = placement.folds.get(name.rpartition(".")[0])
+                for shadow in wiring.bias_shadows(
+                    weight, self.activations[site_name], None if norm is None else modules[norm], self._switch
+                ):
+                    self.biases.append(shadow)
+                    shadow.host.__dict__[ATTRIBUTE] = self
+                    self._handles += shadow.attach(shadow.host)
         # Last, so that the functions that the other hooks call are not counted.
+        self._hook(placement, modules, functions=True)
+
+    def _hook(self, placement: Placement, modules: dict[str, nn.Module], *, functions: bool) -> None:
         for site in placement.sites:
-            self._hook(site, self.activations[site.name], modules, functions=True)
-
-    def _round_biases(
-        self, weight: WeightQuantizer | None, activation: ActivationQuantizer, modules: dict[str, nn.Module]
-    ) -> None:
-        """Let biases of integer layers be in evaluation what they are in a file."""
-        if weight is None or weight.spec.group_size is not None or self.placement is None:
-            return
-        norm = self.placement.folds.get(weight.name.rpartition(".")[0])
-        scales = None if weight.axis is None else weight.weight.shape[weight.axis]
-        for use in weight.uses:
-            bias = use.owner._parameters.get(use.bias) if use.bias is not None else None
-            if norm is None and (bias is None or not fits(bias, scales)):
-                continue
-            shadow = BiasShadow(weight, activation, use, modules[norm] if norm is not None else None, self._switch)
-            self.biases.append(shadow)
-            shadow.host.__dict__[ATTRIBUTE] = self
-            self._handles += shadow.attach(shadow.host)
-
-    def _hook(
-        self, site: Site, quantizer: ActivationQuantizer, modules: dict[str, nn.Module], *, functions: bool
-    ) -> None:
-        for at, paths in site.places.items():
-            if bool(at.function) != functions:
-                continue
-            name = at.module
-            if name not in modules:
-                raise CompressionError(
-                    f"The activation quantizer {site.name!r} belongs to module {name!r}, which this model "
-                    f"does not have. Load it into the architecture that it was trained with."
-                )
-            module = modules[name]
-            module.__dict__[ATTRIBUTE] = self
-            hook = ActivationHook(quantizer, paths, self._switch)
-            if at.function:
-                self._handles.append(on_call(module, hook.at_call(at)))
-            elif at.side == "input":
-                self._handles.append(module.register_forward_pre_hook(hook.enter, with_kwargs=True))
-            else:
-                self._handles.append(module.register_forward_hook(hook.leave))
-                if ClipForward.serves(module):
-                    self._handles.append(ClipForward(module, hook))
+            for at, paths in site.places.items():
+                if at.module not in modules:
+                    raise CompressionError(
+                        f"The activation quantizer {site.name!r} belongs to module {at.module!r}, which this model "
+                        f"does not have. Load it into the architecture that it was trained with."
+                    )
+                if bool(at.function) == functions:
+                    module = modules[at.module]
+                    module.__dict__[ATTRIBUTE] = self
+                    hook = ActivationHook(self.activations[site.name], paths, self._switch)
+                    self._handles += wiring.hook(module, at, hook)
 
     def parameters(self) -> list[nn.Parameter]:
         """Learned scales and offsets, for an optimizer of their own; empty unless ``range="learned"``."""
@@ -376,6 +399,20 @@ class Quantization:
             if isinstance(quantizer, LearnedWeightQuantizer | LearnedActivationQuantizer)
             for parameter in quantizer.parameters()
         ]
+
+    def refuse_replaced(self) -> None:
+        """Notice modules that were replaced since, as a head is for another task.
+
+        Raises:
+            CompressionError: The quantizers of such a module are of one that is no longer part of the model.
+        """
+        alive = set(self._model.modules())
+        gone = [name for name, q in self.layers.items() if not any(use.owner in alive for use in q.uses)]
+        if gone:
+            raise CompressionError(
+                f"{self.settings.field}: the module of {', '.join(gone)} was replaced after quantization was attached, "
+                f"so that the new one would stay float. Replace it before the fit, or strip(model) and prepare again."
+            )
 
     def synchronize(self) -> None:
         """Bring every ``scale`` and ``zero_point`` to what an optimizer made of ``parameters()``."""
@@ -402,6 +439,7 @@ class Quantization:
             "ends": sorted(self._ends),
             "functional": [list(astuple(read)) for read in self._functional],
             "placement": None if self.placement is None else self.placement.as_dict(),
+            "waiting": sorted(self._late.waiting),
             "activations": {name: q.state_dict() for name, q in self.activations.items()},
             "weight_scales": {name: q.scale().cpu().clone() for name, q in self.layers.items()},
             "weight_steps": {name: state for name, q in self.layers.items() if (state := q.state_dict())},
@@ -424,6 +462,7 @@ class Quantization:
         self._set_ends(set(state["ends"]))
         if state["placement"] is not None and self.placement is None:
             self._attach_activations(Placement.from_dict(state["placement"]))
+            self._wait_for(state.get("waiting", ()))
         for name, quantizer in self.activations.items():
             quantizer.load_state_dict(state["activations"][name])
         for name, layer in self.layers.items():

@@ -26,6 +26,7 @@ class _Optional:
 
 
 _NUMBER = (int, float)
+_LARGEST = 1 << 63
 _ANY: tuple[type, ...] = (object,)
 
 _RESULT = {
@@ -147,5 +148,7 @@ def _refuse_type(value: Any, expected: tuple[type, ...], where: str) -> None:
     names = " or ".join(t.__name__ for t in expected)
     if not isinstance(value, expected) or (isinstance(value, bool) and expected != _ANY):
         raise CompressionError.field(where, expected=f"a value of type {names}", got=value)
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        raise CompressionError.field(where, expected="a number of less than 2**63", got=f"{str(value)[:20]}...")
     if isinstance(value, float) and not math.isfinite(value):
         raise CompressionError.field(where, expected="a finite number", got=value, fix="Use None for 'not measured'.")

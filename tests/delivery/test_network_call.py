@@ -114,7 +114,10 @@ def test_two_modules_side_by_side_are_refused_by_name():
     root = Wrapped()
     with EntryWatch(root, field="CompressedExport") as watch:
         root.head(root.net(torch.zeros(2, 12)))
-    with pytest.raises(CompressionError, match=r"CompressedExport.*side by side \(net, head\).*module='net'"):
+    # What is advised was tried: the larger of both.
+    with pytest.raises(
+        CompressionError, match=r"CompressedExport.*side by side \(net, head\).*module='net'.*9\d%.*'packed'"
+    ):
         watch.entry()
 
 
@@ -141,7 +144,7 @@ def test_given_inputs_replace_those_that_were_seen():
     root = nn.Linear(2, 2)
     with EntryWatch(root) as watch:
         root(torch.zeros(8, 2))
-    entry = watch.entry().with_inputs({"input": torch.ones(6, 2)})
+    entry = watch.entry().with_inputs({"input": torch.ones(6, 2)}, root)
     assert entry.args == ()
     assert entry.kwargs["input"].shape == (6, 2)
 
@@ -152,3 +155,83 @@ def test_tensors_are_named_by_their_parameters():
     one = torch.zeros(1)
     named = input_names(forward, (one, (one, {"k": one}), one), {"extra": one, "flag": False})
     assert list(named) == ["x", "pair_0", "pair_1_k", "more_0", "extra"]
+
+
+class Labelled(nn.Module):
+    """Computes its loss where it is given labels, as models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        logits = self.head(x)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_labels_are_no_part_of_what_is_exported(by_name):
+    root, x, labels = Labelled(), torch.randn(6, 4), torch.zeros(6, dtype=torch.long)
+    with EntryWatch(root) as watch:
+        root(x, labels=labels) if by_name else root(x, labels)
+    entry = watch.entry().without_labels(root)
+    assert (len(entry.args), entry.kwargs, entry.left_out) == (1, {}, ("labels",))
+    given = entry.passed(root, (x,), {"labels": labels}) if by_name else entry.passed(root, (x, labels), {})
+    assert given == ((x,), {})
+
+
+def test_labels_that_a_module_cannot_do_without_stay():
+    class Forced(Labelled):
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return self.head(x) + labels[:, None]
+
+    root = Forced()
+    with EntryWatch(root) as watch:
+        root(torch.randn(6, 4), labels=torch.zeros(6))
+    entry = watch.entry().without_labels(root)
+    assert (list(entry.kwargs), entry.left_out) == (["labels"], ())
+
+
+def test_inputs_that_the_user_gives_leave_out_what_the_steps_pass_beyond_them():
+    root = Labelled()
+    with EntryWatch(root) as watch:
+        root(torch.randn(6, 4), labels=torch.zeros(6, dtype=torch.long))
+    entry = watch.entry().with_inputs(torch.ones(2, 4), root)
+    assert (entry.kwargs, entry.left_out) == ({}, ("labels",))
+
+
+class OnGraph(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        return other @ y if other.is_floating_point() else y[other[0]] + y[other[1]]
+
+
+@pytest.mark.parametrize("other", [torch.randint(0, 9, (2, 30)), torch.rand(9, 9)], ids=["edges", "adjacency"])
+def test_a_graph_stays_whole(other):
+    root, nodes = OnGraph(), torch.randn(9, 4)
+    with EntryWatch(root) as watch:
+        root(nodes, other)
+    entry = watch.entry()
+    assert torch.equal(entry.args[0], nodes)
+    assert entry.first(1, root).args[0].shape == nodes.shape
+    with EntryWatch(plain := Mlp()) as watch:
+        plain(torch.zeros(9, 12))
+    assert watch.entry().first(1, plain).args[0].shape == (1, 12)
+
+
+def test_a_part_that_cannot_be_traced_is_not_advised():
+    class ByValue(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) if float(x.sum()) > 0 else -super().forward(x)
+
+    root = nn.ModuleDict({"large": ByValue(4, 40), "small": nn.Linear(40, 1)})
+    with EntryWatch(root) as watch:
+        root["small"](root["large"](torch.ones(2, 4)))
+    with pytest.raises(CompressionError, match="module='small'"):
+        watch.entry()

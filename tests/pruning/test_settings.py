@@ -6,10 +6,10 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import lightning_compress.conf
 import pytest
 import yaml
 
-import lightning_compress.conf
 from lightning_compress import GradualMagnitudePruning
 from lightning_compress.pruning import Pruner
 from lightning_compress.pruning.settings import Settings

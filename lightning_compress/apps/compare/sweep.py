@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -10,8 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from lightning_compress.apps.compare.job_files import (
+    hydra_overrides,
+    mapping,
+    number,
+    other_file,
+    read_json,
+    setting,
+    texts,
+)
 from lightning_compress.apps.train.outcome import RESULT_FILE
 from lightning_compress.apps.train.sweep_jobs import JOB_FILE, SHARED, read_job
 from lightning_compress.errors import CompressionError, closest
@@ -163,7 +169,8 @@ def _directories(folder: Path) -> list[Path]:
     marks |= {
         path.parent
         for path in folder.rglob(REPORT_FILE)
-        if not any(parent in marks for parent in (path.parent, *path.parent.parents))
+        if not path.parent.name.startswith(".")
+        and not any(parent in marks for parent in (path.parent, *path.parent.parents))
     }
     outermost = [path for path in marks if not any(parent in marks for parent in path.parents)]
     return sorted(outermost, key=lambda path: _natural(path.relative_to(folder).as_posix()))
@@ -179,20 +186,24 @@ def _read(path: Path, folder: Path, format: str) -> Job:
     name = path.relative_to(folder).as_posix()
     name = path.resolve().name if name == "." else name
     record = read_job(path) or {}
-    overrides = {_setting(line): line for line in map(str, record.get("overrides") or _hydra_overrides(path))}
+    lines = texts(record.get("overrides")) or hydra_overrides(path)
+    overrides = {setting(line): line for line in lines}
     if record.get("status") == "failed":
         return Job(name, path, "failed", str(record.get("error") or "no reason was noted"), overrides=overrides)
     try:
-        result = _json(path / RESULT_FILE) if (path / RESULT_FILE).exists() else None
+        result = read_json(path / RESULT_FILE) if (path / RESULT_FILE).exists() else None
         if result is None and (record or (path / ".hydra").exists()):
             return Job(name, path, "unfinished", "it has not ended, or was killed", overrides=overrides)
         report = _report(path, result)
         if report is None:
             return Job(name, path, "unfinished", "it ended without an export; run it with export=default")
-        content = _json(report)
+        content = read_json(report)
         check(content)
+        if (other := other_file(report.parent, content["artifacts"])) is not None:
+            reason = f"{other} is not the file that its report speaks of: an export was stopped, or the file changed"
+            return Job(name, path, "unfinished", reason, overrides=overrides)
         return _job(name, path, content, report, result or {}, format, overrides)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = str(error) if isinstance(error, CompressionError) else f"its files cannot be read ({error})"
         return Job(name, path, "unfinished", " ".join(reason.split()), overrides=overrides)
 
@@ -213,7 +224,10 @@ def _job(
         size = None if deployed is None else deployed["bytes"]
     if size is None or deployed is None:
         return Job(name, path, "unfinished", f"it wrote no {format} file", overrides=overrides, files=files)
-    pruning, quantization = report["plan"]["pruning"], report["plan"]["quantization"]
+    pruning, quantization = (mapping(report["plan"][name]) for name in ("pruning", "quantization"))
+    sparsity = float(number(pruning.get("final_sparsity")) or 0.0)
+    if min(size, *files.values()) < 0 or not 0 <= sparsity <= 1:
+        raise CompressionError(f"{report_path}: damaged, with a size of {size} bytes and a sparsity of {sparsity}.")
     page = report_path.with_suffix(".html")
     return Job(
         name=name,
@@ -221,8 +235,8 @@ def _job(
         status="finished",
         pruning=_pruning(pruning),
         quantization=_quantization(quantization),
-        sparsity=float((pruning or {}).get("final_sparsity") or 0.0),
-        weight_bits=int((quantization or {}).get("weight_bits") or 32),
+        sparsity=sparsity,
+        weight_bits=int(number(quantization.get("weight_bits")) or 32),
         overrides=overrides,
         metrics=_finite(deployed["metrics"]),
         dense_metrics={} if dense is None else _finite(dense["metrics"]),
@@ -232,34 +246,35 @@ def _job(
         dense_bytes=None if dense is None else dense["bytes"],
         latency_ms=_median(deployed),
         dense_latency_ms=_median(dense),
-        seconds=(result.get("seconds") or {}).get("compressed"),
-        samples=report.get("samples"),
+        seconds=number(mapping(result.get("seconds")).get("compressed")),
+        samples=None if (samples := number(report.get("samples"))) is None else int(samples),
         report=page if page.is_file() else None,
-        failures=tuple(report.get("failures") or ()),
+        failures=tuple(texts(report.get("failures"))),
     )
 
 
 def _report(path: Path, result: Mapping[str, Any] | None) -> Path | None:
     """The job's report: in its directory, which may have been moved since, or where the job says that it is."""
-    inside = sorted(path.rglob(REPORT_FILE), key=lambda found: (len(found.parts), found))
+    # Directories with a dot hold what an export was killed at.
+    whole = (found for found in path.rglob(REPORT_FILE) if not found.parent.name.startswith("."))
+    inside = sorted(whole, key=lambda found: (len(found.parts), found))
     if inside:
         return inside[0]
     said = (result or {}).get("report")
-    return Path(said) if said and Path(said).is_file() else None
+    return Path(said) if isinstance(said, str) and Path(said).is_file() else None
 
 
-def _pruning(settings: Mapping[str, Any] | None) -> str:
-    if not settings or not settings.get("final_sparsity"):
+def _pruning(settings: Mapping[str, Any]) -> str:
+    sparsity = number(settings.get("final_sparsity"))
+    if not sparsity:
         return "none"
-    share = f"{100 * settings['final_sparsity']:.4g} %"
+    share = f"{100 * sparsity:.4g} %"
     pattern, distribution = settings.get("pattern", "unstructured"), settings.get("distribution", "global")
     kind = distribution if pattern == "unstructured" else pattern
     return f"{share} {kind}"
 
 
-def _quantization(settings: Mapping[str, Any] | None) -> str:
-    if not settings:
-        return "none"
+def _quantization(settings: Mapping[str, Any]) -> str:
     weights, activations = settings.get("weight_bits"), settings.get("activation_bits")
     return "none" if not weights and not activations else f"w{weights or 32}a{activations or 32}"
 
@@ -271,25 +286,3 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 def _median(result: Mapping[str, Any] | None) -> float | None:
     latency = result and result["latency_ms"]
     return float(latency["median"]) if latency else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise CompressionError(f"{path}: expected a mapping, got {type(content).__name__}.")
-    return content
-
-
-def _hydra_overrides(path: Path) -> list[Any]:
-    """A job's overrides as Hydra notes them, a YAML list; none where a killed job left half of it."""
-    file = path / ".hydra" / "overrides.yaml"
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except yaml.YAMLError:
-        return []
-    return found if isinstance(found, list) else []
-
-
-def _setting(override: str) -> str:
-    """What an override sets, adds or deletes."""
-    return override.lstrip("+~").partition("=")[0]

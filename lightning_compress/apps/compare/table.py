@@ -126,8 +126,8 @@ def _markdown(sweep: Sweep, limits: Limits, choice: Choice) -> Iterator[str]:
         for sentence, command in choice.next:
             yield f"- {escaped(sentence)}" + ("" if command is None else f" {code(command)}")
     yield from ("", f"## {count(sweep)}", "")
-    described = escaped(", ".join(limits.described()) or "none")
-    yield f"Limits: {described}. ◆ is on the Pareto front, **bold** is the choice."
+    limited = escaped(", ".join(limits.described()) or "none")
+    yield f"Limits: {limited}. ◆ is on the Pareto front, **bold** is the choice."
     yield ""
     heads = ["", *map(escaped, heads_for(limits))]
     yield f"| {' | '.join(heads)} |"

@@ -56,10 +56,16 @@ def inspect(path: Path) -> Inspection:
 
 def _export(path: Path) -> Inspection:
     """The directory of an export: its report, and each file that is still the one the report speaks of."""
+    from lightning_compress.delivery.directory import READY
     from lightning_compress.foundation.checksum import sha256
     from lightning_compress.report import check
 
     source = path / "report.json"
+    if (path / READY).is_dir():
+        raise DoesNotHold(
+            f"{path}: an export was stopped while it put its files in place; the rest of them is in {READY}. The next "
+            f"export puts them there."
+        )
     if not source.is_file():
         raise CompressionError.field(
             "inspect", expected="the directory of an export, with report.json", got=str(path), fix="Give a file."

@@ -29,7 +29,7 @@ def checkpoint(path: Path) -> Inspection:
             f"{path}: holds more than tensors and primitives, and is not loaded since that would execute its code. "
             f"Load it where you trust it and save its state_dict alone ({first_line(error)})."
         ) from error
-    except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
+    except Exception as error:  # Damage has many names in the unpickler, TypeError and AssertionError among them.
         raise DoesNotHold(f"{path}: cannot be read as a checkpoint ({first_line(error)}).") from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
@@ -37,8 +37,12 @@ def checkpoint(path: Path) -> Inspection:
     found = Inspection(path, "checkpoint")
     seen: set[tuple[int, tuple[int, ...]]] = set()
     for name, value in state.items():
+        if not isinstance(value, Tensor):
+            continue
+        if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise DoesNotHold(f"{path}: {name} has more values than the file holds, or is no dense tensor.")
         # Tied tensors share their storage in the file, too.
-        if isinstance(value, Tensor) and (key := (value.data_ptr(), tuple(value.shape))) not in seen:
+        if (key := (value.data_ptr(), tuple(value.shape))) not in seen:
             seen.add(key)
             found.tensors.append(row(str(name), value))
     for name in ("epoch", "global_step", "pytorch-lightning_version"):
@@ -64,7 +68,7 @@ def safetensors(path: Path) -> Inspection:
             found.facts = {str(key): str(value) for key, value in (file.metadata() or {}).items()}
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
                 found.tensors.append(row(name, file.get_tensor(name)))
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise DoesNotHold(f"{path}: cannot be read as safetensors ({first_line(error)}).") from error
     return found
 
@@ -118,13 +122,18 @@ def onnx(path: Path) -> Inspection:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(str(path))
-    except (DecodeError, OSError, ValueError) as error:
+        model = onnx.load(str(path), load_external_data=False)
+        _refuse_lies(model.graph, path, onnx)
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (DecodeError, OSError, ValueError, KeyError, onnx.checker.ValidationError) as error:
         raise DoesNotHold(f"{path}: cannot be read as ONNX ({first_line(error)}).") from error
     if not model.graph.node:
         raise DoesNotHold(f"{path}: cannot be read as ONNX (there is no graph in it).")
     found = Inspection(path, "onnx")
-    found.tensors = list(_onnx_rows(model.graph, onnx))
+    try:
+        found.tensors = list(_onnx_rows(model.graph, onnx))
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
+        raise DoesNotHold(f"{path}: damaged, a constant is not what it says ({first_line(error)}).") from error
     counts = Counter(node.op_type for node in model.graph.node)
     found.facts = {property.key: property.value for property in model.metadata_props}
     found.facts["opset"] = str(max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0))
@@ -133,6 +142,24 @@ def onnx(path: Path) -> Inspection:
     found.facts["quantized activations"] = str(counts["QuantizeLinear"])
     found.facts["operators"] = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     return found
+
+
+def _refuse_lies(graph: Any, path: Path, onnx: Any) -> None:
+    """Refuse constants that take more bytes than the file and its side files have, before they are allocated."""
+    for item in graph.initializer:
+        size = math.prod(item.dims)
+        if any(dim < 0 for dim in item.dims) or item.data_type not in onnx.TensorProto.DataType.values():
+            raise ValueError(f"{item.name} has type {item.data_type} and shape {list(item.dims)}")
+        places = {entry.key: entry.value for entry in item.external_data}
+        stored = item.ByteSize()
+        if item.data_location == onnx.TensorProto.EXTERNAL:
+            side = path.parent / places.get("location", "")
+            if not side.resolve().is_relative_to(path.parent.resolve()) or not side.is_file():
+                raise ValueError(f"{item.name} should be in {places.get('location')}, which is not beside it")
+            stored = min(int(places.get("length") or side.stat().st_size), side.stat().st_size)
+        # Four-bit integers are two to a byte.
+        if size > 2 * stored:
+            raise ValueError(f"{item.name} has shape {list(item.dims)} in {stored} bytes")
 
 
 def _onnx_rows(graph: Any, onnx: Any) -> Iterator[TensorRow]:
@@ -174,10 +201,16 @@ def _from_zero(integers: NDArray[Any], zero_point: NDArray[Any], node: Any) -> N
     """Integers less their zero point, in their own type: they wrap around, so that no others become 0."""
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
+    if (block or zero_point.size > 1) and not -integers.ndim <= axis < integers.ndim:
+        raise ValueError(f"axis {axis} for shape {integers.shape}")
     if block:
+        if zero_point.size * block > 2 * integers.size:
+            raise ValueError(f"blocks of {block} for shape {integers.shape}")
         zero_point = zero_point.repeat(block, axis).take(range(integers.shape[axis]), axis)
     elif zero_point.size > 1:
         zero_point = np.expand_dims(zero_point, [k for k in range(integers.ndim) if k != axis % integers.ndim])
+    if np.broadcast_shapes(integers.shape, zero_point.shape) != integers.shape:
+        raise ValueError(f"zero points of shape {zero_point.shape} for shape {integers.shape}")
     return integers - zero_point
 
 

@@ -109,7 +109,7 @@ def run(
     same = before is not None and before.get("config_hash") == record["config_hash"]
     if same and (output / RESULT_FILE).is_file():
         log.info("Finished already: %s", output)
-        outcome = _finished(output / RESULT_FILE, cfg.get("optimized_metric"))
+        outcome = _finished(output, cfg.get("optimized_metric"))
         if before is not None and before.get("status") != "finished":
             # It was stopped between the two files.
             _write(output / JOB_FILE, {**record, "status": "finished", "ended": _now()})
@@ -224,7 +224,7 @@ def read_job(folder: Path, file: str = JOB_FILE) -> dict[str, Any] | None:
     """What a job has noted of itself; ``None`` where there is no such file that can be read."""
     try:
         content = json.loads((folder / file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -240,14 +240,14 @@ def read_jobs(sweep_dir: Path) -> list[dict[str, Any]]:
     for folder in sorted({path.parent for file in (JOB_FILE, REFUSED_FILE) for path in sweep_dir.rglob(file)}):
         job = read_job(folder, REFUSED_FILE) or read_job(folder) or {"status": "unreadable"}
         has_result = job.get("status") != "refused" and (folder / RESULT_FILE).is_file()
-        failures = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))["failures"] if has_result else []
+        failures = (read_job(folder, RESULT_FILE) or {}).get("failures") if has_result else []
         found.append(
             {
                 "name": folder.relative_to(sweep_dir).as_posix(),
                 "status": job.get("status"),
                 "error": job.get("error"),
                 "overrides": job.get("overrides", []),
-                "failures": failures,
+                "failures": failures if isinstance(failures, list) else ["its result.json cannot be read"],
             }
         )
     return found
@@ -274,11 +274,14 @@ def _digest(plain: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _finished(path: Path, wanted: Any) -> Outcome:
-    from lightning_compress.apps.train.outcome import Outcome
+def _finished(output: Path, wanted: Any) -> Outcome:
+    from lightning_compress.apps.train.outcome import RESULT_FILE, Outcome
 
-    content = json.loads(path.read_text(encoding="utf-8"))
-    outcome = Outcome(**{**content, "failures": tuple(content["failures"]), "objective": None})
+    try:
+        content = read_job(output, RESULT_FILE) or {}
+        outcome = Outcome(**{**content, "failures": tuple(content["failures"]), "objective": None})
+    except (KeyError, TypeError) as error:
+        raise CompressionError(f"{output / RESULT_FILE}: damaged. Remove it, and the job runs again.") from error
     return outcome.with_objective(
         wanted if wanted is None or isinstance(wanted, str) else [str(name) for name in wanted]
     )

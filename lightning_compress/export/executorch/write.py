@@ -24,9 +24,10 @@ from lightning_compress.export.pt2e import to_pt2e
 from lightning_compress.export.signatures import input_names
 from lightning_compress.export.trace import trace
 from lightning_compress.foundation.atomic_write import replacing
-from lightning_compress.foundation.example_inputs import call_arguments
+from lightning_compress.foundation.example_inputs import call_arguments, first_samples
+from lightning_compress.foundation.nested import mapped
 from lightning_compress.foundation.output_difference import same_outputs
-from lightning_compress.foundation.pytree import tree_leaves, tree_map_only
+from lightning_compress.foundation.pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,8 @@ def to_executorch(model: nn.Module, example_inputs: Any, path: str | Path, *, ba
     """
     refuse_missing("to_executorch", "executorch", "ExecuTorch")
     path = Path(path)
-    args, kwargs = call_arguments(
-        tree_map_only(torch.Tensor, lambda t: _plain(t[:batch_size] if t.ndim else t), example_inputs)
-    )
-    program = trace(model, (*args, dict(kwargs)), dynamic_batch=False, field="to_executorch")
+    args, kwargs = mapped(first_samples(call_arguments(example_inputs, model.forward), batch_size), _plain)
+    program = trace(model, (*args, kwargs), dynamic_batch=False, field="to_executorch").program
     example, named = program.example_inputs
     expected = program.module()(*example, **named)
     to_pt2e(program, signed=True)
@@ -73,7 +72,7 @@ def to_executorch(model: nn.Module, example_inputs: Any, path: str | Path, *, ba
     data = _lowered(program)
     with replacing(path) as temporary:
         temporary.write_bytes(data)
-        actual = ExecuTorchModel(temporary, model.forward)(*example, **named)
+        actual = ExecuTorchModel(temporary, model.forward)(*args, **kwargs)
         theirs = [leaf for leaf in tree_leaves(expected) if isinstance(leaf, torch.Tensor)]
         if not same_outputs(actual, theirs, least=1e-6):
             raise CompressionError(f"to_executorch: {path} gives other outputs than the program it was written from.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +13,29 @@ from torch import nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.onnx.session import OnnxModel
-from lightning_compress.export.signatures import input_names, spell_keywords
-from lightning_compress.foundation.pytree import tree_leaves
+from lightning_compress.export.signatures import input_names, named_outputs
+from lightning_compress.foundation.nested import mapped
 
 
-def name_axes(
-    graph: Any,
-    call: tuple[Sequence[Any], Mapping[str, Any]],
-    model: nn.Module,
-    axes: Mapping[str, Mapping[int, str]],
-) -> list[tuple[str, int]]:
+def name_axes(graph: Any, inputs: Sequence[str], axes: Mapping[str, Mapping[int, str]]) -> list[tuple[str, int]]:
     """Give free dimensions the names that were asked for, in place; the batch is ``batch``.
 
     Args:
-        graph: An ``onnx_ir.Graph``, whose inputs come in the order of the call's tensors.
-        call: Positional and keyword arguments of the example.
-        model: Whose forward names them.
-        axes: Argument's name → dimension → name.
+        graph: An ``onnx_ir.Graph``.
+        inputs: Names that the forward gives to the graph's inputs, in their order.
+        axes: Input's name → dimension → name.
 
     Returns:
-        Arguments and dimensions that torch.export took for constants. What it wrote may run with other sizes still, as
+        Inputs and dimensions that torch.export took for constants. What it wrote may run with other sizes still, as
         an LSTM does; ``refuse_fixed`` says.
     """
     import onnx_ir as ir
 
-    # Of the first dimensions, only the batch is free.
-    renamed = {str(v.shape[0].value): "batch" for v in graph.inputs if v.shape and not isinstance(v.shape[0], int)}
+    # The batch, or the rows of each input where they are free of one another, as nodes and edges are.
+    rows = {n: str(v.shape[0].value) for n, v in zip(inputs, graph.inputs, strict=True) if _is_free(v)}
+    renamed = {size: "batch" if len(set(rows.values())) == 1 else f"{name}_rows" for name, size in rows.items()}
     doubtful: list[tuple[str, int]] = []
-    for given, value in zip(input_names(model.forward, tuple(call[0]), call[1]), graph.inputs, strict=False):
+    for given, value in zip(inputs, graph.inputs, strict=True):
         for axis, name in axes.get(given, {}).items():
             size = value.shape[axis]
             if isinstance(size, int) or str(size.value).isdigit():
@@ -59,8 +54,16 @@ def name_axes(
     return doubtful
 
 
+def _is_free(value: Any) -> bool:
+    return bool(value.shape) and not isinstance(value.shape[0], int)
+
+
+def _instead(old: torch.Tensor, new: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    return (new if tensor is old else tensor).detach().cpu()
+
+
 def refuse_fixed(
-    path: Path, call: tuple[Sequence[Any], Mapping[str, Any]], model: nn.Module, doubtful: Sequence[tuple[str, int]]
+    path: Path, call: tuple[tuple[Any, ...], dict[str, Any]], model: nn.Module, doubtful: Sequence[tuple[str, int]]
 ) -> None:
     """Run a file with other sizes than it was exported with, beside the model.
 
@@ -74,18 +77,15 @@ def refuse_fixed(
         CompressionError: The file, or the model itself, does not run with another size of such a dimension.
     """
     model = copy.deepcopy(model).cpu().eval()
-    spell_keywords(model, call[1])
     for name, axis in doubtful:
-        bound = inspect.signature(model.forward).bind(*call[0], **call[1])
-        tensor = bound.arguments[name].detach().cpu()
-        size = tensor.shape[axis]
-        bound.arguments[name] = (
-            torch.cat([tensor, tensor.narrow(axis, 0, 1)], axis) if size < 2 else tensor.narrow(axis, 0, size - 1)
-        )
+        given = input_names(model.forward, *call)[name]
+        size = given.shape[axis]
+        other = torch.cat([given, given], axis) if size < 2 else given.narrow(axis, 0, size - 1)
+        args, kwargs = mapped(call, partial(_instead, given, other))
         try:
             with torch.no_grad():
-                expected = [t for t in tree_leaves(model(*bound.args, **bound.kwargs)) if isinstance(t, torch.Tensor)]
-            found = OnnxModel(path, model.forward)(*bound.args, **bound.kwargs)
+                expected = list(named_outputs(model(*args, **kwargs)).values())
+            found = OnnxModel(path, model.forward)(*args, **kwargs)
             same = all(a.shape == b.shape for a, b in zip(found, expected, strict=True))
         except (CompressionError, RuntimeError, ValueError, IndexError):
             same = False

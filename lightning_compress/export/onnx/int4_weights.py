@@ -1,9 +1,9 @@
 """INT4 weights in an ONNX file, where ONNX Runtime loses nothing by them: products with float activations.
 
 ONNX Runtime 1.32 makes one ``MatMulNBits`` of a MatMul of float activations by INT4 weights, where a Gemm dequantizes
-its weights anew in every call; by default it rounds the activations of that kernel to 8 bits
-(``session.qdq_matmulnbits_accuracy_level`` 1 keeps them). Where activations are quantized, INT4 weights make
-convolutions and matrix products fall back to float kernels: there the integers stay INT8.
+its weights anew in every call; by default it rounds the activations of that kernel to 8 bits, which
+``session.qdq_matmulnbits_accuracy_level=1`` in the session's options prevents. Where activations are quantized, INT4
+weights make convolutions and matrix products fall back to float kernels: there the integers stay INT8.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
+from lightning_compress.export.onnx.ir import take_over
 
 _SMALLEST, _LARGEST = -8, 7
 _FUSED = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Elu", "Softplus", "Softsign", "Selu"})
@@ -103,14 +105,10 @@ def _multiply_instead(graph: Any, dequantize: Any, gemm: Any, integers: Any) -> 
     made = [product]
     if bias and bias[0] is not None:
         made.append(ir.node("Add", [product.outputs[0], bias[0]], name=f"{gemm.name}_bias"))
-    old, new = gemm.outputs[0], made[-1].outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
+    old = gemm.outputs[0]
     if made[-1] is not product:
         product.outputs[0].type, product.outputs[0].shape = old.type, old.shape
-    for index, output in enumerate(graph.outputs):
-        if output is old:
-            graph.outputs[index] = new
-    ir.convenience.replace_all_uses_with(old, new)
+    take_over(old, made[-1].outputs[0])
     graph.insert_before(gemm, made)
     graph.remove(gemm, safe=True)
     return integers

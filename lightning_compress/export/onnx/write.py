@@ -32,12 +32,18 @@ class OnnxFile:
         bytes: Its size.
         input_names: Names of the graph's inputs.
         output_names: Names of the graph's outputs.
+        batch: Samples of one call where their number is fixed; ``None`` where it is free.
+        int4: Names of the weights that are stored as INT4.
+        left_out: Classes of what the forward returns beside tensors.
     """
 
     path: Path
     bytes: int
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    batch: int | None = None
+    int4: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def to_onnx(
@@ -46,6 +52,7 @@ def to_onnx(
     path: str | Path,
     *,
     input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
     dynamic_batch: bool = True,
     dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
     int4: bool = False,
@@ -58,7 +65,9 @@ def to_onnx(
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments.
         path: Where to write; replaced atomically.
         input_names: Names of the graph's inputs; the forward's argument names by default.
-        dynamic_batch: Leave the first dimension of every input free.
+        output_names: Names of the graph's outputs; by default the keys or fields under which the forward returns them.
+        dynamic_batch: Leave the batch free where that can be; the result says whether it is. Where Python reads the
+            batch size, it is that of the example.
         dynamic_axes: Argument's name → dimension → name in the file, for other dimensions that stay free, such as
             ``{"tokens": {1: "time"}}``.
         int4: Store every weight of at most 4 bits as INT4, also where ONNX Runtime then computes in float: half the
@@ -73,29 +82,62 @@ def to_onnx(
     """
     name = type(model).__name__
     axes = dynamic_axes or {}
+    refuse_projections(model)
     traced = trace(model, example_inputs, dynamic_batch=dynamic_batch, dynamic_axes=axes, field="to_onnx")
-    program = _export(traced, input_names, name)
+    inputs = _names("input_names", input_names, traced.input_names)
+    program = _export(traced.program, inputs, _names("output_names", output_names, traced.output_names), name)
     graph = program.model
     clean(graph)
-    store_int4(graph.graph, everywhere=int4)
+    narrow = store_int4(graph.graph, everywhere=int4)
     quantization = find(model)
     if quantization is None or quantization.settings.stores_unsigned:
         store_unsigned(graph.graph)
     if saturates(graph.graph):
         graph.metadata_props[EXACT] = "1"
-    doubtful = name_axes(graph.graph, call_arguments(example_inputs), model, axes)
+    doubtful = name_axes(graph.graph, traced.input_names, axes)
     if metadata:
         graph.metadata_props.update({str(k): str(v) for k, v in metadata.items()})
     path = Path(path)
     with replacing(path) as temporary:
         program.save(str(temporary))
-        refuse_fixed(temporary, call_arguments(example_inputs), model, doubtful)
-    names = [tuple(str(value.name) for value in values) for values in (graph.graph.inputs, graph.graph.outputs)]
-    return OnnxFile(path, path.stat().st_size, *names)
+        refuse_fixed(temporary, call_arguments(example_inputs, model.forward), model, doubtful)
+    return OnnxFile(
+        path=path,
+        bytes=path.stat().st_size,
+        input_names=tuple(str(value.name) for value in graph.graph.inputs),
+        output_names=tuple(str(value.name) for value in graph.graph.outputs),
+        batch=traced.batch,
+        int4=tuple(narrow),
+        left_out=traced.left_out,
+    )
+
+
+def refuse_projections(model: nn.Module) -> None:
+    """Refuse what ONNX has no operator for, which tracing does not find.
+
+    Raises:
+        CompressionError: The model has an LSTM with projections.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            raise CompressionError(
+                f"to_onnx: {name or 'the model'} is an LSTM with proj_size={module.proj_size}, and ONNX's LSTM has no "
+                f"projections. Put a Linear behind an LSTM without them, or write 'torch_export' or 'packed'."
+            )
+
+
+def _names(setting: str, given: Sequence[str] | None, own: Sequence[str]) -> Sequence[str]:
+    if given is None:
+        return own
+    if len(given) != len(own) or isinstance(given, str) or len(set(given)) != len(given):
+        raise CompressionError.field(
+            f"to_onnx.{setting}", expected=f"{len(own)} different names, for {', '.join(own)}", got=given
+        )
+    return list(given)
 
 
 def _export(
-    traced: torch.export.ExportedProgram, input_names: Sequence[str] | None, name: str
+    traced: torch.export.ExportedProgram, input_names: Sequence[str], output_names: Sequence[str], name: str
 ) -> torch.onnx.ONNXProgram:
     try:
         with quiet():
@@ -104,6 +146,7 @@ def _export(
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=input_names,
+                output_names=output_names,
                 custom_translation_table=_translations(),
                 verbose=False,
             )

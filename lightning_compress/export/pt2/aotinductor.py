@@ -65,7 +65,7 @@ def to_aot_inductor(
     if path.suffix != ".pt2":
         raise CompressionError.field("to_aot_inductor.path", expected="a file that ends in .pt2", got=str(path))
     compiler()
-    program = trace(model, example_inputs, dynamic_batch=dynamic_batch, field="to_aot_inductor")
+    program = trace(model, example_inputs, dynamic_batch=dynamic_batch, field="to_aot_inductor").program
     args, kwargs = program.example_inputs
     expected = program.module()(*args, **kwargs)
     if integers is None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ import torch
 from torch import nn
 
 from lightning_compress.errors import CompressionError, first_line
+from lightning_compress.export.fixed_batch import run_in_batches
 from lightning_compress.export.pt2.operators import trust
 from lightning_compress.export.pt2.safe_archive import refuse_code
 from lightning_compress.export.pt2e import register, to_pt2e
+from lightning_compress.export.signatures import input_names, named_outputs
 from lightning_compress.export.trace import trace
 from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.foundation.output_difference import same_outputs
@@ -44,10 +47,14 @@ class TorchExportFile:
     Attributes:
         path: Where it is.
         bytes: Its size.
+        batch: Samples of one call where their number is fixed; ``None`` where it is free.
+        left_out: Classes of what the forward returns beside tensors.
     """
 
     path: Path
     bytes: int
+    batch: int | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def to_torch_export(
@@ -55,11 +62,14 @@ def to_torch_export(
 ) -> TorchExportFile:
     """Write a model, quantized or float, as a ``.pt2`` file, and load and run it once.
 
+    The file takes tensors alone, in the order of the forward's parameters, by position or by name as the example
+    gives them; what the forward takes in a structure is taken out of it.
+
     Args:
         model: The model; it is not changed.
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments.
         path: Where to write; replaced atomically, once the file gave what the program gives.
-        dynamic_batch: Leave the first dimension of every input free.
+        dynamic_batch: Leave the batch free where that can be; the result says whether it is.
 
     Raises:
         CompressionError: The model cannot be exported, the file gives other outputs, or nothing can be written.
@@ -71,7 +81,8 @@ def to_torch_export(
         >>> load_torch_export(target)(torch.zeros(5, 4)).shape
         torch.Size([5, 2])
     """
-    program = trace(model, example_inputs, dynamic_batch=dynamic_batch, field="to_torch_export")
+    traced = trace(model, example_inputs, dynamic_batch=dynamic_batch, field="to_torch_export")
+    program = traced.program
     args, kwargs = program.example_inputs
     expected = program.module()(*args, **kwargs)
     to_pt2e(program)
@@ -82,7 +93,7 @@ def to_torch_export(
         actual = load_torch_export(temporary)(*args, **kwargs)
         if not same_outputs(actual, expected):
             raise CompressionError(f"to_torch_export: {path} gives other outputs than the program it was written from.")
-    return TorchExportFile(path, path.stat().st_size)
+    return TorchExportFile(path, path.stat().st_size, traced.batch, traced.left_out)
 
 
 def load_torch_export(path: str | Path) -> nn.Module:
@@ -94,6 +105,51 @@ def load_torch_export(path: str | Path) -> nn.Module:
     Raises:
         CompressionError: It is missing, cannot be read, or holds what may be code.
     """
+    return _program(path).module()
+
+
+class TorchExportModel:
+    """A ``.pt2`` file that is called like the module that it was written from, with any number of samples.
+
+    Args:
+        path: The file.
+        forward: The module's forward; its parameters order the inputs.
+
+    Raises:
+        CompressionError: It is missing, cannot be read, or holds what may be code.
+    """
+
+    def __init__(self, path: str | Path, forward: Callable[..., Any]) -> None:
+        from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+        program = _program(path)
+        self.path = Path(path)
+        self._forward, self._module = forward, program.module()
+        positional, keywords = program.call_spec.in_spec.children()
+        self._positional, self._keywords = positional.num_leaves, list(keywords.context)
+        inputs = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+        shapes = [inputs[str(name)].shape for name in program.graph_signature.user_inputs]
+        self._shapes = [[int(size) if is_concrete_int(size) else None for size in shape] for shape in shapes]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        """Outputs of the file in order.
+
+        Raises:
+            CompressionError: The call lacks an input of the file, or the file refuses one.
+        """
+        given = list(input_names(self._forward, args, kwargs).values())
+        if len(given) != len(self._shapes):
+            raise CompressionError(
+                f"{self.path}: the file takes {len(self._shapes)} tensors, and the module is called with {len(given)}."
+            )
+        return run_in_batches(self._run, given, self._shapes, str(self.path))
+
+    def _run(self, given: list[torch.Tensor]) -> list[torch.Tensor]:
+        keywords = dict(zip(self._keywords, given[self._positional :], strict=True))
+        return list(named_outputs(self._module(*given[: self._positional], **keywords)).values())
+
+
+def _program(path: str | Path) -> torch.export.ExportedProgram:
     register()
     if not zipfile.is_zipfile(path):
         raise CompressionError(f"{path}: cannot be loaded as a torch.export file (it is missing, or no such archive).")
@@ -101,7 +157,7 @@ def load_torch_export(path: str | Path) -> nn.Module:
         # As a buffer: from a path it would insist on the file's suffix.
         data = Path(path).read_bytes()
         refuse_code(data, path)
-        return torch.export.load(io.BytesIO(data)).module()
+        return torch.export.load(io.BytesIO(data))
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, zipfile.BadZipFile) as error:
         raise CompressionError(f"{path}: cannot be loaded as a torch.export file ({first_line(error)}).") from error
 
@@ -110,6 +166,8 @@ def _serialized(program: torch.export.ExportedProgram) -> bytes:
     """A program as the bytes of a file, without the inputs it was traced with and the lines of code it came from."""
     # They are the user's data, and would be in every copy of the file. There is no public way to leave them out.
     program._example_inputs = None
+    # Sizes that inputs share, as Python: no reader should have to run code from a file.
+    program._guards_code = []
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
             node.meta.pop(key, None)

@@ -8,9 +8,8 @@ from collections.abc import Collection, Mapping
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from lightning_compress.foundation.recorded_forward import Op, Tape
-from lightning_compress.quantization.data_flow import only_user, users
-from lightning_compress.quantization.operations import WEIGHTED
+from lightning_compress.foundation.recorded_forward import Op, Tape, Value
+from lightning_compress.quantization.data_flow import activations, joins, only_user
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -29,9 +28,10 @@ def folds(tape: Tape, model: nn.Module, layers: Mapping[Op, str], weights: Colle
     """
     modules = dict(model.named_modules())
     norms = Counter(op.modules[-1] for op in tape.ops if op.name == "batch_norm" and op.modules)
+    data = activations(tape)
     found = {}
     for op, weight in layers.items():
-        norm = _norm(op, weight, tape, modules, weights)
+        norm = _norm(op, weight, tape, modules, weights, data)
         if norm is not None and norms[norm] == 1:
             found[op] = norm
     return found
@@ -43,13 +43,20 @@ def norm_behind(op: Op) -> Op | None:
     return user if user is not None and user.name == "batch_norm" and user.modules else None
 
 
-def _norm(op: Op, weight: str, tape: Tape, modules: Mapping[str, nn.Module], weights: Collection[str]) -> str | None:
+def _norm(
+    op: Op,
+    weight: str,
+    tape: Tape,
+    modules: Mapping[str, nn.Module],
+    weights: Collection[str],
+    data: Collection[Value],
+) -> str | None:
     layer = weight.rpartition(".")[0]
     # A parent that has the weight of a layer under a name of its own is no layer.
-    if not {weight, layer} <= set(weights) or layer not in op.modules[-1:]:
+    if weight not in weights or layer not in weights or layer not in op.modules[-1:]:
         return None
-    readers = [user for value in op.inputs if value.parameter == weight for user in users(value)]
-    if any(reader is not op and _computes(reader) for reader in readers):
+    readers = [(user, value) for value in op.inputs if value.parameter == weight for user in value.consumers]
+    if any(reader is not op and joins(reader, value, data) for reader, value in readers):
         return None  # Others read the weight, without this norm.
     norm_op = norm_behind(op)
     if norm_op is None:
@@ -63,8 +70,3 @@ def _norm(op: Op, weight: str, tape: Tape, modules: Mapping[str, nn.Module], wei
     module = modules[norm]
     once = tape.calls.get(layer, 0) == 1 and tape.calls.get(norm, 0) == 1
     return norm if once and isinstance(module, _NORMS) and module.track_running_stats else None
-
-
-def _computes(op: Op) -> bool:
-    """Whether it makes activations: a step outside the network also reads weights for a penalty, or to change them."""
-    return op.name in WEIGHTED or op.name == "embedding" or op.modules[-1:] not in ((), ("",))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lightning_compress.foundation.recorded_forward import Boundary, Op, Tape, Value
+from lightning_compress.foundation.boundary import Boundary
+from lightning_compress.foundation.recorded_forward import Op, Tape, Value
 from lightning_compress.quantization.operations import moves_values
 
 

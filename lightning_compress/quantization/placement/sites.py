@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lightning_compress.foundation.boundary import Boundary
 from lightning_compress.foundation.nested import Key
-from lightning_compress.foundation.recorded_forward import Boundary
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,9 @@ def test_recurrent_weights_are_measured() -> None:
 
 def test_settings_of_ones_own_narrow_the_choice() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
-    pruning = Settings.check(final_sparsity=0.5, overrides={"0": {"final_sparsity": 0.25}, "1": None}, field="p", start=0, end=1.0)
+    pruning = Settings.check(
+        final_sparsity=0.5, overrides={"0": {"final_sparsity": 0.25}, "1": None}, field="p", start=0, end=1.0
+    )
     quantization = QuantizationSettings(4, 8, overrides={"2": {"weight_bits": 6}}, ignore=["0"])
     found = {p.name: (p.sparsities, p.bits) for p in places(model, pruning, quantization, (0.0, 0.5), (8, 4))}
     assert found == {
@@ -144,7 +146,9 @@ def test_settings_of_ones_own_narrow_the_choice() -> None:
 
 def test_blocks_are_pruned_as_blocks() -> None:
     model = nn.Sequential(nn.Linear(8, 8))
-    (place,) = places(model, Settings.check(final_sparsity=0.5, pattern="block:1x4", field="p", start=0, end=1.0), None, (0.5,), ())
+    (place,) = places(
+        model, Settings.check(final_sparsity=0.5, pattern="block:1x4", field="p", start=0, end=1.0), None, (0.5,), ()
+    )
     with compressed(place, 0.5, None):
         zeros = (model[0].weight == 0).view(8, 2, 4)
     assert bool((zeros.all(2) | ~zeros.any(2)).all())

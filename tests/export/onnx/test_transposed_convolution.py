@@ -69,3 +69,11 @@ def test_what_does_not_fit_stays_a_transposed_convolution(tmp_path: Path) -> Non
     actual, expected, step = exported(network(2, 2, 0, 0, groups=2), torch.randn(8, 3, 9, 7), tmp_path / "model.onnx")
     assert np.abs(actual - expected).max() <= 2 * step
     assert "ConvTranspose" in {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+
+
+def test_a_transposed_convolution_may_make_the_graphs_output(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 2, 1))
+    actual, expected, step = exported(model, torch.randn(4, 3, 8, 8), tmp_path / "model.onnx")
+    assert np.abs(actual - expected).max() <= 1.01 * step
+    assert integer_share(tmp_path / "model.onnx").share == 1

@@ -1,0 +1,70 @@
+"""Places where a tensor passes: the arguments and results of modules, and of functions that modules call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.foundation.function_calls import CallHandle, CallHook, on_call
+from lightning_compress.foundation.nested import Key, replaced_arguments, replaced_at
+
+Handle = torch.utils.hooks.RemovableHandle | CallHandle
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A place where a tensor enters or leaves a module, or a function that the module's own forward calls.
+
+    Attributes:
+        module: Full name of the module.
+        side: ``"input"`` or ``"output"``.
+        path: Where the tensor stands in the arguments or the result (``()`` for the result itself).
+        function: Name of the function; empty for the module itself.
+        call: Which of the forward's calls of that function.
+    """
+
+    module: str
+    side: str
+    path: tuple[Key, ...]
+    function: str = ""
+    call: int = 0
+
+
+def watch(
+    module: nn.Module, place: Boundary, paths: Sequence[tuple[Key, ...]], function: Callable[[Tensor], Tensor]
+) -> Handle:
+    """Let a function see, and replace, the tensors at a boundary.
+
+    Args:
+        module: The boundary's module.
+        place: The boundary.
+        paths: Where the tensors stand there.
+        function: Takes a tensor and returns the one that goes on.
+
+    Returns:
+        A handle that takes the function off again.
+
+    Example:
+        >>> net = nn.Sequential(nn.ReLU())
+        >>> handle = watch(net, Boundary("", "output", ()), [()], lambda x: x + 1)
+        >>> net(torch.zeros(1))
+        tensor([1.])
+        >>> handle.remove()
+    """
+
+    def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return replaced_arguments(args, kwargs, paths, function)
+
+    def leave(result: Any) -> Any:
+        return replaced_at(result, paths, function)
+
+    if place.function:
+        before, after = (enter, None) if place.side == "input" else (None, leave)
+        return on_call(module, CallHook(place.function, place.call, before=before, after=after))
+    if place.side == "input":
+        return module.register_forward_pre_hook(lambda _, args, kwargs: enter(args, kwargs), with_kwargs=True)
+    return module.register_forward_hook(lambda _module, _args, output: leave(output))
