@@ -117,7 +117,7 @@ class GradualMagnitudePruning(Callback):
         self._restored = None
         if stage != "fit":
             return
-        refuse_sharded(trainer, type(self).__name__)
+        refuse_sharded(trainer, type(self).__name__, rows=True)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         averaging = [i for i, callback in enumerate(callbacks) if is_instance(callback, WeightAveraging)]
         self._averaging = bool(averaging)

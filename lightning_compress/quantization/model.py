@@ -25,6 +25,7 @@ from lightning_compress.quantization.candidates import (
     outside_uses,
     weights,
 )
+from lightning_compress.quantization.late_layers import LateLayers, addition, merged
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
 from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.placement.sites import Placement
@@ -75,6 +76,7 @@ class Quantization:
         self.weight_bits = settings.weight_bits
         self.activation_bits = settings.activation_bits
         self.settled = True
+        self._late = LateLayers(model, ())
         self._attach_weights()
 
     @property
@@ -123,8 +125,16 @@ class Quantization:
         """What no training batch has reached, once one has reached others: each name with the reason."""
         names = [name for name, quantizer in self.activations.items() if not quantizer.observed]
         if len(names) == len(self.activations):
+            names = []
+        lines = [f"{name}: no training batch came by here, so that its range is unknown" for name in names]
+        return [*lines, *(f"{name}: no training batch ran it while ranges were learned" for name in self._waiting())]
+
+    def _waiting(self) -> list[str]:
+        """Layers whose inputs would be quantized, had a training batch run them."""
+        if self.placement is None:
             return []
-        return [f"{name}: no training batch came by here, so that its range is unknown" for name in names]
+        wanted = {name.rpartition(".")[0] for name, bits in self._input_bits().items() if bits is not None}
+        return sorted(self._late.waiting & wanted)
 
     @property
     def needs_recording(self) -> bool:
@@ -159,7 +169,43 @@ class Quantization:
         outside = [read for read in outside_uses(tape, self._model) if (read.weight, read.host) not in seen]
         self._attach_functional([*reads, *outside])
         self._set_ends(recorded_ends(tape, self._overrides))
-        found = place(
+        self._attach_activations(self._placed(tape))
+        self._wait_for(set(self._owners()) - set(tape.calls))
+
+    def place_late(self) -> bool:
+        """Place the activation quantizers of layers that ran for the first time since; call it between two steps.
+
+        Each part that ran is run again, in eval mode and without gradients, on the inputs of its first call: once to
+        be recorded, and once for its ranges. Its bits are those of the layers between the ends of the network.
+
+        Returns:
+            Whether anything was placed.
+        """
+        placed = False
+        for part, (args, kwargs) in self._late.take() if not self.frozen else ():
+            enabled, self.enabled = self.enabled, False
+            with evaluating(part), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                try:
+                    with recording(self._model) as tape:
+                        part(*args, **kwargs)
+                finally:
+                    self.enabled = enabled
+                self._attach_more(self._placed(tape))
+                part(*args, **kwargs)
+            self._late.ran(tape)
+            placed = True
+        return placed
+
+    def _owners(self) -> list[str]:
+        """Modules of quantized weights."""
+        return [name.rpartition(".")[0] for name in self.layers if name not in self._loose]
+
+    def _wait_for(self, layers: Collection[str]) -> None:
+        self._late = LateLayers(self._model, layers)
+        self._handles += self._late.watch(self._owners())
+
+    def _placed(self, tape: Tape) -> Placement:
+        return place(
             tape,
             self._model,
             layer_bits=self._input_bits(),
@@ -171,7 +217,6 @@ class Quantization:
                 if name in self._ends or "activation_bits" in overrides
             ],
         )
-        self._attach_activations(found)
 
     def set_bits(self, weight_bits: int | None, activation_bits: int | None) -> None:
         """Go on with other bits, but for layers that have bits of their own by an override.
@@ -274,7 +319,8 @@ class Quantization:
                 continue
             self._functional.append(read)
         self._watch(reads)
-        self._overrides |= {name: self._loose[name] for name in new}
+        single = {"weight_granularity": "tensor"}
+        self._overrides |= {n: {**self._loose[n], **(single if r[0].batched else {})} for n, r in new.items()}
         self._quantize([Weight(n, tuple(read.use(modules) for read in r), r[0].axis) for n, r in new.items()])
 
     def _quantize(self, found: Sequence[Weight]) -> None:
@@ -296,7 +342,7 @@ class Quantization:
             by_host.setdefault(use.host, []).append((quantizer, use))
         for host, uses in by_host.items():
             host.__dict__[ATTRIBUTE] = self
-            if SeparateProjections.serves(host):
+            if isinstance(host, nn.MultiheadAttention) and SeparateProjections.serves(host):
                 self._handles.append(SeparateProjections(host))
             self._handles += WeightShadows(uses, self._switch).attach(host)
 
@@ -304,13 +350,21 @@ class Quantization:
         if self.placement is not None:
             raise CompressionError("The model was recorded already: strip(model) before preparing it again.")
         modules = dict(self._model.named_modules())
-        self.placement = placement
+        self.placement = Placement()
         self._handles += [Unnested(module) for module in modules.values() if isinstance(module, nn.TransformerEncoder)]
+        self._attach_more(placement)
+
+    def _attach_more(self, found: Placement) -> None:
+        """Attach what of a placement is not there yet."""
+        modules = dict(self._model.named_modules())
+        known = self.placement or Placement()
+        placement = addition(known, found)
+        self.placement = merged(known, placement)
         device = next((parameter.device for parameter in self._model.parameters()), None)
         for site in placement.sites:
             spec = self.settings.activation_spec(site.width(self.activation_bits))
             self.activations[site.name] = wiring.activation_quantizer(site.name, spec, self._switch, device)
-        self._hook(modules, functions=False)
+        self._hook(placement, modules, functions=False)
         for name, site_name in placement.layer_input.items():
             if (weight := self.layers.get(name)) is not None:
                 norm = placement.folds.get(name.rpartition(".")[0])
@@ -321,10 +375,10 @@ class Quantization:
                     shadow.host.__dict__[ATTRIBUTE] = self
                     self._handles += shadow.attach(shadow.host)
         # Last, so that the functions that the other hooks call are not counted.
-        self._hook(modules, functions=True)
+        self._hook(placement, modules, functions=True)
 
-    def _hook(self, modules: dict[str, nn.Module], *, functions: bool) -> None:
-        for site in self.placement.sites if self.placement else ():
+    def _hook(self, placement: Placement, modules: dict[str, nn.Module], *, functions: bool) -> None:
+        for site in placement.sites:
             for at, paths in site.places.items():
                 if at.module not in modules:
                     raise CompressionError(
@@ -345,6 +399,20 @@ class Quantization:
             if isinstance(quantizer, LearnedWeightQuantizer | LearnedActivationQuantizer)
             for parameter in quantizer.parameters()
         ]
+
+    def refuse_replaced(self) -> None:
+        """Notice modules that were replaced since, as a head is for another task.
+
+        Raises:
+            CompressionError: The quantizers of such a module are of one that is no longer part of the model.
+        """
+        alive = set(self._model.modules())
+        gone = [name for name, q in self.layers.items() if not any(use.owner in alive for use in q.uses)]
+        if gone:
+            raise CompressionError(
+                f"{self.settings.field}: the module of {', '.join(gone)} was replaced after quantization was attached, "
+                f"so that the new one would stay float. Replace it before the fit, or strip(model) and prepare again."
+            )
 
     def synchronize(self) -> None:
         """Bring every ``scale`` and ``zero_point`` to what an optimizer made of ``parameters()``."""
@@ -371,6 +439,7 @@ class Quantization:
             "ends": sorted(self._ends),
             "functional": [list(astuple(read)) for read in self._functional],
             "placement": None if self.placement is None else self.placement.as_dict(),
+            "waiting": sorted(self._late.waiting),
             "activations": {name: q.state_dict() for name, q in self.activations.items()},
             "weight_scales": {name: q.scale().cpu().clone() for name, q in self.layers.items()},
             "weight_steps": {name: state for name, q in self.layers.items() if (state := q.state_dict())},
@@ -393,6 +462,7 @@ class Quantization:
         self._set_ends(set(state["ends"]))
         if state["placement"] is not None and self.placement is None:
             self._attach_activations(Placement.from_dict(state["placement"]))
+            self._wait_for(state.get("waiting", ()))
         for name, quantizer in self.activations.items():
             quantizer.load_state_dict(state["activations"][name])
         for name, layer in self.layers.items():
