@@ -47,7 +47,7 @@ def macs(net: nn.Module, image: tuple[int, ...]) -> int:
 def pruned(net: nn.Module, image: tuple[int, ...], sparsity: float) -> nn.Module:
     example = torch.zeros(2, *image)
     settings = {"pattern": "channel", "distribution": "uniform", "channel_multiple": 8, "example_inputs": example}
-    Pruner(net, final_sparsity=sparsity, end=0, **settings).step(0)
+    Pruner(net, final_sparsity=sparsity, start=0, end=0, **settings).step(0)
     return shrink(net, torch.randn(2, *image)).model
 
 

@@ -27,8 +27,8 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from lightning_compress.pruning import Pruner
-from lightning_compress.pruning import mask_kernel as kernel
 from lightning_compress.pruning.masks import apply_masks
+from lightning_compress.pruning.masks import cpu as kernel
 from lightning_compress.pruning.optimizer_state import mask_gradients
 
 SPARSITY = 0.8
@@ -131,10 +131,10 @@ def updates(size: int, rounds: int, peers: bool) -> list[dict[str, Any]]:
     saved = [weight.clone() for weight in weights]
 
     def make() -> Pruner:
-        return Pruner(model, final_sparsity=SPARSITY, end=0)
+        return Pruner(model, final_sparsity=SPARSITY, start=0, end=0)
 
     # What is loaded once, libraries and the compiled loop, is not an update's memory.
-    Pruner(mlp(1000), final_sparsity=SPARSITY, end=0).step(0)
+    Pruner(mlp(1000), final_sparsity=SPARSITY, start=0, end=0).step(0)
     pruners: list[Pruner] = []
     print(f"\nGlobal mask update over {n / 1e6:.1f}M weights, {SPARSITY:.0%}")
     held = peak_extra(lambda: pruners.append(make())) / n
@@ -204,14 +204,14 @@ def dense_step(model: nn.Module, inputs: torch.Tensor, between: Callable[[], obj
 
 
 def ours(model: nn.Module, inputs: torch.Tensor) -> Step:
-    pruner = Pruner(model, final_sparsity=SPARSITY, end=0)
+    pruner = Pruner(model, final_sparsity=SPARSITY, start=0, end=0)
     pruner.step(0)
     step = dense_step(model, inputs, lambda: mask_gradients(step.optimizer, pruner.masks_by_parameter()))  # type: ignore[attr-defined]
     return step
 
 
 def float_masks(model: nn.Module, inputs: torch.Tensor) -> Step:
-    pruner = Pruner(model, final_sparsity=SPARSITY, end=0)
+    pruner = Pruner(model, final_sparsity=SPARSITY, start=0, end=0)
     pruner.step(0)
     masks = [mask.float() for mask in pruner.masks.values()]
     weights = [parameter.detach() for parameter in pruner.parameters.values()]
@@ -226,7 +226,7 @@ def float_masks(model: nn.Module, inputs: torch.Tensor) -> Step:
 
 def plain_bytes(model: nn.Module, inputs: torch.Tensor) -> Step:
     """One-byte masks as they are applied where there is no compiler."""
-    pruner = Pruner(model, final_sparsity=SPARSITY, end=0)
+    pruner = Pruner(model, final_sparsity=SPARSITY, start=0, end=0)
     pruner.step(0)
     weights = [parameter.detach() for parameter in pruner.parameters.values()]
     inner = dense_step(model, inputs)
@@ -243,7 +243,7 @@ def plain_bytes(model: nn.Module, inputs: torch.Tensor) -> Step:
 def hookable(model: nn.Module) -> list[tuple[nn.Module, str]]:
     """Modules and attributes that a hook before the module's forward can prune."""
     never_run = {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
-    found = [name.rpartition(".") for name in Pruner(model, final_sparsity=SPARSITY, end=0).masks]
+    found = [name.rpartition(".") for name in Pruner(model, final_sparsity=SPARSITY, start=0, end=0).masks]
     targets = [(model.get_submodule(name), attribute) for name, _, attribute in found]
     return [(module, attribute) for module, attribute in targets if module not in never_run]
 

@@ -113,6 +113,13 @@ CONVOLUTIONAL: Rows = BASIC | {
 """The rows of a network of convolutions that starts from a trained control."""
 
 
+def keeping_depthwise(rows: Rows) -> Rows:
+    """Rows whose pruning leaves depthwise convolutions alone, which have few weights."""
+    return {
+        name: [*row, 'pruning.ignore=["re:.*depthwise"]'] if "sparse" in name else row for name, row in rows.items()
+    }
+
+
 ABLATIONS: Rows = {
     **{
         f"{bits} bits, {how} ranges": [f"quantization=w{bits}a{bits}", FROM_TRAINED, f"quantization.range={method}"]
@@ -200,6 +207,14 @@ TASKS = {
         pretraining=12,
         fine_tuning=["model.lr=0.001"],
     ),
+    "clinc150_encoder": Task(
+        "CLINC150, two-block transformer encoder",
+        ["data=text_clinc150", "model=text_encoder"],
+        4,
+        BASIC,
+        pretraining=12,
+        fine_tuning=["model.lr=0.001"],
+    ),
     "fsdd_dscnn": Task(
         "Spoken digits, DS-CNN",
         ["data=fsdd", "model=dscnn", "model.channels_last=true"],
@@ -231,4 +246,19 @@ TASKS = {
     ),
     "cifar10_jpeg_resnet20": _cifar10("ResNet-20", "resnet20", 24, ["trainer.precision=bf16-mixed"]),
     "cifar10_jpeg_resnet8": _cifar10("ResNet-8", "resnet8", 36, ["trainer.precision=bf16-mixed"]),
+    "cifar10_jpeg_dscnn": Task(
+        "CIFAR-10 (JPEG q75), DS-CNN",
+        [
+            "data=cifar10",
+            "model=dscnn",
+            "model.net.width=96",
+            "data.augment=crop_flip",
+            "data.val_fraction=0.02",
+            "model.channels_last=true",
+        ],
+        3,
+        keeping_depthwise(BASIC),
+        pretraining=36,
+        fine_tuning=["model.lr=0.0005"],
+    ),
 }

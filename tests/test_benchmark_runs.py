@@ -18,6 +18,10 @@ sys.path.append(str(ROOT / "benchmarks"))
 import accuracy  # noqa: E402 - neighbours, not installed
 import parts  # noqa: E402
 import results  # noqa: E402
+import tasks  # noqa: E402
+
+from lightning_compress.apps.configuration.compose import composed  # noqa: E402
+from lightning_compress.apps.configuration.settings import settings  # noqa: E402
 
 TASK = "banking77_encoder"
 
@@ -118,3 +122,12 @@ def test_parts_that_are_finished_are_not_run_again(monkeypatch: pytest.MonkeyPat
 
 def test_every_part_is_a_script_that_is_there() -> None:
     assert all((ROOT / "benchmarks" / script).is_file() for script, *_ in parts.PARTS.values())
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_every_task_is_a_configuration_of_the_product(task: str, tmp_path: Path) -> None:
+    plan = tasks.TASKS[task]
+    name, row = next(iter(plan.rows.items()))
+    with composed([*plan.settings, *plan.fine_tuning, *row], str(tmp_path)) as cfg:
+        settings(cfg)
+        assert cfg.get("pruning") or cfg.get("quantization"), name

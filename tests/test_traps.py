@@ -187,7 +187,7 @@ def test_training_again_after_the_end_starts_a_new_schedule() -> None:
 
 def test_memory_does_not_grow_over_two_thousand_updates() -> None:
     model = nn.Linear(16, 16)
-    pruner = Pruner(model, final_sparsity=0.9, end=2050)
+    pruner = Pruner(model, final_sparsity=0.9, start=0, end=2050)
     prepare(model, example_inputs=torch.randn(2, 16))
     x = torch.randn(8, 16)
 

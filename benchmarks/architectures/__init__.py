@@ -23,7 +23,7 @@ def all_architectures() -> dict[str, Architecture]:
     from architectures import dense_prediction, generation, graphs, sequences, text, vision
 
     found: dict[str, Architecture] = {}
-    for module in (vision, dense_prediction, text, generation, graphs, sequences):
+    for module in (sequences, graphs, generation, dense_prediction, text, vision):
         for architecture in module.ARCHITECTURES:
             if architecture.name in found:
                 raise ValueError(f"two architectures are called {architecture.name}")

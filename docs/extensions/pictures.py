@@ -36,8 +36,9 @@ def draw(folder: Path) -> None:
     }  # fmt: skip
     with mpl.rc_context(style):
         drawn = {picture.__name__: picture() for picture in (schedules, distributions, staircase, pareto)}
-        measured = sorted((ROOT / "benchmarks" / "results").glob("accuracy_*.json"))
-        for name, figure in (drawn | {path.stem: compressions(path) for path in measured}).items():
+        for path in sorted((ROOT / "benchmarks" / "results").glob("accuracy_*.json")):
+            drawn[path.stem] = compressions(json.loads(path.read_text(encoding="utf-8"))["rows"])
+        for name, figure in drawn.items():
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             plt.close(figure)
 
@@ -102,13 +103,12 @@ def pareto() -> Any:
     return figure
 
 
-def compressions(result: Path) -> Any:
+def compressions(rows: list[dict[str, Any]]) -> Any:
     """Points lost over packed size of every row of an accuracy benchmark, with the deviation over the seeds.
 
     Args:
-        result: A file of ``benchmarks/results``, as ``accuracy.py`` writes it.
+        rows: Those of a file of ``benchmarks/results`` that ``accuracy.py`` writes.
     """
-    rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
     rows = [row for row in rows if row["compression"] not in ("control", "dense")]
     best = set(front([(row["times_smaller"], row["drop"]) for row in rows], [True, False]))
     figure, axes = plt.subplots(figsize=(6.4, 4.2))

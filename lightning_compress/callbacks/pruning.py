@@ -19,6 +19,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.settings_diff import check_accept
 from lightning_compress.lightning_packages import is_instance, is_overridden
 from lightning_compress.pruning import Pruner
+from lightning_compress.pruning.criteria import CriterionFunction
 from lightning_compress.pruning.distributions import DistributionName
 from lightning_compress.pruning.optimizer_state import (
     forget_pruned,
@@ -28,7 +29,7 @@ from lightning_compress.pruning.optimizer_state import (
     owned,
 )
 from lightning_compress.pruning.schedule import Curve, ScheduleName
-from lightning_compress.pruning.settings import Criterion, CriterionName, RegrowName, Settings
+from lightning_compress.pruning.settings import RegrowName, Settings
 from lightning_compress.timeline import TimePoint, parse
 
 
@@ -58,14 +59,14 @@ class GradualMagnitudePruning(Callback):
         initial_sparsity: float = 0.0,
         start: TimePoint = 0.1,
         end: TimePoint = 0.6,
-        every: TimePoint = 0.01,
+        every: TimePoint | None = None,
         schedule: ScheduleName | Curve = "cubic",
         distribution: DistributionName = "global",
         pattern: str = "unstructured",
-        criterion: CriterionName | Criterion = "magnitude",
+        criterion: str | CriterionFunction = "magnitude",
         regrow: RegrowName | None = None,
         drop_fraction: float = 0.3,
-        layer_floor: float = 0.0,
+        layer_floor: float | None = None,
         channel_multiple: int = 1,
         keep_zeros: bool = False,
         freeze: bool = False,
@@ -116,7 +117,7 @@ class GradualMagnitudePruning(Callback):
         self._restored = None
         if stage != "fit":
             return
-        refuse_sharded(trainer, type(self).__name__)
+        refuse_sharded(trainer, type(self).__name__, rows=True)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         averaging = [i for i, callback in enumerate(callbacks) if is_instance(callback, WeightAveraging)]
         self._averaging = bool(averaging)
@@ -148,8 +149,7 @@ class GradualMagnitudePruning(Callback):
         before = self.pruner
         self.pruner = Pruner.from_settings(pl_module, settings, run, self._example_inputs)
         if self._restored is not None:
-            self.pruner.load_state_dict(self._restored, accept_changes=self._accept_changes)
-            self._restored = None
+            self._restore()
         elif before is not None and trainer.global_step > 0:
             # The same trainer goes on with another fit.
             self.pruner.adopt(before)
@@ -158,6 +158,9 @@ class GradualMagnitudePruning(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is not None:
+            # Strategies that shard load checkpoints after on_fit_start.
+            self._restore()
         self._plateaus.make(trainer)
         # An update that waits for gradients, in a run that goes on with other settings, is made after a first step.
         if not (trainer.global_step > 0 and self.settings.needs_gradient):
@@ -256,6 +259,11 @@ class GradualMagnitudePruning(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
+
+    def _restore(self) -> None:
+        assert self._restored is not None
+        _made(self.pruner).load_state_dict(self._restored, accept_changes=self._accept_changes)
+        self._restored = None
 
     def _update(self, trainer: Trainer) -> None:
         pruner = _made(self.pruner)

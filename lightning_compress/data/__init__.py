@@ -1,6 +1,7 @@
 """Data held in memory: images (digits, MNIST, Fashion-MNIST, CIFAR-10), spoken digits, text."""
 
 from lightning_compress.data.cifar10 import CIFAR10
+from lightning_compress.data.clinc150 import Clinc150
 from lightning_compress.data.digits import Digits
 from lightning_compress.data.fsdd import SpokenDigits
 from lightning_compress.data.idx import MNIST, FashionMNIST
@@ -11,6 +12,7 @@ __all__ = [
     "CIFAR10",
     "MNIST",
     "Banking77",
+    "Clinc150",
     "Digits",
     "FashionMNIST",
     "ImageData",

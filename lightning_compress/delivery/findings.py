@@ -10,6 +10,7 @@ from typing import Any
 from lightning_compress.errors import reason
 from lightning_compress.export.divergence import SiteError
 from lightning_compress.export.latency import Ratio, Timing
+from lightning_compress.export.onnx.integer_share import IntegerShare
 from lightning_compress.export.packed.save_load import PackedFile
 from lightning_compress.export.verification import Comparison
 
@@ -36,6 +37,7 @@ class Findings:
         packed: The packed file, if it was written.
         comparisons: Format → how far its outputs are from the model's; empty if nothing was verified.
         divergence: Where the deployed form begins to differ by more than rounding, if it does.
+        integers: How much of the ONNX file's arithmetic ONNX Runtime does in integers, where it is quantized.
         ratio: Latency of the deployed form ÷ that of the dense one, in the same runtime.
         notes: What a reader should know about the numbers.
         failures: What was asked for and could not be done, with the reason, a sentence each.
@@ -46,6 +48,7 @@ class Findings:
     packed: PackedFile | None = None
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     divergence: SiteError | None = None
+    integers: IntegerShare | None = None
     ratio: Ratio | None = None
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)

@@ -61,7 +61,7 @@ def compose(
         "seed": int(seed) if seed is not None else None,
         "data": dict(data) if data is not None else None,
         "plan": {
-            "pruning": None if pruner is None else _plain(pruner.state_dict()["settings"]),
+            "pruning": None if pruner is None else _plain(pruner.describe()),
             "quantization": None if quantization is None else _plain(_quantization(quantization)),
             "phases": report.phases(history),
         },
@@ -84,7 +84,11 @@ def compose(
         "bytes": accounting(rows, float_bytes, found.packed, found.artifacts),
         "layers": report.layers(rows, packed),
         "history": [dict(point) for point in history],
-        "stays_float": [] if quantization is None else quantization.unreached,
+        "integer_share": None if found.integers is None else found.integers.share,
+        "stays_float": [
+            *([] if quantization is None else quantization.unreached),
+            *([] if found.integers is None else found.integers.lines()),
+        ],
         "notes": [*found.notes, *(f"Does not hold: {failure}" for failure in failures)],
         "failures": [*found.failures, *failures],
     }
@@ -102,6 +106,9 @@ def described(
         notes: Gets the reason where they cannot be counted.
     """
     copied = called_through(duplicate(module), entry.name)
+    if not entry.known:
+        rows = describe(copied, pruner=pruner)
+        return rows, dense_bytes(rows, extra_bytes(copied))
     try:
         rows = describe(copied, pruner=pruner, example_inputs=entry.first(1, copied).example_inputs)
     except Exception as error:  # Of any kind: the network is the user's.

@@ -105,7 +105,7 @@ def summary(report: Mapping[str, Any]) -> dict[str, float]:
         numbers.update({f"compress/{version}/{k}": v for k, v in values.items() if v is not None})
     for artifact in report.get("artifacts", ()):
         numbers[f"compress/{artifact['format']}/bytes"] = artifact["bytes"]
-    for key in ("agreement", "max_abs_difference"):
+    for key in ("agreement", "max_abs_difference", "integer_share"):
         if report.get(key) is not None:
             numbers[f"compress/{key}"] = report[key]
     return numbers

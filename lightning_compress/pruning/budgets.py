@@ -2,55 +2,93 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from lightning_compress.foundation.shards import Shards
 from lightning_compress.pruning.channels.group import ChannelGroup
 from lightning_compress.pruning.distributions import layer_sparsity
-from lightning_compress.pruning.patterns import Pattern
-from lightning_compress.pruning.prunable import Prunable, check_floors, prune_together
+from lightning_compress.pruning.prunable import Prunable
+from lightning_compress.pruning.ranking.together import Job, check_floors, prune_together
+from lightning_compress.pruning.schedule import SparsitySchedule
+from lightning_compress.pruning.scores import Scores
 from lightning_compress.pruning.settings import Settings
 
 
-def prune_to(
-    settings: Settings,
-    sites: Sequence[Prunable],
-    sparsity: Callable[[float, float], float],
-    score: Callable[[Prunable], Tensor],
-    *,
-    absolute: bool,
-) -> dict[str, float]:
-    """Prune up to the sparsity in force.
-
-    Args:
-        settings: The pruner's settings.
-        sites: What there is to prune.
-        sparsity: Initial and final sparsity → sparsity in force.
-        score: Scores of a site's entries.
-        absolute: Rank single entries by the scores' absolute value.
+def asked_at(
+    settings: Settings, sites: Sequence[Prunable], schedule: SparsitySchedule, step: int
+) -> tuple[dict[str, float], float]:
+    """What sparsity is in force at an update.
 
     Returns:
-        Site name → sparsity asked of it, where something is asked of it alone.
+        Site name → sparsity asked of it alone, and the sparsity asked of all others together.
     """
-    asked: dict[str, float] = {}
-    common = [site for site in sites if not site.own]
-    shared = sparsity(settings.initial_sparsity, settings.final_sparsity)
-    for site in sites:
-        if site.own:
-            asked[site.name] = sparsity(site.initial, site.final)
-    if settings.distribution == "global":
-        if common:
-            _prune(settings, common, shared, score, absolute)
-    else:
-        shapes = {site.name: tuple(site.mask.shape) for site in common}
-        asked |= layer_sparsity(settings.distribution, shapes, shared)
-    for site in sites:
-        if site.name in asked:
-            _prune(settings, [site], asked[site.name], score, absolute)
-    return asked
+    own = {site.name: site for site in sites if site.own}
+    asked = {
+        name: dataclasses.replace(schedule, initial=site.initial, final=site.final).at(step)
+        for name, site in own.items()
+    }
+    if settings.distribution != "global":
+        shapes = {site.name: _shape(site) for site in sites if not site.own}
+        asked |= layer_sparsity(settings.distribution, shapes, schedule.at(step))
+    return asked, schedule.at(step)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Sites that are ranked together, and how many of their units have to be pruned."""
+
+    sites: Sequence[Prunable]
+    units: int
+
+
+def budgets(
+    sites: Sequence[Prunable], asked: Mapping[str, float], common: float, pruned: Mapping[str, int]
+) -> list[Budget]:
+    """Count units.
+
+    Args:
+        sites: What there is to prune.
+        asked: Site name → sparsity asked of it alone.
+        common: Sparsity asked of all others together.
+        pruned: Site name → entries that are pruned now. No budget is below them: a curve that dips, or a checkpoint
+            that is sparser than asked, brings nothing back.
+    """
+    pools = [([site], asked[site.name]) for site in sites if site.name in asked]
+    shared = [site for site in sites if site.name not in asked]
+    found = []
+    for pool, sparsity in [*([(shared, common)] if shared else []), *pools]:
+        count = _units(pool, sparsity)
+        if len(pool) == 1:
+            # ERK knows nothing of floors: the floor wins.
+            count = min(count, pool[0].cap)
+        now = sum(math.ceil(round(_pruned_units(site, pruned[site.name]), 6)) for site in pool if site.units)
+        if count := max(count, now):
+            found.append(Budget(pool, count))
+    return found
+
+
+def prune_to(settings: Settings, found: Sequence[Budget], scores: Scores, step: int, shards: Shards) -> None:
+    """Prune each budget's smallest units, and write the masks."""
+    # Processes that hold shards take all at once, for a constant number of collectives; others save memory.
+    for batch in [list(found)] if shards.size > 1 else [[budget] for budget in found]:
+        jobs = [
+            Job(
+                budget.sites,
+                [scores.of(site, step) for site in budget.sites],
+                budget.units,
+                absolute=scores.by_absolute_value(budget.sites[0]),
+            )
+            for budget in batch
+        ]
+        if jobs:
+            prune_together(jobs, settings.field, shards)
+        for job in jobs if settings.channel_multiple > 1 else []:
+            for site, ranks in zip(job.sites, job.scores, strict=True):
+                if isinstance(site, ChannelGroup) and not site.grouped:
+                    site.keep_multiple(settings.channel_multiple, ranks)
 
 
 def refuse_floors(settings: Settings, sites: Sequence[Prunable]) -> None:
@@ -74,42 +112,9 @@ def _units(pool: Sequence[Prunable], asked: float) -> int:
     return min(units, round(asked / pool[0].pattern.prunable() * units))
 
 
-def _prune(
-    settings: Settings,
-    pool: Sequence[Prunable],
-    asked: float,
-    score: Callable[[Prunable], Tensor],
-    absolute: bool,
-) -> None:
-    count = _units(pool, asked)
-    if len(pool) == 1:
-        # ERK knows nothing of floors: the floor wins.
-        count = min(count, pool[0].cap)
-    at_least = _pruned_units(pool)
-    if count or (not isinstance(at_least, Tensor) and at_least):
-        single = absolute and type(pool[0].pattern) is Pattern
-        scores = [score(site) for site in pool]
-        prune_together(pool, scores, count, at_least, absolute=single, field=settings.field)
-        for site, ranks in zip(pool, scores, strict=True):
-            if settings.channel_multiple > 1 and type(site) is ChannelGroup and not site.grouped:
-                site.keep_multiple(settings.channel_multiple, ranks)
+def _pruned_units(site: Prunable, pruned: int) -> float:
+    return pruned / (site.entries * site.pattern.prunable() / site.units)
 
 
-def _pruned_units(pool: Sequence[Prunable]) -> int | Tensor:
-    """Units pruned now, which stay so: a curve may dip, or a checkpoint be sparser than asked.
-
-    On accelerators the count stays there.
-    """
-    found = [
-        (site.mask.numel() - site.kept_count(), site.mask.numel() * site.pattern.prunable() / site.units)
-        for site in pool
-        if site.units
-    ]
-    on_device = [pruned for pruned, _ in found if isinstance(pruned, Tensor)]
-    if not on_device:
-        return sum(math.ceil(round(float(pruned / size), 6)) for pruned, size in found)
-    units = [
-        (pruned.to(on_device[0].device).double() / size - 1e-6).ceil().long()
-        for (_, size), pruned in zip(found, on_device, strict=True)
-    ]
-    return torch.stack(units).sum()
+def _shape(site: Prunable) -> tuple[int, ...]:
+    return (site.entries,) if isinstance(site, ChannelGroup) else tuple(site.parameter.shape)  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning.recorded_weights import ParameterUse
+from lightning_compress.foundation.parameter_use import ParameterUse
 from lightning_compress.pruning.settings import Settings
 from lightning_compress.targets import Candidate, Selection, select
 
@@ -48,7 +48,7 @@ def candidates(model: nn.Module, use: ParameterUse | None = None) -> list[Candid
 
     Args:
         model: The model.
-        use: What a recorded forward did with the parameters, see :func:`.recorded_weights.record_use`.
+        use: What a recorded forward did with the parameters, see :func:`.parameter_use.record_use`.
 
     Raises:
         CompressionError: A lazy layer has not seen its first batch, so its weights have no shape yet.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
+from lightning_compress.foundation.shards import local
 from lightning_compress.pruning.masks import apply_masks
 
 GRADIENT_DECIDES = (SGD, Adam, AdamW, Adagrad, Adadelta, NAdam, RAdam, RMSprop, LBFGS)
@@ -35,7 +36,7 @@ def mask_gradients(optimizer: Optimizer, masks: Mapping[Tensor, Tensor]) -> bool
     Returns:
         Whether all gradients could be masked; sparse ones cannot.
     """
-    gradients = [(p.grad, masks[p]) for p in owned(optimizer, masks) if p.grad is not None]
+    gradients = [(local(p.grad), masks[p]) for p in owned(optimizer, masks) if p.grad is not None]
     if any(gradient.layout != torch.strided for gradient, _ in gradients):
         return False
     apply_masks([gradient for gradient, _ in gradients], [mask for _, mask in gradients])
@@ -46,9 +47,9 @@ def mask_gradients(optimizer: Optimizer, masks: Mapping[Tensor, Tensor]) -> bool
 def mask_weights_and_state(optimizer: Optimizer, masks: Mapping[Tensor, Tensor]) -> None:
     """Zero weights and every state tensor of the weight's shape where entries are pruned."""
     for parameter in owned(optimizer, masks):
-        tensors = [parameter.detach()]
+        tensors = [local(parameter.detach())]
         tensors += [
-            value
+            local(value)
             for value in optimizer.state.get(parameter, {}).values()
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point()
         ]

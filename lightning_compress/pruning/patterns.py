@@ -39,6 +39,10 @@ class Pattern:
         """Share of a unit's entries that pruning the unit makes zero."""
         return 1.0
 
+    def rows(self) -> int:
+        """How many rows, along the first dimension, a unit reaches over."""
+        return 1
+
     def unit_scores(self, scores: Tensor) -> Tensor:
         """Scores of the units, 1-D, from scores of the entries."""
         return scores.reshape(-1)
@@ -75,6 +79,10 @@ class NOfM(Pattern):
     def prunable(self) -> float:
         """See :meth:`Pattern.prunable`."""
         return 1 - self.n / self.m
+
+    def rows(self) -> int:
+        """See :meth:`Pattern.rows`."""
+        return self.m if self.dim == 0 else 1
 
     def _groups(self, scores: Tensor) -> Tensor:
         return scores.movedim(self.dim, -1).reshape(-1, self.m)
@@ -115,6 +123,10 @@ class Block(Pattern):
     def units(self, shape: Sequence[int]) -> int:
         """See :meth:`Pattern.units`."""
         return math.prod(shape) // math.prod(self.sizes)
+
+    def rows(self) -> int:
+        """See :meth:`Pattern.rows`."""
+        return self.sizes[0]
 
     def unit_scores(self, scores: Tensor) -> Tensor:
         """Mean score of each block, 1-D in row-major order of the blocks."""

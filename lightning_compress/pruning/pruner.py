@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.settings_diff import settle
+from lightning_compress.foundation.shards import WHOLE, local
 from lightning_compress.pruning import checkpoint as state
-from lightning_compress.pruning import nan_checks
-from lightning_compress.pruning.budgets import prune_to, refuse_floors
+from lightning_compress.pruning.budgets import asked_at, budgets, prune_to, refuse_floors
 from lightning_compress.pruning.channels.group import ChannelGroup
+from lightning_compress.pruning.criteria import CriterionFunction
 from lightning_compress.pruning.distributions import DistributionName
-from lightning_compress.pruning.masks import apply_masks, pack, unpack
-from lightning_compress.pruning.patterns import Channel, Pattern
-from lightning_compress.pruning.prunable import Prunable, Site, infer_mask
+from lightning_compress.pruning.masks import apply_masks
+from lightning_compress.pruning.measures import Measures
+from lightning_compress.pruning.patterns import Channel
+from lightning_compress.pruning.prunable import Prunable
+from lightning_compress.pruning.ranking import nan_checks
 from lightning_compress.pruning.regrowth import drop_fraction_at, move_connections
 from lightning_compress.pruning.schedule import Curve, ScheduleName, SparsitySchedule
 from lightning_compress.pruning.scores import Scores
-from lightning_compress.pruning.settings import Criterion, CriterionName, RegrowName, Settings
+from lightning_compress.pruning.settings import RegrowName, Settings
 from lightning_compress.pruning.setup import channel_sites, weight_sites
 from lightning_compress.timeline import Run, TimePoint
 
-# A mask update's outcome is one number: the changes, plus these for a layer that was pruned whole and for NaN.
-_COLLAPSED, _SPOILED = 2**50, 2**51
 
-
-class Pruner:
+class Pruner(Measures):
     """Keep masks over a model's weights and raise their sparsity along a schedule.
 
     The model's parameters, modules and ``state_dict`` keys stay as they are; masks live here. Call
@@ -42,7 +40,7 @@ class Pruner:
         initial_sparsity: Share of zeros from ``start`` on.
         start: First update. A step, a fraction of the run, or ``"3ep"``; see :mod:`lightning_compress.timeline`.
         end: Last update.
-        every: Distance between updates.
+        every: Distance between updates; ``None`` makes 50 updates between start and end, or one at each step.
         total_steps: Optimizer steps in the run; needed for fractions.
         steps_per_epoch: Optimizer steps in an epoch; needed for epochs.
         schedule: How sparsity rises from start to end: a name, or a callable [0, 1] → [0, 1].
@@ -53,18 +51,21 @@ class Pruner:
             ``(weight, gradient or None) → scores`` whose high scores are kept.
         regrow: ``"gradient"`` (RigL) or ``"random"`` (SET) moves connections at each update; ``None`` does not.
         drop_fraction: Share of the connections that regrowth moves at the start; decays to 0 by a cosine.
-        layer_floor: Share of each layer that is always kept.
+        layer_floor: Share of each layer that is always kept. ``None``: a tenth of the share that all layers keep on
+            average, 0.02 at a final sparsity of 0.8, so that no layer is pruned whole.
         channel_multiple: For ``pattern="channel"``: round the channels that stay in each group to the nearest multiple.
             Kernels work on 8 or 16 channels at a time, so others cost as much as the next multiple.
         keep_zeros: Take weights that are zero now as pruned already, to continue from a sparse checkpoint.
         freeze: Only keep the zeros there are; no ``final_sparsity`` then.
         targets: Patterns of what to prune; see :mod:`lightning_compress.targets`. ``None``: every convolution,
-            linear, recurrent and attention weight.
+            linear, recurrent and attention weight, and every other matrix that a product reads as its weight.
         ignore: Patterns of what to leave alone.
         overrides: Pattern → ``{"final_sparsity", "initial_sparsity", "layer_floor", "pattern"}`` for what it
-            names, or ``None`` to leave it out. A layer with its own sparsity or pattern leaves the common pool.
-        example_inputs: For ``pattern="channel"``: a tensor, or a tuple of positional or dict of keyword arguments
-            of ``forward``; by default the module's ``example_input_array``.
+            names among the targets, or ``None`` to leave it out. A layer with its own sparsity or pattern leaves the
+            common pool.
+        example_inputs: A tensor, or a tuple of positional or dict of keyword arguments of ``forward``; by default the
+            module's ``example_input_array``. One forward shows which parameters are weights (without it, classes and
+            names decide) and which channels depend on each other (needed for ``pattern="channel"``).
         field: What to call this in messages.
         seed: For random scores and regrowth.
 
@@ -73,7 +74,7 @@ class Pruner:
 
     Example:
         >>> model = nn.Linear(10, 10)
-        >>> pruner = Pruner(model, final_sparsity=0.8, end=1, schedule="linear")
+        >>> pruner = Pruner(model, final_sparsity=0.8, start=0, end=1, schedule="linear")
         >>> pruner.step(1)
         True
         >>> int((model.weight == 0).sum())
@@ -86,18 +87,18 @@ class Pruner:
         *,
         final_sparsity: float | None = None,
         initial_sparsity: float = 0.0,
-        start: TimePoint = 0,
-        end: TimePoint = 1.0,
-        every: TimePoint = 1,
+        start: TimePoint = 0.1,
+        end: TimePoint = 0.6,
+        every: TimePoint | None = None,
         total_steps: int | None = None,
         steps_per_epoch: int | None = None,
         schedule: ScheduleName | Curve = "cubic",
         distribution: DistributionName = "global",
         pattern: str = "unstructured",
-        criterion: CriterionName | Criterion = "magnitude",
+        criterion: str | CriterionFunction = "magnitude",
         regrow: RegrowName | None = None,
         drop_fraction: float = 0.3,
-        layer_floor: float = 0.0,
+        layer_floor: float | None = None,
         channel_multiple: int = 1,
         keep_zeros: bool = False,
         freeze: bool = False,
@@ -150,92 +151,34 @@ class Pruner:
         self.skipped: dict[str, str] = {}
         """Matrices or channel groups that stay dense though no setting says so, with the reason."""
         self._asked: dict[str, float] = {}
-        self._scores = Scores(settings)
         self._groups: list[ChannelGroup] = []
+        self._shards = WHOLE
         if isinstance(settings.pattern, Channel):
             self._sites, self._groups, self.skipped = channel_sites(model, settings, example_inputs)
         else:
-            self._sites, self.skipped = weight_sites(model, settings, example_inputs)
-        self._numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
-        self._warn_of_dense()
+            self._sites, self.skipped, self._shards = weight_sites(model, settings, example_inputs)
+        self._parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._scores = Scores(settings, self._sites, self._shards)
         refuse_floors(settings, self._groups or self._sites)
         if settings.keep_zeros:
             for site in self._sites:
-                infer_mask(site)
-            self._read_groups()
+                site.infer_mask()
+        self._masks_written()
 
-    def _read_groups(self) -> None:
-        """Make channels and weights agree, from the masks of the weights."""
-        for group in self._groups:
-            group.infer(self.masks)
+    def _masks_written(self) -> None:
+        """Make channels and weights agree, from the masks of the weights, and count."""
         if self._groups:
+            for group in self._groups:
+                group.infer(self.masks)
             for site in self._sites:
                 site.mask.fill_(True)
             for group in self._groups:
                 group.write(self.masks)
+        self._count()
 
-    @property
-    def masks(self) -> dict[str, Tensor]:
-        """Parameter name → mask of its shape, ``bool``, ``True`` = kept. Not copies."""
-        return {site.name: site.mask for site in self._sites}
-
-    @property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Parameter name → the parameter that is pruned."""
-        return {site.name: site.parameter for site in self._sites}
-
-    @property
-    def pattern(self) -> str:
-        """The common pattern, as written."""
-        return self._settings.pattern.text
-
-    @property
-    def patterns(self) -> dict[str, str]:
-        """Parameter name → the pattern in which it is pruned."""
-        return {site.name: site.pattern.text for site in self._sites}
-
-    def sparsity(self) -> float:
-        """Share of the target weights that are zero now."""
-        total = sum(site.parameter.numel() for site in self._sites)
-        kept = sum(int(site.parameter.detach().count_nonzero()) for site in self._sites)
-        return 1 - kept / total
-
-    @property
-    def coverage(self) -> float:
-        """Share of the model's parameters that are pruned; the others stay dense whatever ``final_sparsity`` is."""
-        return sum(site.mask.numel() for site in self._sites) / sum(self._numel.values())
-
-    def sparsity_of_model(self) -> float:
-        """Share of all the model's parameters, biases, norms and embeddings among them, that are zeros in targets."""
-        return self.sparsity() * self.coverage
-
-    def sparsity_target(self) -> float:
-        """Share of zeros asked of the target weights together at the last update; 0 before the first."""
-        s = self._settings
-        if s.freeze or self._groups:
-            # Of weights nothing is asked here: the zeros there are stay, or channels are counted.
-            return sum(site.pruned() for site in self._sites) / sum(site.mask.numel() for site in self._sites)
-        if self.last_update is None:
-            return 0.0
-        common = self._at(self.last_update, s.initial_sparsity, s.final_sparsity)
-        asked = sum(self._asked.get(site.name, common) * site.mask.numel() for site in self._sites)
-        return asked / sum(site.mask.numel() for site in self._sites)
-
-    def layer_sparsity_target(self) -> dict[str, float]:
-        """Parameter name → sparsity asked of it at the last update.
-
-        With ``distribution="global"`` nothing is asked of a single layer, so there it is what the common
-        threshold gave.
-        """
-        return {site.name: self._asked.get(site.name, site.pruned() / site.mask.numel()) for site in self._sites}
-
-    def dead_channels(self) -> dict[str, int]:
-        """Parameter name → how many slices along its first dimension, its output channels mostly, are pruned whole."""
-        return {
-            site.name: int((~site.mask.reshape(len(site.mask), -1).any(dim=1)).count_nonzero())
-            for site in self._sites
-            if site.mask.ndim > 1
-        }
+    def describe(self) -> dict[str, Any]:
+        """The settings as primitives, points in time as optimizer steps."""
+        return state.describe(self._settings, self.schedule)
 
     def due(self, optimizer_step: int) -> bool:
         """Whether :meth:`step` would update the masks."""
@@ -261,11 +204,10 @@ class Pruner:
         if update is None or not self.due(optimizer_step):
             self.apply()
             return False
-        before = self._kept_counts()
-        if not self.idle:
+        if any(self._pruned.values()):
             # The optimizer may have moved pruned weights; they must not win their place back by that.
             self.apply()
-        changed = self._update(update, before)
+        changed = self._update(update)
         self.last_update = update
         self._scores.forget_gradients()
         if changed:
@@ -276,8 +218,7 @@ class Pruner:
     def observe(self, optimizer_step: int, parameters: Iterable[Tensor] | None = None) -> bool:
         """Look at gradients; call it after the backward pass and before ``optimizer.step()``.
 
-        Only movement pruning needs it in a plain loop: it sums up ``-w · gradient``, one float a weight. It also
-        remembers which gradients an update will look at, in case they are gone by then.
+        Only movement pruning needs it in a plain loop. It also remembers which gradients an update will look at.
 
         Args:
             optimizer_step: The optimizer step about to be done, counted from 1.
@@ -288,7 +229,7 @@ class Pruner:
             not be masked before.
         """
         due = self.due(optimizer_step)
-        self._scores.observe(self._sites, parameters, remember=due)
+        self._scores.observe(parameters, remember=due)
         return due and self._settings.needs_gradient
 
     def reschedule(self, run: Run) -> None:
@@ -301,7 +242,7 @@ class Pruner:
         for site in self._sites:
             if site.name in masks and masks[site.name].shape == site.mask.shape:
                 site.mask.copy_(masks[site.name])
-        self._read_groups()
+        self._masks_written()
 
     def masks_by_parameter(self) -> dict[Tensor, Tensor]:
         """Parameter → mask, on the parameter's device."""
@@ -313,7 +254,7 @@ class Pruner:
         """Zero pruned entries in a copy of the model's weights, such as an average of them."""
         for site in self._sites:
             if site.name in state_dict:
-                copy = state_dict[site.name]
+                copy = local(state_dict[site.name])
                 apply_masks([copy], [site.mask.to(copy.device)])
 
     @torch.no_grad()
@@ -321,63 +262,52 @@ class Pruner:
         """Zero masked weights, and nothing else."""
         for site in self._sites:
             site.move()
-        apply_masks([site.parameter for site in self._sites], [site.mask for site in self._sites])
+        apply_masks([site.weight for site in self._sites], [site.mask for site in self._sites])
 
     @torch.no_grad()
-    def _update(self, step: int, before: Tensor) -> bool:
+    def _update(self, step: int) -> bool:
         self.idle = False
-        if self._settings.freeze:
+        settings = self._settings
+        if settings.freeze:
             return False
-        plain = self._settings.criterion == "magnitude" and not self._groups
-
-        def score(site: Prunable) -> Tensor:
-            if isinstance(site, ChannelGroup):
-                return site.scores(lambda name: self._scores.raw(by_name[name], step))
-            assert isinstance(site, Site)
-            single = type(site.pattern) is Pattern
-            return site.parameter.detach() if plain and single else self._scores.of(site, step)
-
-        by_name = {site.name: site for site in self._sites}
+        before = dict(self._pruned)
+        prunable: Sequence[Prunable] = self._groups or self._sites
+        now = {group.name: group.pruned() for group in self._groups} or before
+        self._asked, common = asked_at(settings, prunable, self.schedule, step)
         with nan_checks.deferred() as checks:
-            self._asked = prune_to(
-                self._settings,
-                self._groups or self._sites,
-                lambda initial, final: self._at(step, initial, final),
-                score,
-                absolute=plain,
-            )
+            prune_to(settings, budgets(prunable, self._asked, common, now), self._scores, step, self._shards)
         for group in self._groups:
             group.write(self.masks)
+        self._count(checks)
         # Without regrowth masks are nested, so they changed exactly where their counts did.
-        changes = self._outcome(before, self._kept_counts(), checks) + self._regrow(step)
-        self.churn = changes / sum(site.mask.numel() for site in self._sites)
+        changes = sum(abs(self._pruned[name] - count) for name, count in before.items()) + self._regrow(step)
+        self.churn = changes / self._entries()
+        self._warn_of_collapse(before)
         return changes > 0
 
-    def _at(self, step: int, initial: float, final: float) -> float:
-        s = self.schedule
-        return SparsitySchedule(initial, final, s.start, s.end, s.every, s.curve).at(step)
-
     def _regrow(self, step: int) -> int:
-        s = self._settings
-        fraction = drop_fraction_at(step, self.schedule, s.drop_fraction)
-        if s.regrow is None or not fraction:
+        fraction = drop_fraction_at(step, self.schedule, self._settings.drop_fraction)
+        if self._settings.regrow is None or not fraction:
             return 0
-        moved = 0
-        for site in self._sites:
-            growth = self._scores.of_growth(site, step)
-            moved += move_connections(site.parameter.detach(), site.mask, growth, fraction, site.name)
-        return moved
+        growth = [self._scores.of_growth(site, step) for site in self._sites]
+        pruned = [self._pruned[site.name] for site in self._sites]
+        moved = move_connections(self._sites, growth, fraction, pruned, self._shards)
+        self._count()
+        return int(self._shards.total(torch.tensor(moved)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs, as tensors and primitives; masks take one bit a weight."""
+        """Everything a resumed run needs, as tensors and primitives; masks take one bit a weight.
+
+        Under FSDP2 every process has to ask, and gets whole masks, so that a run goes on in any number of processes.
+        """
         return {
             "version": state.VERSION,
-            "settings": state.describe(self._settings, self.schedule),
+            "settings": self.describe(),
             "last_update": self.last_update,
             "churn": self.churn,
             "asked": dict(self._asked),
-            "masks": {site.name: {"shape": list(site.mask.shape), "bits": pack(site.mask)} for site in self._sites},
-            "movement": {name: score.clone() for name, score in self._scores.movement.items()},
+            "masks": state.packed_masks(self._sites),
+            "sums": state.whole_sums(self._sites, self._scores.criterion.state_dict()),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, accept_changes: bool = False) -> None:
@@ -392,8 +322,7 @@ class Pruner:
         Raises:
             CompressionError: The state is from other settings (all differences are listed) or another model.
         """
-        field = self._settings.field
-        now = state.describe(self._settings, self.schedule)
+        field, now = self._settings.field, self.describe()
         # Before the masks: other targets are other weights, and the setting says more.
         changed = settle(
             state_dict.get("settings", now),
@@ -403,70 +332,10 @@ class Pruner:
             fix="start a new run from the weights alone, with keep_zeros=True to keep what is pruned",
         )
         state.refuse_strange(state_dict, {site.name for site in self._sites}, field, accept_changes=changed)
-        for site in self._sites:
-            if changed and site.name not in state_dict["masks"]:
-                continue
-            saved = state_dict["masks"][site.name]
-            if list(saved["shape"]) != list(site.mask.shape):
-                raise CompressionError(
-                    f"{field}: the checkpoint's mask for {site.name} has shape {list(saved['shape'])}, the weight "
-                    f"has {list(site.mask.shape)}."
-                )
-            site.mask.copy_(unpack(saved["bits"], saved["shape"]))
-        self._read_groups()
+        state.restore_masks(self._sites, state_dict["masks"], self._shards, field)
+        self._masks_written()
         self.idle = False
         self.last_update = None if changed else state_dict["last_update"]
         self.churn = state_dict["churn"]
         self._asked = dict(state_dict["asked"])
-        self._scores.movement = {
-            site.name: state_dict["movement"][site.name].to(site.parameter.device, copy=True)
-            for site in self._sites
-            if site.name in state_dict["movement"]
-        }
-
-    def _warn_of_dense(self) -> None:
-        dense = {name: reason for name, reason in self.skipped.items() if name in self._numel}
-        share = sum(self._numel[name] for name in dense) / sum(self._numel.values())
-        if share < 0.01:
-            return
-        largest = sorted(dense, key=lambda name: -self._numel[name])
-        named = ", ".join(f"{name} ({dense[name]})" for name in largest[:3])
-        more = f" and {len(dense) - 3} more" if len(dense) > 3 else ""
-        warnings.warn(
-            f"{self._settings.field}: {100 * share:.0f} % of the model's parameters stay dense without being asked to: "
-            f"{named}{more}. final_sparsity is a share of the pruned weights, {100 * self.coverage:.0f} % of the "
-            "parameters. Name the others in targets to prune them, or in ignore to confirm.",
-            stacklevel=5,
-        )
-
-    def _kept_counts(self) -> Tensor:
-        """Entries of each site kept now: int64, ``[sites]``, on the device where the masks lie."""
-        counts = [site.kept_count() for site in self._sites]
-        on_device = [count for count in counts if isinstance(count, Tensor)]
-        return (
-            torch.stack([count.to(on_device[0].device) for count in on_device]) if on_device else torch.tensor(counts)
-        )
-
-    def _outcome(self, before: Tensor, after: Tensor, checks: nan_checks.NanChecks) -> int:
-        """How many entries changed; one wait, unless there is something to say.
-
-        Raises:
-            CompressionError: A score was NaN.
-        """
-        collapsed = (before > 0) & (after == 0)
-        found = (after - before).abs().sum() + (collapsed.any() * _COLLAPSED) + checks.found(after.device) * _SPOILED
-        number = int(found)
-        if number >= _SPOILED:
-            checks.refuse()
-        if number % _SPOILED >= _COLLAPSED:
-            self._warn_of_collapse(collapsed)
-        return number % _COLLAPSED
-
-    def _warn_of_collapse(self, collapsed: Tensor) -> None:
-        for site, gone in zip(self._sites, collapsed.tolist(), strict=True):
-            if gone:
-                warnings.warn(
-                    f"{self._settings.field}: every weight of {site.name} is pruned now, so nothing passes this "
-                    "layer. Set layer_floor (0.01, say), distribution='erk', or a lower final_sparsity.",
-                    stacklevel=5,
-                )
+        self._scores.criterion.load_state_dict(state.local_sums(self._sites, state_dict["sums"], self._shards))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_compress.pruning.masks import count_kept
+from lightning_compress.foundation.shards import Shards
+from lightning_compress.pruning.prunable import Site
+from lightning_compress.pruning.ranking.smallest import Pool, prune_pools
 from lightning_compress.pruning.schedule import SparsitySchedule
-from lightning_compress.pruning.smallest import prune_smallest
 
 
 def drop_fraction_at(step: int, schedule: SparsitySchedule, initial: float) -> float:
@@ -26,28 +28,36 @@ def drop_fraction_at(step: int, schedule: SparsitySchedule, initial: float) -> f
     return initial / 2 * (1 + math.cos(math.pi * t))
 
 
-def move_connections(weight: Tensor, mask: Tensor, growth: Tensor, fraction: float, name: str) -> int:
-    """Drop the smallest kept weights and grow as many of the pruned entries with the largest growth score.
+def move_connections(
+    sites: Sequence[Site], growth: Sequence[Tensor], fraction: float, pruned: Sequence[int], shards: Shards
+) -> int:
+    """Drop the smallest kept weights of each layer and grow as many pruned entries with the largest growth score.
 
     As in the reference implementation of RigL, an entry that was just dropped may grow again and then keeps its
     weight; all other grown entries start at zero.
 
     Args:
-        weight: The weights, zero where pruned.
-        mask: ``bool`` of the same shape, ``True`` = kept; written in place.
-        growth: Non-negative scores of the same shape: |gradient| (RigL) or random numbers (SET).
+        sites: Weights, zero where pruned; their masks are written.
+        growth: Non-negative scores of the same shapes: |gradient| (RigL) or random numbers (SET).
         fraction: Share of the kept weights to drop.
-        name: What to call the weight in messages.
+        pruned: Entries of each that are pruned now, over all processes.
+        shards: The processes that hold the weights.
 
     Returns:
-        How many connections are in another place than before.
+        How many connections are in another place than before, in this process.
     """
-    kept = count_kept(mask)
-    dropped = int(fraction * kept)
-    if not dropped:
-        return 0
-    before = mask.clone()
-    prune_smallest([weight], [mask], mask.numel() - kept + dropped, absolute=True, names=[name])
-    score = growth.masked_fill(mask, math.inf)
-    prune_smallest([score], [mask], mask.numel() - kept, names=[f"the gradient of {name}"])
-    return int(torch.logical_xor(before, mask).count_nonzero())
+    before = [site.mask.clone() for site in sites]
+    dropped = [int(fraction * (site.entries - gone)) for site, gone in zip(sites, pruned, strict=True)]
+    drop = [
+        Pool([site.weight], [site.mask], gone + more, True, [site.name])
+        for site, gone, more in zip(sites, pruned, dropped, strict=True)
+        if more
+    ]
+    prune_pools(drop, shards)
+    grow = [
+        Pool([score.masked_fill(site.mask, math.inf)], [site.mask], gone, False, [f"the gradient of {site.name}"])
+        for site, score, gone, more in zip(sites, growth, pruned, dropped, strict=True)
+        if more
+    ]
+    prune_pools(grow, shards)
+    return sum(int(torch.logical_xor(old, site.mask).count_nonzero()) for old, site in zip(before, sites, strict=True))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from torch import Tensor
-
 from lightning_compress.errors import CompressionError, closest
+from lightning_compress.pruning.criteria import CRITERIA, CriterionFunction, kind_of, name_of
 from lightning_compress.pruning.distributions import DistributionName
 from lightning_compress.pruning.patterns import Channel, NOfM, Pattern, parse_pattern
 from lightning_compress.pruning.schedule import Curve, ScheduleName, SparsitySchedule, curve
 from lightning_compress.timeline import Run, Time, TimePoint, parse
 
-CriterionName = Literal["magnitude", "movement", "taylor", "random"]
-Criterion = Callable[[Tensor, Tensor | None], Tensor]
 RegrowName = Literal["gradient", "random"]
+
+UPDATES = 50
+"""Mask updates between start and end, where ``every`` does not say."""
+
+FLOOR = 0.1
+"""What each layer keeps at least of what all layers keep on average, where ``layer_floor`` does not say."""
 
 _LAYER_SETTINGS = ("final_sparsity", "initial_sparsity", "layer_floor", "pattern")
 
@@ -30,15 +33,15 @@ class Settings:
     initial_sparsity: float
     start: Time
     end: Time
-    every: Time
+    every: Time | None
     curve: Curve
     schedule_name: str
     distribution: DistributionName
     pattern: Pattern
-    criterion: CriterionName | Criterion
+    criterion: str | CriterionFunction
     regrow: RegrowName | None
     drop_fraction: float
-    layer_floor: float
+    layer_floor: float | None
     channel_multiple: int
     keep_zeros: bool
     freeze: bool
@@ -52,18 +55,18 @@ class Settings:
     def check(
         cls,
         *,
-        final_sparsity: float | None,
+        final_sparsity: float | None = None,
         initial_sparsity: float = 0.0,
-        start: TimePoint = 0,
-        end: TimePoint = 1.0,
-        every: TimePoint = 1,
+        start: TimePoint = 0.1,
+        end: TimePoint = 0.6,
+        every: TimePoint | None = None,
         schedule: ScheduleName | Curve = "cubic",
         distribution: DistributionName = "global",
         pattern: str = "unstructured",
-        criterion: CriterionName | Criterion = "magnitude",
+        criterion: str | CriterionFunction = "magnitude",
         regrow: RegrowName | None = None,
         drop_fraction: float = 0.3,
-        layer_floor: float = 0.0,
+        layer_floor: float | None = None,
         channel_multiple: int = 1,
         keep_zeros: bool = False,
         freeze: bool = False,
@@ -96,7 +99,7 @@ class Settings:
         if not freeze:
             _fits_pattern(parsed, final, f"{field}.final_sparsity")
         if not callable(criterion):
-            _one_of(criterion, get_args(CriterionName), f"{field}.criterion", " or a callable")
+            _one_of(criterion, tuple(CRITERIA), f"{field}.criterion", " or a callable")
         if regrow is not None:
             _one_of(regrow, get_args(RegrowName), f"{field}.regrow", " or None")
             if type(parsed) is not Pattern:
@@ -110,8 +113,8 @@ class Settings:
                 got=distribution,
             )
         time = {name: parse(point, f"{field}.{name}") for name, point in (("start", start), ("end", end))}
-        time["every"] = parse(every, f"{field}.every")
-        if time["every"].value == 0:
+        gap = None if every is None else parse(every, f"{field}.every")
+        if gap is not None and gap.value == 0:
             raise CompressionError.field(f"{field}.every", expected="more than zero", got=every)
         if time["start"].unit == time["end"].unit and time["end"].value < time["start"].value:
             raise CompressionError.field(f"{field}.end", expected=f"not before start ({start!r})", got=end)
@@ -129,6 +132,7 @@ class Settings:
             final_sparsity=final,
             initial_sparsity=initial,
             **time,
+            every=gap,
             curve=curve(schedule, f"{field}.schedule"),
             schedule_name=name_of(schedule),
             distribution=_one_of(distribution, get_args(DistributionName), f"{field}.distribution"),
@@ -136,7 +140,7 @@ class Settings:
             criterion=criterion,
             regrow=regrow,
             drop_fraction=_share(drop_fraction, f"{field}.drop_fraction"),
-            layer_floor=_share(layer_floor, f"{field}.layer_floor"),
+            layer_floor=None if layer_floor is None else _share(layer_floor, f"{field}.layer_floor"),
             channel_multiple=channel_multiple,
             keep_zeros=keep_zeros,
             freeze=freeze,
@@ -150,7 +154,23 @@ class Settings:
     @property
     def needs_gradient(self) -> bool:
         """Whether updates look at gradients, so that these must be there and dense."""
-        return self.criterion in ("movement", "taylor") or self.regrow == "gradient" or callable(self.criterion)
+        return kind_of(self.criterion).needs_gradient or self.regrow == "gradient"
+
+    def floor(self, final: float, pattern: Pattern, units: int) -> float:
+        """Share of a layer's units that is always kept, where nothing says otherwise for the layer.
+
+        Args:
+            final: The layer's sparsity at the end.
+            pattern: Its pattern.
+            units: How many units it has.
+        """
+        if self.layer_floor is not None:
+            return self.layer_floor
+        # Of n:m every group goes in the end, and every layer keeps n of m.
+        if isinstance(pattern, NOfM) or self.freeze or not units:
+            return 0.0
+        # Never more than its part of what all keep, so that the sparsity asked for is always reached.
+        return min(math.ceil(round(FLOOR * (1 - final) * units, 6)), math.floor(round((1 - final) * units, 6))) / units
 
     def resolve(self, run: Run) -> SparsitySchedule:
         """Place the schedule in a run.
@@ -160,7 +180,7 @@ class Settings:
         """
         if self.freeze:
             return SparsitySchedule(0.0, 0.0, start=0, end=0, every=1, curve=self.curve)
-        start, end, every = self.start.steps(run), self.end.steps(run), max(1, self.every.length(run))
+        start, end = self.start.steps(run), self.end.steps(run)
         if end < start:
             raise CompressionError.field(
                 f"{self.field}.end", expected=f"not before start (optimizer step {start})", got=end
@@ -172,21 +192,15 @@ class Settings:
                 got=end,
                 fix="Train longer, or let pruning end earlier.",
             )
-        schedule = SparsitySchedule(self.initial_sparsity, self.final_sparsity, start, end, every, self.curve)
-        if schedule.at(0) > 0 and self.criterion in ("movement", "taylor"):
+        every = math.ceil((end - start) / UPDATES) if self.every is None else self.every.length(run)
+        schedule = SparsitySchedule(self.initial_sparsity, self.final_sparsity, start, end, max(1, every), self.curve)
+        if schedule.at(0) > 0 and isinstance(self.criterion, str) and kind_of(self.criterion).needs_gradient:
             raise CompressionError.field(
                 f"{self.field}.start",
                 expected=f"at least 1 with criterion={self.criterion!r}: no gradient is known before",
                 got=start,
             )
         return schedule
-
-
-def name_of(choice: object) -> str:
-    """A name for a setting that may be a callable."""
-    if isinstance(choice, str):
-        return choice
-    return f"{getattr(choice, '__module__', '')}.{getattr(choice, '__qualname__', type(choice).__qualname__)}"
 
 
 def _share(value: object, field: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -13,17 +13,13 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.example_inputs import call_arguments, evaluating
 from lightning_compress.foundation.recorded_forward import Tape, recording
 from lightning_compress.foundation.settings_diff import differences
-from lightning_compress.quantization import wiring
+from lightning_compress.quantization import selection, wiring
 from lightning_compress.quantization.candidates import (
     FunctionalUse,
     Use,
     Weight,
-    complex_weights,
-    computed,
     functional_uses,
-    loose,
     outside_uses,
-    weights,
 )
 from lightning_compress.quantization.late_layers import LateLayers, addition, merged
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
@@ -36,7 +32,6 @@ from lightning_compress.quantization.quantizers.hooks import ActivationHook, Unn
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
 from lightning_compress.quantization.quantizers.weight_group import WeightGroup
 from lightning_compress.quantization.settings import QuantizationSettings, check_bits
-from lightning_compress.targets import Candidate, select
 
 # Where a module keeps what is attached to it.
 ATTRIBUTE = "_lightning_compress_quantization"
@@ -164,7 +159,7 @@ class Quantization:
     def place(self, tape: Tape) -> None:
         """Quantize what only a recorded forward shows: weights that functions read, and activations."""
         reads = functional_uses(tape, self._model)
-        self._refuse_unread({read.weight for read in reads})
+        selection.refuse_unread(self.settings, self._loose, {read.weight for read in reads})
         seen = {(read.weight, read.host) for read in reads}
         outside = [read for read in outside_uses(tape, self._model) if (read.weight, read.host) not in seen]
         self._attach_functional([*reads, *outside])
@@ -267,41 +262,11 @@ class Quantization:
                 activation.change(self.settings.activation_spec(bits))
 
     def _attach_weights(self) -> None:
-        settings = self.settings
-        model = self._model
-        candidates: list[Candidate[Any]] = [
-            *weights(model), *loose(model), *computed(model), *complex_weights(model)
-        ]  # fmt: skip
-        selections = select(
-            candidates,
-            targets=settings.targets,
-            ignore=settings.ignore,
-            overrides=settings.overrides,
-            field=settings.field,
-        )
-        self._loose = {selection.name: selection.overrides for selection in selections if selection.value is None}
-        self._computed = [f"{s.name}: {s.value}" for s in selections if isinstance(s.value, str)]
-        selected = [selection for selection in selections if isinstance(selection.value, Weight)]
-        if not selected and not self._loose:
-            reasons = "".join(f" {line}." for line in self._computed)
-            raise CompressionError(
-                f"{settings.field}: nothing to quantize: {type(self._model).__name__} has no Conv or Linear layer that "
-                f"the targets select, with a weight of its own.{reasons}"
-            )
-        self._overrides = {selection.value.name: selection.overrides for selection in selected}
+        found = selection.select_weights(self._model, self.settings)
+        self._loose, self._computed = found.loose, found.unquantizable
+        self._overrides = {weight.name: overrides for weight, overrides in found.weights}
         self._ends = registered_ends(self._overrides)
-        self._quantize([selection.value for selection in selected])
-
-    def _refuse_unread(self, read: Collection[str]) -> None:
-        for part in ("targets", "overrides"):
-            for name in getattr(self.settings, part) or ():
-                if name in self._loose and name not in read:
-                    raise CompressionError.field(
-                        f"{self.settings.field}.{part}",
-                        expected="layers, and parameters that functions read as weights",
-                        got=name,
-                        fix="In the recorded forward no F.linear or F.conv* read it.",
-                    )
+        self._quantize([weight for weight, _ in found.weights])
 
     def _attach_functional(self, found: Sequence[FunctionalUse]) -> None:
         """Quantize weights where functions read them: parameters of no layer, and layers' weights read elsewhere."""
@@ -319,7 +284,8 @@ class Quantization:
                 continue
             self._functional.append(read)
         self._watch(reads)
-        self._overrides |= {name: self._loose[name] for name in new}
+        single = {"weight_granularity": "tensor"}
+        self._overrides |= {n: {**self._loose[n], **(single if r[0].batched else {})} for n, r in new.items()}
         self._quantize([Weight(n, tuple(read.use(modules) for read in r), r[0].axis) for n, r in new.items()])
 
     def _quantize(self, found: Sequence[Weight]) -> None:
@@ -341,7 +307,7 @@ class Quantization:
             by_host.setdefault(use.host, []).append((quantizer, use))
         for host, uses in by_host.items():
             host.__dict__[ATTRIBUTE] = self
-            if SeparateProjections.serves(host):
+            if isinstance(host, nn.MultiheadAttention) and SeparateProjections.serves(host):
                 self._handles.append(SeparateProjections(host))
             self._handles += WeightShadows(uses, self._switch).attach(host)
 
@@ -398,6 +364,20 @@ class Quantization:
             if isinstance(quantizer, LearnedWeightQuantizer | LearnedActivationQuantizer)
             for parameter in quantizer.parameters()
         ]
+
+    def refuse_replaced(self) -> None:
+        """Notice modules that were replaced since, as a head is for another task.
+
+        Raises:
+            CompressionError: The quantizers of such a module are of one that is no longer part of the model.
+        """
+        alive = set(self._model.modules())
+        gone = [name for name, q in self.layers.items() if not any(use.owner in alive for use in q.uses)]
+        if gone:
+            raise CompressionError(
+                f"{self.settings.field}: the module of {', '.join(gone)} was replaced after quantization was attached, "
+                f"so that the new one would stay float. Replace it before the fit, or strip(model) and prepare again."
+            )
 
     def synchronize(self) -> None:
         """Bring every ``scale`` and ``zero_point`` to what an optimizer made of ``parameters()``."""

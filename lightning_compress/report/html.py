@@ -72,4 +72,6 @@ def _figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         found.append((numbers.milliseconds(deployed["latency_ms"]), "median latency", against))
     if report["agreement"] is not None:
         found.append((numbers.percent(report["agreement"], 2), "agreement", "deployed with fake-quantized"))
+    if report.get("integer_share") is not None:
+        found.append((numbers.percent(report["integer_share"], 1), "in integers", "of the multiply-adds"))
     return found

@@ -35,6 +35,9 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
             f"The deployed file gives the fake-quantized model's prediction on "
             f"{percent(report['agreement'], 2)} of the samples."
         )
+    if report.get("integer_share") is not None:
+        yield ""
+        yield f"ONNX Runtime computes {percent(report['integer_share'], 1)} of the multiply-adds in integers."
     for remark in [*remarks(report), *report["notes"]]:
         yield ""
         yield f"> {escaped(remark)}"

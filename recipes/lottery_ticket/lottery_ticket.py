@@ -86,7 +86,7 @@ def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
 
 def masked(model: nn.Module, sparsity: float) -> Pruner:
     """Prune to a sparsity at once, by magnitude over all layers but the last; zeros that are there stay."""
-    settings = {"end": 0, "keep_zeros": True, "ignore": [LAST_LAYER]}
+    settings = {"start": 0, "end": 0, "keep_zeros": True, "ignore": [LAST_LAYER]}
     pruner = Pruner(model, final_sparsity=sparsity, **settings) if sparsity else Pruner(model, freeze=True)
     pruner.step(0)
     return pruner

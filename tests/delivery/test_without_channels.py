@@ -27,7 +27,9 @@ def trained(kind: type[nn.Module], steps: int = 20, **settings: Any) -> tuple[nn
     torch.manual_seed(0)
     model = kind()
     x = torch.randint(0, 24, (16, 8)) if kind is networks.Gpt else torch.randn(16, 3, 8, 8)
-    pruner = Pruner(model, final_sparsity=0.5, end=0, pattern="channel", distribution="uniform", example_inputs=x[:2])
+    pruner = Pruner(
+        model, final_sparsity=0.5, start=0, end=0, pattern="channel", distribution="uniform", example_inputs=x[:2]
+    )
     prepare(model, example_inputs=x[:2], **settings)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     model.train()

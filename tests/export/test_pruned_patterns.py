@@ -33,7 +33,7 @@ def trained(pattern: str) -> tuple[nn.Module, torch.Tensor, list[str]]:
     torch.manual_seed(0)
     model = networks.PlainNet()
     x, y = torch.randn(16, 3, 8, 8), torch.arange(16) % 5
-    pruner = Pruner(model, final_sparsity=0.5, end=4, pattern=pattern, distribution="uniform")
+    pruner = Pruner(model, final_sparsity=0.5, start=0, end=4, pattern=pattern, distribution="uniform")
     prepare(model, example_inputs=x[:2])
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
     for step in range(8):

@@ -152,3 +152,25 @@ def test_an_abandoned_file_of_another_target_is_left_alone(tmp_path: Path) -> No
 def test_leaving_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match=os.strerror(errno.ENOENT)), replacing(tmp_path / "file"):
         pass
+
+
+def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, events = tmp_path / "file", []
+    flush, replace = os.fsync, os.replace
+
+    def flushed(handle: int) -> None:
+        place = os.readlink(f"/proc/self/fd/{handle}")
+        events.append("content" if place.endswith(".partial") else "directory" if place == str(tmp_path) else place)
+        flush(handle)
+
+    def replaced(source: Path, destination: Path) -> None:
+        events.append("name")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", replaced)
+    with replacing(target) as temporary:
+        temporary.write_bytes(NEW)
+    assert events == ["content", "name", "directory"]

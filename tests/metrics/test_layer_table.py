@@ -49,6 +49,7 @@ def test_targets_and_patterns_come_from_the_pruner() -> None:
     pruner = Pruner(
         model,
         final_sparsity=0.5,
+        start=0,
         end=1,
         distribution="uniform",
         ignore=["5"],

@@ -69,7 +69,7 @@ def test_packed_estimate_is_close_to_the_file(tmp_path: Path, bits: int | None, 
     for layer in (model[0], model[2]):
         nn.init.normal_(layer.weight, std=0.05)
     if sparsity:
-        Pruner(model, final_sparsity=sparsity, end=1).step(1)
+        Pruner(model, final_sparsity=sparsity, start=0, end=1).step(1)
     if bits is not None:
         prepare(model, weight_bits=bits, activation_bits=None, backend=None)
     estimate = functional.packed_bytes(describe(model), functional.extra_bytes(model))
@@ -106,7 +106,7 @@ def test_series_has_every_key() -> None:
 def test_zeros_lower_the_packed_estimate() -> None:
     model = ResidualNet()
     before = functional.packed_bytes(describe(model))
-    Pruner(model, final_sparsity=0.7, end=1).step(1)
+    Pruner(model, final_sparsity=0.7, start=0, end=1).step(1)
     assert functional.packed_bytes(describe(model)) < 0.5 * before
 
 

@@ -16,7 +16,7 @@ IMAGE = torch.zeros(1, 3, 8, 8)
 
 def test_sparsity_is_that_of_the_pruner_s_weights() -> None:
     model = ResidualNet()
-    pruner = Pruner(model, final_sparsity=0.75, end=1, targets=["fc"])
+    pruner = Pruner(model, final_sparsity=0.75, start=0, end=1, targets=["fc"])
     pruner.step(1)
     metric = Sparsity(pruner)
     metric.update(model)

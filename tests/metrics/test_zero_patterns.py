@@ -22,7 +22,7 @@ from lightning_compress.pruning import Pruner
 @pytest.mark.parametrize("layer", [nn.Linear(64, 32), nn.Conv2d(16, 32, 3)], ids=["linear", "conv"])
 def test_the_pattern_that_pruning_made_is_found_again(layer: nn.Module, pattern: str, sparsity: float) -> None:
     nn.init.normal_(layer.weight)
-    pruner = Pruner(layer, final_sparsity=sparsity, pattern=pattern, end=1)
+    pruner = Pruner(layer, final_sparsity=sparsity, pattern=pattern, start=0, end=1)
     pruner.step(1)
     assert pattern_of(layer.weight.detach()) == pattern
 

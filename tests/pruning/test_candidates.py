@@ -154,7 +154,7 @@ def test_a_parametrized_weight_is_pruned_and_its_magnitudes_are_not() -> None:
 
 def test_a_weight_that_its_layer_standardizes_stays_dense_with_a_warning() -> None:
     net = nn.Sequential(Standardized(3, 8, 3), nn.Flatten(), nn.Linear(288, 2))
-    with pytest.warns(UserWarning, match=r"27 % of the model's parameters stay dense.*0\.weight \(.*sub\(\)"):
+    with pytest.warns(UserWarning, match=r"27% of the model's parameters stay dense.*0\.weight \(.*sub\(\)"):
         assert pruned(net, IMAGE) == {"2.weight"}
 
 

@@ -59,9 +59,9 @@ def test_movement_without_observed_gradients_is_refused():
 @pytest.mark.parametrize("criterion", ["taylor", "movement"])
 def test_criteria_with_gradients_cannot_prune_before_the_first_step(criterion):
     with pytest.raises(CompressionError, match=r"Pruner\.(start|initial_sparsity): "):
-        Pruner(layer(), final_sparsity=0.5, end=0, criterion=criterion)
+        Pruner(layer(), final_sparsity=0.5, start=0, end=0, criterion=criterion)
     with pytest.raises(CompressionError, match=r"Pruner\.(start|initial_sparsity): "):
-        Pruner(layer(), final_sparsity=0.5, initial_sparsity=0.2, end=5, criterion=criterion)
+        Pruner(layer(), final_sparsity=0.5, initial_sparsity=0.2, start=0, end=5, criterion=criterion)
 
 
 def test_taylor_without_gradients_is_refused():
@@ -73,7 +73,7 @@ def test_random_depends_on_the_seed_alone():
     def mask(seed, state):
         model = layer()
         torch.manual_seed(state)
-        pruner = Pruner(model, final_sparsity=0.5, end=0, criterion="random", seed=seed)
+        pruner = Pruner(model, final_sparsity=0.5, start=0, end=0, criterion="random", seed=seed)
         pruner.step(0)
         assert int(pruner.masks["weight"].sum()) == 60
         return pruner.masks["weight"]
@@ -83,7 +83,7 @@ def test_random_depends_on_the_seed_alone():
 
 
 def test_random_pruning_leaves_the_global_generator_alone():
-    pruner = Pruner(layer(), final_sparsity=0.5, end=0, criterion="random")
+    pruner = Pruner(layer(), final_sparsity=0.5, start=0, end=0, criterion="random")
     before = torch.get_rng_state()
     pruner.step(0)
     assert torch.equal(torch.get_rng_state(), before)
@@ -92,7 +92,7 @@ def test_random_pruning_leaves_the_global_generator_alone():
 @pytest.mark.parametrize("criterion", ["random", "taylor", "movement"])
 def test_masks_are_nested_whatever_the_criterion(criterion):
     model = layer()
-    pruner = Pruner(model, final_sparsity=0.8, end=6, criterion=criterion)
+    pruner = Pruner(model, final_sparsity=0.8, start=0, end=6, criterion=criterion)
     before = torch.ones(10, 12, dtype=torch.bool)
     for step in range(1, 7):
         gradient = torch.from_numpy(backward(model, step))
@@ -108,14 +108,14 @@ def test_masks_are_nested_whatever_the_criterion(criterion):
 def test_a_callable_gets_weight_and_gradient():
     model = layer()
     gradient = backward(model, 1)
-    pruner = Pruner(model, final_sparsity=0.5, end=0, criterion=lambda weight, gradient: gradient)
+    pruner = Pruner(model, final_sparsity=0.5, start=0, end=0, criterion=lambda weight, gradient: gradient)
     pruner.step(0)
     np.testing.assert_array_equal(pruner.masks["weight"].numpy(), smallest(gradient, 60))
 
 
 @pytest.mark.parametrize("result", [3.0, torch.ones(3), torch.ones(10, 12, dtype=torch.int64)])
 def test_a_callable_that_returns_no_scores_is_refused(result):
-    pruner = Pruner(layer(), final_sparsity=0.5, end=0, criterion=lambda weight, gradient: result)
+    pruner = Pruner(layer(), final_sparsity=0.5, start=0, end=0, criterion=lambda weight, gradient: result)
     with pytest.raises(CompressionError, match=r"must return a floating point tensor .* \[10, 12\] for weight"):
         pruner.step(0)
 
@@ -125,7 +125,7 @@ def test_nan_weights_are_refused_under_any_criterion():
     with torch.no_grad():
         model.weight[1, 1] = float("nan")
     with pytest.raises(CompressionError, match="weight: weights are NaN"):
-        Pruner(model, final_sparsity=0.5, end=0, criterion="random").step(0)
+        Pruner(model, final_sparsity=0.5, start=0, end=0, criterion="random").step(0)
 
 
 def sparse():
@@ -148,7 +148,7 @@ def test_pruning_continues_from_a_sparse_model():
 
 
 def test_a_model_sparser_than_asked_is_not_filled_up():
-    pruner = Pruner(sparse(), final_sparsity=0.3, end=0, keep_zeros=True)
+    pruner = Pruner(sparse(), final_sparsity=0.3, start=0, end=0, keep_zeros=True)
     assert not pruner.step(0)
     assert pruner.sparsity() == 0.5
 

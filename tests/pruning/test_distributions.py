@@ -1,5 +1,7 @@
 """Distributions, overrides and floors."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def pruned(pruner):
 
 
 def test_erk_pruner_gives_each_layer_its_rounded_share():
-    pruner = Pruner(mlp(), final_sparsity=0.9, end=0, distribution="erk")
+    pruner = Pruner(mlp(), final_sparsity=0.9, start=0, end=0, distribution="erk")
     pruner.step(0)
     shares = published_erk({"0.weight": (30, 20), "1.weight": (10, 30)}, 0.9)
     assert pruned(pruner) == {
@@ -79,6 +81,7 @@ def test_a_layer_with_its_own_sparsity_leaves_the_common_pool(distribution):
     pruner = Pruner(
         mlp(),
         final_sparsity=0.9,
+        start=0,
         end=0,
         distribution=distribution,
         overrides={"1": {"final_sparsity": 0.5}},
@@ -89,7 +92,7 @@ def test_a_layer_with_its_own_sparsity_leaves_the_common_pool(distribution):
 
 
 def test_an_override_of_none_leaves_a_layer_out():
-    assert list(Pruner(mlp(), final_sparsity=0.9, end=0, overrides={"1": None}).masks) == ["0.weight"]
+    assert list(Pruner(mlp(), final_sparsity=0.9, start=0, end=0, overrides={"1": None}).masks) == ["0.weight"]
 
 
 def test_own_sparsity_follows_the_common_curve():
@@ -97,6 +100,7 @@ def test_own_sparsity_follows_the_common_curve():
         mlp(),
         final_sparsity=0.9,
         initial_sparsity=0.8,
+        start=0,
         end=10,
         schedule="linear",
         overrides={"1": {"final_sparsity": 0.6, "initial_sparsity": 0.2}},
@@ -106,7 +110,9 @@ def test_own_sparsity_follows_the_common_curve():
 
 
 def test_an_override_below_the_common_start_is_not_exceeded():
-    pruner = Pruner(mlp(), final_sparsity=0.9, initial_sparsity=0.8, end=10, overrides={"1": {"final_sparsity": 0.3}})
+    pruner = Pruner(
+        mlp(), final_sparsity=0.9, initial_sparsity=0.8, start=0, end=10, overrides={"1": {"final_sparsity": 0.3}}
+    )
     pruner.step(0)
     assert pruned(pruner)["1.weight"] == 90
 
@@ -121,12 +127,12 @@ def lopsided():
 
 def test_the_floor_keeps_a_layer_alive_and_the_total_stays_exact():
     model = lopsided()
-    free = Pruner(lopsided(), final_sparsity=0.7, end=0)
+    free = Pruner(lopsided(), final_sparsity=0.7, start=0, end=0, layer_floor=0)
     with pytest.warns(UserWarning, match=r"every weight of 0\.weight is pruned"):
         free.step(0)
     assert pruned(free) == {"0.weight": 600, "1.weight": 30}
     values = model[0].weight.detach().abs().flatten()
-    pruner = Pruner(model, final_sparsity=0.7, end=0, layer_floor=0.1)
+    pruner = Pruner(model, final_sparsity=0.7, start=0, end=0, layer_floor=0.1)
     pruner.step(0)
     assert pruned(pruner) == {"0.weight": 540, "1.weight": 90}
     kept = pruner.masks["0.weight"].flatten()
@@ -134,20 +140,20 @@ def test_the_floor_keeps_a_layer_alive_and_the_total_stays_exact():
 
 
 def test_the_floor_can_be_set_for_one_layer_that_stays_in_the_pool():
-    pruner = Pruner(lopsided(), final_sparsity=0.7, end=0, overrides={"0": {"layer_floor": 0.25}})
+    pruner = Pruner(lopsided(), final_sparsity=0.7, start=0, end=0, overrides={"0": {"layer_floor": 0.25}})
     pruner.step(0)
     assert pruned(pruner) == {"0.weight": 450, "1.weight": 180}
 
 
 def test_a_floor_that_leaves_too_little_is_refused():
     with pytest.raises(CompressionError, match=r"Pruner\.layer_floor: .*630 units.*only 450"):
-        Pruner(mlp(), final_sparsity=0.7, end=0, layer_floor=0.5)
+        Pruner(mlp(), final_sparsity=0.7, start=0, end=0, layer_floor=0.5)
     with pytest.raises(CompressionError, match=r"Pruner\.layer_floor"):
-        Pruner(mlp(), final_sparsity=0.7, end=0, distribution="uniform", layer_floor=0.5)
+        Pruner(mlp(), final_sparsity=0.7, start=0, end=0, distribution="uniform", layer_floor=0.5)
 
 
 def test_a_floor_survives_a_gradual_schedule_with_nested_masks():
-    pruner = Pruner(lopsided(), final_sparsity=0.8, end=10, layer_floor=0.15, schedule="linear")
+    pruner = Pruner(lopsided(), final_sparsity=0.8, start=0, end=10, layer_floor=0.15, schedule="linear")
     before = None
     for step in range(11):
         pruner.step(step)
@@ -156,3 +162,20 @@ def test_a_floor_survives_a_gradual_schedule_with_nested_masks():
         assert int(pruner.masks["0.weight"].sum()) >= 90
         assert before is None or not (now & ~before).any()
         before = now
+
+
+@pytest.mark.parametrize("sparsity", [0.7, 0.8, 0.95])
+def test_by_default_no_layer_collapses_and_the_total_stays_exact(sparsity):
+    pruner = Pruner(lopsided(), final_sparsity=sparsity, start=0, end=0)
+    pruner.step(0)
+    kept = {name: int(mask.sum()) for name, mask in pruner.masks.items()}
+    assert kept["0.weight"] == math.ceil(round(0.1 * (1 - sparsity) * 600, 6))
+    assert sum(kept.values()) == 900 - round(sparsity * 900)
+
+
+@pytest.mark.parametrize("layers", [1, 3, 40])
+def test_the_default_floor_never_stands_in_the_way_of_the_sparsity_asked_for(layers):
+    net = nn.Sequential(*[nn.Linear(1, 1, bias=False) for _ in range(layers)])
+    pruner = Pruner(net, final_sparsity=0.8, start=0, end=0)
+    pruner.step(0)
+    assert sum(pruned(pruner).values()) == round(0.8 * layers)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning import mask_kernel as kernel
 from lightning_compress.pruning.masks import apply_masks, new_mask, pack, unpack
+from lightning_compress.pruning.masks import cpu as kernel
 
 DTYPES = {torch.float32: torch.int32, torch.float64: torch.int64, torch.bfloat16: torch.int16}
 DTYPES[torch.float16] = torch.int16

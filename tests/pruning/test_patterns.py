@@ -13,7 +13,7 @@ from lightning_compress.pruning.patterns import parse_pattern
 
 
 def prune(layer, pattern, sparsity, **more):
-    pruner = Pruner(layer, final_sparsity=sparsity, end=0, pattern=pattern, **more)
+    pruner = Pruner(layer, final_sparsity=sparsity, start=0, end=0, pattern=pattern, **more)
     pruner.step(0)
     return pruner.masks["weight"].numpy()
 
@@ -47,7 +47,7 @@ def test_n_of_m_groups_lie_along_the_input_channels_of_a_convolution():
 def test_a_gradual_n_of_m_prunes_whole_groups_with_nested_masks_and_exact_counts():
     torch.manual_seed(0)
     layer = nn.Linear(16, 10, bias=False)
-    pruner = Pruner(layer, final_sparsity=0.5, end=10, pattern="2:4", schedule="linear")
+    pruner = Pruner(layer, final_sparsity=0.5, start=0, end=10, pattern="2:4", schedule="linear")
     before = np.ones((10, 16), bool)
     for step in range(11):
         pruner.step(step)
@@ -93,7 +93,7 @@ def test_blocks_are_ranked_together_over_layers():
     with torch.no_grad():
         model[0].weight.fill_(1.0)
         model[1].weight.fill_(2.0)
-    pruner = Pruner(model, final_sparsity=0.25, end=0, pattern="block:2x2")
+    pruner = Pruner(model, final_sparsity=0.25, start=0, end=0, pattern="block:2x2")
     pruner.step(0)
     assert pruner.masks["1.weight"].all()
     assert int(pruner.masks["0.weight"].sum()) == 32
@@ -101,34 +101,36 @@ def test_blocks_are_ranked_together_over_layers():
 
 def test_a_layer_that_the_pattern_does_not_fit_is_left_out_with_a_reason():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 4))
-    pruner = Pruner(model, final_sparsity=0.5, end=0, pattern="2:4")
+    pruner = Pruner(model, final_sparsity=0.5, start=0, end=0, pattern="2:4")
     assert list(pruner.masks) == ["2.weight"]
     assert "divisible by 4" in pruner.skipped["0.weight"]
 
 
 def test_a_layer_named_for_a_pattern_that_does_not_fit_is_refused():
     with pytest.raises(CompressionError, match=r"Pruner\.pattern: 0\.weight of shape \[4, 3\].*divisible by 4"):
-        Pruner(nn.Sequential(nn.Linear(3, 4)), final_sparsity=0.5, end=0, pattern="2:4", targets=["0"])
+        Pruner(nn.Sequential(nn.Linear(3, 4)), final_sparsity=0.5, start=0, end=0, pattern="2:4", targets=["0"])
 
 
 def test_a_model_that_the_pattern_does_not_fit_at_all_is_refused():
     with pytest.raises(CompressionError, match=r"nothing is left to prune in this model\. weight: blocks of 3×3"):
-        Pruner(nn.Linear(4, 4), final_sparsity=0.5, end=0, pattern="block:3x3")
+        Pruner(nn.Linear(4, 4), final_sparsity=0.5, start=0, end=0, pattern="block:3x3")
 
 
 def test_n_of_m_with_another_sparsity_is_refused():
     with pytest.raises(CompressionError, match=r"final_sparsity: expected 0\.5, the sparsity that pattern '2:4'"):
-        Pruner(nn.Linear(4, 4), final_sparsity=0.8, end=0, pattern="2:4")
+        Pruner(nn.Linear(4, 4), final_sparsity=0.8, start=0, end=0, pattern="2:4")
 
 
 def test_n_of_m_with_erk_is_refused():
     with pytest.raises(CompressionError, match=r"distribution: expected 'uniform' or 'global' with pattern '2:4'"):
-        Pruner(nn.Linear(4, 4), final_sparsity=0.5, end=0, pattern="2:4", distribution="erk")
+        Pruner(nn.Linear(4, 4), final_sparsity=0.5, start=0, end=0, pattern="2:4", distribution="erk")
 
 
 def test_one_layer_may_have_its_own_pattern():
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
-    pruner = Pruner(model, final_sparsity=0.9, end=0, overrides={"1": {"pattern": "2:4", "final_sparsity": 0.5}})
+    pruner = Pruner(
+        model, final_sparsity=0.9, start=0, end=0, overrides={"1": {"pattern": "2:4", "final_sparsity": 0.5}}
+    )
     pruner.step(0)
     assert pruner.patterns == {"0.weight": "unstructured", "1.weight": "2:4"}
     assert (pruner.masks["1.weight"].reshape(-1, 4).sum(dim=1) == 2).all()

@@ -58,7 +58,7 @@ def test_global_magnitude_prunes_the_smallest_weights_of_all_layers(sparsity):
     count = round(sparsity * values.size)
     expected = np.ones(values.size, dtype=bool)
     expected[np.argsort(values, kind="stable")[:count]] = False
-    pruner = Pruner(model, final_sparsity=sparsity, end=0, distribution="global")
+    pruner = Pruner(model, final_sparsity=sparsity, start=0, end=0, distribution="global")
     pruner.step(0)
     np.testing.assert_array_equal(flat(pruner.masks.values()), expected)
     np.testing.assert_array_equal(flat(weights(model)) != 0, expected)
@@ -67,7 +67,7 @@ def test_global_magnitude_prunes_the_smallest_weights_of_all_layers(sparsity):
 @pytest.mark.parametrize("sparsity", [0.3, 0.9])
 def test_uniform_prunes_the_same_share_of_each_layer(sparsity):
     model = net()
-    pruner = Pruner(model, final_sparsity=sparsity, end=0, distribution="uniform")
+    pruner = Pruner(model, final_sparsity=sparsity, start=0, end=0, distribution="uniform")
     pruner.step(0)
     for weight in weights(model):
         assert zeros([weight]) == round(sparsity * weight.numel())
@@ -86,7 +86,7 @@ def test_sparsity_follows_the_schedule_exactly(schedule):
 
 
 def test_a_callable_schedule_is_followed():
-    pruner = Pruner(net(), final_sparsity=0.8, end=10, schedule=lambda t: t**2)
+    pruner = Pruner(net(), final_sparsity=0.8, start=0, end=10, schedule=lambda t: t**2)
     pruner.step(5)
     assert pruner.sparsity() == pytest.approx(0.2, abs=1e-3)
 
@@ -101,7 +101,7 @@ def test_fractions_and_epochs_resolve_to_steps():
 
 def test_pruned_weights_stay_pruned_while_sparsity_rises():
     model = net()
-    pruner = Pruner(model, final_sparsity=0.9, end=10, every=1)
+    pruner = Pruner(model, final_sparsity=0.9, start=0, end=10, every=1)
     before = np.ones(536, dtype=bool)
     for _ in train(model, pruner, 12):
         now = flat(pruner.masks.values())
@@ -115,7 +115,7 @@ def test_a_weight_that_is_zero_by_chance_does_not_displace_a_pruned_one():
     model = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[3.0, 2.0, 4.0, 1.0]]))
-    pruner = Pruner(model, final_sparsity=0.25, end=10, every=5, schedule="constant")
+    pruner = Pruner(model, final_sparsity=0.25, start=0, end=10, every=5, schedule="constant")
     pruner.step(1)
     with torch.no_grad():
         model.weight[0, 0] = 0.0
@@ -125,7 +125,7 @@ def test_a_weight_that_is_zero_by_chance_does_not_displace_a_pruned_one():
 
 def test_a_second_update_at_the_same_step_changes_nothing():
     model = net()
-    pruner = Pruner(model, final_sparsity=0.9, end=10)
+    pruner = Pruner(model, final_sparsity=0.9, start=0, end=10)
     assert pruner.step(5)
     masks = {name: mask.clone() for name, mask in pruner.masks.items()}
     with torch.no_grad():
@@ -137,8 +137,8 @@ def test_a_second_update_at_the_same_step_changes_nothing():
 
 def test_an_update_between_two_calls_is_made_up_for():
     jumping, walking = net(), net()
-    a = Pruner(jumping, final_sparsity=0.9, end=10, every=3)
-    b = Pruner(walking, final_sparsity=0.9, end=10, every=3)
+    a = Pruner(jumping, final_sparsity=0.9, start=0, end=10, every=3)
+    b = Pruner(walking, final_sparsity=0.9, start=0, end=10, every=3)
     assert a.step(8)
     for step in range(9):
         b.step(step)
@@ -157,7 +157,7 @@ def test_nothing_is_pruned_before_the_start():
 
 def test_apply_zeroes_pruned_weights_and_nothing_else():
     model = net()
-    pruner = Pruner(model, final_sparsity=0.5, end=0)
+    pruner = Pruner(model, final_sparsity=0.5, start=0, end=0)
     pruner.step(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -171,7 +171,7 @@ def test_apply_zeroes_pruned_weights_and_nothing_else():
 def test_the_model_keeps_its_parameters_keys_and_hooks():
     model = net()
     keys, parameters = list(model.state_dict()), list(model.parameters())
-    pruner = Pruner(model, final_sparsity=0.5, end=0)
+    pruner = Pruner(model, final_sparsity=0.5, start=0, end=0)
     pruner.step(0)
     assert list(model.state_dict()) == keys
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
@@ -180,10 +180,10 @@ def test_the_model_keeps_its_parameters_keys_and_hooks():
 
 def test_biases_norms_and_embeddings_are_left_alone_unless_named():
     model = nn.ModuleDict({"e": nn.Embedding(5, 4), "n": nn.LayerNorm(4), "l": nn.Linear(4, 4)})
-    assert list(Pruner(model, final_sparsity=0.5, end=0).masks) == ["l.weight"]
-    named = Pruner(model, final_sparsity=0.5, end=0, targets=["Embedding", "n.weight", "l.bias"])
+    assert list(Pruner(model, final_sparsity=0.5, start=0, end=0).masks) == ["l.weight"]
+    named = Pruner(model, final_sparsity=0.5, start=0, end=0, targets=["Embedding", "n.weight", "l.bias"])
     assert list(named.masks) == ["e.weight", "n.weight", "l.bias"]
-    assert list(Pruner(model, final_sparsity=0.5, end=0, targets=["Linear"]).masks) == ["l.weight"]
+    assert list(Pruner(model, final_sparsity=0.5, start=0, end=0, targets=["Linear"]).masks) == ["l.weight"]
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
@@ -191,20 +191,20 @@ def test_biases_of_attention_and_magnitudes_of_weight_norm_are_not_pruned_by_def
     model = nn.ModuleDict(
         {"a": nn.MultiheadAttention(4, 2, add_bias_kv=True), "n": nn.utils.weight_norm(nn.Linear(4, 4))}
     )
-    pruner = Pruner(model, final_sparsity=0.5, end=10)
+    pruner = Pruner(model, final_sparsity=0.5, start=0, end=10)
     assert set(pruner.masks) == {"a.in_proj_weight", "a.out_proj.weight", "n.weight_v"}
-    assert set(Pruner(model, final_sparsity=0.5, end=10, targets=["a.bias_k"]).masks) == {"a.bias_k"}
+    assert set(Pruner(model, final_sparsity=0.5, start=0, end=10, targets=["a.bias_k"]).masks) == {"a.bias_k"}
 
 
 def test_a_matrix_of_a_layer_s_own_is_pruned_whatever_its_name():
     layer = nn.Linear(4, 4)
     layer.lora_g = nn.Parameter(torch.randn(4, 4))
-    assert set(Pruner(nn.Sequential(layer), final_sparsity=0.5, end=10).masks) == {"0.weight", "0.lora_g"}
+    assert set(Pruner(nn.Sequential(layer), final_sparsity=0.5, start=0, end=10).masks) == {"0.weight", "0.lora_g"}
 
 
 def test_recurrent_and_attention_weights_are_pruned_by_default():
     model = nn.ModuleDict({"r": nn.GRU(4, 4), "a": nn.MultiheadAttention(4, 2)})
-    assert list(Pruner(model, final_sparsity=0.5, end=0).masks) == [
+    assert list(Pruner(model, final_sparsity=0.5, start=0, end=0).masks) == [
         "r.weight_ih_l0",
         "r.weight_hh_l0",
         "a.in_proj_weight",
@@ -215,7 +215,7 @@ def test_recurrent_and_attention_weights_are_pruned_by_default():
 def test_tied_weights_count_once():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
-    pruner = Pruner(model, final_sparsity=0.5, end=0, ignore=[])
+    pruner = Pruner(model, final_sparsity=0.5, start=0, end=0, ignore=[])
     assert list(pruner.masks) == ["0.weight"]
     pruner.step(0)
     assert zeros([model[1].weight]) == 8
@@ -228,7 +228,7 @@ def test_the_memory_layout_of_weights_makes_no_difference(pattern):
     other = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     masks = []
     for model in (plain, other):
-        pruner = Pruner(model, final_sparsity=0.5, end=0, pattern=pattern)
+        pruner = Pruner(model, final_sparsity=0.5, start=0, end=0, pattern=pattern)
         pruner.step(0)
         masks.append(pruner.masks["weight"])
     assert torch.equal(*masks)
@@ -241,7 +241,7 @@ def test_nan_weights_are_refused_by_name():
     with torch.no_grad():
         model[4].weight[0, 0] = float("nan")
     with pytest.raises(CompressionError, match=r"4\.weight: 1 of 320 scores are NaN"):
-        Pruner(model, final_sparsity=0.5, end=0).step(0)
+        Pruner(model, final_sparsity=0.5, start=0, end=0).step(0)
 
 
 def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path):
@@ -256,15 +256,15 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path):
             pruner.step(step)
 
     straight = net()
-    steps(straight, Pruner(straight, final_sparsity=0.9, end=10, every=2), range(1, 13))
+    steps(straight, Pruner(straight, final_sparsity=0.9, start=0, end=10, every=2), range(1, 13))
 
     first = net()
-    pruner = Pruner(first, final_sparsity=0.9, end=10, every=2)
+    pruner = Pruner(first, final_sparsity=0.9, start=0, end=10, every=2)
     steps(first, pruner, range(1, 6))
     torch.save((first.state_dict(), pruner.state_dict()), tmp_path / "state.pt")
     loaded, state = torch.load(tmp_path / "state.pt", weights_only=True)
     second = net(seed=7)
-    pruner = Pruner(second, final_sparsity=0.9, end=10, every=2)
+    pruner = Pruner(second, final_sparsity=0.9, start=0, end=10, every=2)
     second.load_state_dict(loaded)
     pruner.load_state_dict(state)
     steps(second, pruner, range(6, 13))
@@ -274,13 +274,13 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path):
 
 
 def test_a_saved_mask_takes_one_bit_a_weight():
-    saved = Pruner(net(), final_sparsity=0.9, end=10).state_dict()["masks"]
+    saved = Pruner(net(), final_sparsity=0.9, start=0, end=10).state_dict()["masks"]
     assert sum(mask["bits"].numel() for mask in saved.values()) == (216 + 320) // 8
 
 
 def test_a_state_of_other_settings_is_refused_with_every_difference():
-    state = Pruner(net(), final_sparsity=0.9, end=10).state_dict()
-    other = Pruner(net(), final_sparsity=0.8, end=20, schedule="linear")
+    state = Pruner(net(), final_sparsity=0.9, start=0, end=10).state_dict()
+    other = Pruner(net(), final_sparsity=0.8, start=0, end=20, schedule="linear")
     with pytest.raises(
         CompressionError,
         match=r"end was 10, now 20; final_sparsity was 0\.9, now 0\.8; schedule was 'cubic', now 'linear'",
@@ -289,18 +289,18 @@ def test_a_state_of_other_settings_is_refused_with_every_difference():
 
 
 def test_a_state_of_another_model_is_refused():
-    state = Pruner(nn.Linear(4, 4), final_sparsity=0.9, end=10).state_dict()
+    state = Pruner(nn.Linear(4, 4), final_sparsity=0.9, start=0, end=10).state_dict()
     with pytest.raises(CompressionError, match=r"Only there: \['weight'\]"):
-        Pruner(net(), final_sparsity=0.9, end=10).load_state_dict(state)
+        Pruner(net(), final_sparsity=0.9, start=0, end=10).load_state_dict(state)
     with pytest.raises(CompressionError, match="has shape"):
-        Pruner(nn.Linear(4, 5), final_sparsity=0.9, end=10).load_state_dict(state)
+        Pruner(nn.Linear(4, 5), final_sparsity=0.9, start=0, end=10).load_state_dict(state)
     with pytest.raises(CompressionError, match="expected the state of a pruner"):
-        Pruner(net(), final_sparsity=0.9, end=10).load_state_dict({})
+        Pruner(net(), final_sparsity=0.9, start=0, end=10).load_state_dict({})
 
 
 def test_a_pruner_copies_and_pickles_together_with_its_model():
     model = net()
-    pruner = Pruner(model, final_sparsity=0.5, end=10)
+    pruner = Pruner(model, final_sparsity=0.5, start=0, end=10)
     pruner.step(5)
     for model2, pruner2 in (copy.deepcopy((model, pruner)), pickle.loads(pickle.dumps((model, pruner)))):
         assert pruner2.parameters["0.weight"] is model2[0].weight
@@ -324,7 +324,7 @@ def test_the_count_is_exact_for_any_shapes_sparsity_and_dtype(shapes, sparsity, 
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(weight.sign())  # no accidental zeros in narrow types
-    pruner = Pruner(model, final_sparsity=sparsity, end=0, distribution=distribution)
+    pruner = Pruner(model, final_sparsity=sparsity, start=0, end=0, distribution=distribution)
     pruner.step(0)
     counts = [mask.numel() - int(mask.sum()) for mask in pruner.masks.values()]
     sizes = [o * i for o, i in shapes]
@@ -369,17 +369,17 @@ def test_bad_settings_are_refused_at_construction_with_their_full_name(setting, 
 
 def test_a_fraction_without_a_known_length_is_refused():
     with pytest.raises(CompressionError, match=r"Pruner\.end: expected a point in time that this run can place"):
-        Pruner(net(), final_sparsity=0.5)
+        Pruner(net(), final_sparsity=0.5, start=0, end=1.0)
 
 
 def test_a_model_without_anything_to_prune_is_refused():
     with pytest.raises(CompressionError, match="nothing is left to prune"):
-        Pruner(nn.LayerNorm(4), final_sparsity=0.5, end=0)
+        Pruner(nn.LayerNorm(4), final_sparsity=0.5, start=0, end=0)
 
 
 def test_a_lazy_layer_without_shape_is_refused():
     with pytest.raises(CompressionError, match="a lazy layer whose weights have no shape yet"):
-        Pruner(nn.LazyLinear(4), final_sparsity=0.5, end=0)
+        Pruner(nn.LazyLinear(4), final_sparsity=0.5, start=0, end=0)
 
 
 def test_a_layer_that_loses_every_weight_is_warned_about():
@@ -387,7 +387,7 @@ def test_a_layer_that_loses_every_weight_is_warned_about():
     with torch.no_grad():
         model[0].weight.mul_(1e-6)
     with pytest.warns(UserWarning, match=r"every weight of 0\.weight is pruned now"):
-        Pruner(model, final_sparsity=0.8, end=0).step(0)
+        Pruner(model, final_sparsity=0.8, start=0, end=0, layer_floor=0).step(0)
 
 
 def test_dead_channels_are_counted_by_layer():

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation.shards import WHOLE
 from lightning_compress.pruning import Pruner
+from lightning_compress.pruning.patterns import Pattern
+from lightning_compress.pruning.prunable import Site
 from lightning_compress.pruning.regrowth import move_connections
 
 
@@ -40,7 +43,9 @@ def test_an_update_equals_an_independent_rigl(shape, density, fraction, seed):
     gradient = torch.randn(shape, generator=generator)
     expected = rigl(weight.numpy(), mask.numpy(), gradient.numpy(), fraction)
     before = mask.clone()
-    moved = move_connections(weight, mask, gradient.abs(), fraction, "w")
+    site = Site.of("w", nn.Parameter(weight), Pattern(), initial=0.0, final=0.9, floor=0.0, own=False)
+    site.mask = mask
+    moved = move_connections([site], [gradient.abs()], fraction, [int((~mask).sum())], WHOLE)
     np.testing.assert_array_equal(mask.numpy(), expected)
     assert moved == int((mask ^ before).sum())
 
@@ -51,6 +56,7 @@ def run(regrow, steps=12, seed=0):
     pruner = Pruner(
         model,
         final_sparsity=0.8,
+        start=0,
         end=10,
         every=2,
         schedule="constant",
@@ -130,7 +136,7 @@ def test_no_dense_gradient_is_kept_between_updates():
 
 
 def test_rigl_without_gradients_is_refused():
-    pruner = Pruner(nn.Linear(8, 8), final_sparsity=0.5, end=10, schedule="constant", regrow="gradient")
+    pruner = Pruner(nn.Linear(8, 8), final_sparsity=0.5, start=0, end=10, schedule="constant", regrow="gradient")
     pruner.step(0)
     with pytest.raises(CompressionError, match="regrow='gradient' needs the gradient of weight"):
         pruner.step(1)
@@ -138,7 +144,7 @@ def test_rigl_without_gradients_is_refused():
 
 def test_regrowth_with_another_pattern_is_refused():
     with pytest.raises(CompressionError, match=r"Pruner\.regrow: expected None with a pattern other than"):
-        Pruner(nn.Linear(8, 8), final_sparsity=0.5, end=1, pattern="2:4", regrow="random")
+        Pruner(nn.Linear(8, 8), final_sparsity=0.5, start=0, end=1, pattern="2:4", regrow="random")
 
 
 def test_regrowth_with_another_pattern_of_one_layer_is_refused():
@@ -147,6 +153,7 @@ def test_regrowth_with_another_pattern_of_one_layer_is_refused():
         Pruner(
             nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)),
             final_sparsity=0.5,
+            start=0,
             end=1,
             regrow="random",
             overrides=overrides,

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning import smallest as selection
-from lightning_compress.pruning.smallest import prune_smallest
+from lightning_compress.pruning.ranking import radix
+from lightning_compress.pruning.ranking.smallest import prune_smallest
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -51,7 +51,7 @@ def test_selection_equals_a_full_sort(case):
 
 @pytest.mark.parametrize("absolute", [True, False])
 def test_selection_does_not_depend_on_the_chunk_size(monkeypatch, absolute):
-    monkeypatch.setattr(selection, "CHUNK", 7)
+    monkeypatch.setattr(radix, "CHUNK", 7)
     generator = torch.Generator().manual_seed(3)
     scores = [torch.randn(5, 9, generator=generator).mul(2).round(), torch.randn(40, generator=generator)]
     masks = [torch.rand(score.shape, generator=generator) > 0.3 for score in scores]

@@ -14,7 +14,8 @@ from lightning_compress.metrics.layer_table import entropies
 from lightning_compress.pruning.candidates import choose
 from lightning_compress.pruning.masks import apply_masks
 from lightning_compress.pruning.patterns import Channel, NOfM, Pattern
-from lightning_compress.pruning.prunable import Site, prune_together
+from lightning_compress.pruning.prunable import Site
+from lightning_compress.pruning.ranking.together import Job, prune_together
 from lightning_compress.pruning.settings import Settings
 from lightning_compress.quantization.candidates import Weight, weights
 from lightning_compress.quantization.quantizers.base import WeightQuantizer
@@ -171,5 +172,5 @@ def _prune(place: Place, sparsity: float) -> None:
         return
     site = Site.of(place.name, place.parameter, place.pattern, initial=0.0, final=sparsity, floor=0.0, own=True)
     scores = place.parameter.detach().abs()
-    prune_together([site], [scores], round(sparsity * site.units), absolute=False, field="advise")
+    prune_together([Job([site], [scores], round(sparsity * site.units))], "advise")
     apply_masks([place.parameter.detach()], [site.mask])

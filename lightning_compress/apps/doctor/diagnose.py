@@ -20,6 +20,7 @@ from lightning_compress.foundation.recorded_forward import recording
 from lightning_compress.metrics.zero_patterns import empty_channels
 from lightning_compress.monitoring import phases
 from lightning_compress.pruning import Pruner
+from lightning_compress.pruning.criteria import kind_of
 from lightning_compress.pruning.schedule import SparsitySchedule
 from lightning_compress.pruning.settings import Settings
 from lightning_compress.quantization import Quantization, strip
@@ -109,7 +110,7 @@ def diagnose(
 
     Example:
         >>> from lightning_compress.pruning.settings import Settings
-        >>> asked = Settings.check(final_sparsity=0.5, end=0.5, field="pruning")
+        >>> asked = Settings.check(final_sparsity=0.5, start=0, end=0.5, field="pruning")
         >>> diagnose(nn.Linear(4, 2), Run(100), pruning=asked).parameters[0].sparsity
         0.5
     """
@@ -152,7 +153,7 @@ def _expected(pruner: Pruner | None, settings: Settings | None, found: Diagnosis
     """Prune at once to the final sparsity: what the present weights say of each layer's."""
     if pruner is None or settings is None:
         return {}
-    if settings.criterion in ("movement", "taylor") or callable(settings.criterion):
+    if kind_of(settings.criterion).needs_gradient:
         found.notes.append(
             "Which weights go is decided by gradients, so that sparsity by layer and sizes are not known beforehand."
         )
@@ -167,7 +168,7 @@ def _expected(pruner: Pruner | None, settings: Settings | None, found: Diagnosis
         listed = "; ".join(f"{name} keeps {kept[name]} of {pruner.masks[name].numel()} weights" for name in cut)
         found.warnings.append(
             f"Cut dead or nearly so, judging by the present weights: {listed}. Next to nothing passes such a layer. "
-            f"Set layer_floor (0.01, say), distribution='erk', or a lower final_sparsity."
+            f"Set a higher layer_floor, distribution='erk', or a lower final_sparsity."
         )
     for name, mask in pruner.masks.items():
         empty = empty_channels(mask)

@@ -1,4 +1,4 @@
-"""How much of an ONNX file's arithmetic ONNX Runtime really does in integers."""
+"""How much of an ONNX file's arithmetic ONNX Runtime really does in integers, and what it does not, and why."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lightning_compress.export.onnx.float_reasons import graph_reasons
 from lightning_compress.export.onnx.session import open_session
 
 _INTEGER = frozenset(
@@ -18,6 +21,30 @@ _INTEGER = frozenset(
         "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "QAttention",
     }
 )  # fmt: skip
+# Sizes of free dimensions that are not the batch, where none are given.
+_SIZE = 16
+_TYPES = {
+    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_, "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FloatOperation:
+    """A product or a sum that runs in float.
+
+    Attributes:
+        name: The layer whose weight it reads, or else its node's.
+        kernel: ONNX Runtime's kernel.
+        macs: Its multiply-accumulates; 0 for a sum.
+        reason: Why, and what to do about it.
+    """
+
+    name: str
+    kernel: str
+    macs: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -27,24 +54,54 @@ class IntegerShare:
     Attributes:
         total: All of them.
         integer: Those in integer kernels.
-        floats: Kernel in the loaded graph → multiply-accumulates that it does in float.
+        operations: Those in float, the largest first, and sums in float.
     """
 
     total: int
     integer: int
-    floats: Mapping[str, int]
+    operations: tuple[FloatOperation, ...] = ()
 
     @property
     def share(self) -> float:
         """Integer part of the total, in [0, 1]; 1 where there is nothing to multiply."""
         return self.integer / self.total if self.total else 1.0
 
+    @property
+    def floats(self) -> dict[str, int]:
+        """Kernel in the loaded graph → multiply-accumulates that it does in float."""
+        found: dict[str, int] = {}
+        for operation in self.operations:
+            if operation.macs:
+                found[operation.kernel] = found.get(operation.kernel, 0) + operation.macs
+        return found
 
-def integer_share(path: str | Path) -> IntegerShare:
-    """Load a file in ONNX Runtime and see which kernels took its convolutions and matrix products.
+    def lines(self) -> list[str]:
+        """What runs in float, a line for each reason, with the layers and their share of the multiply-adds.
+
+        Example:
+            >>> IntegerShare(10, 9, (FloatOperation("head", "Gemm", 1, "its weight is stored in float"),)).lines()
+            ['head (0.10 of the multiply-adds): its weight is stored in float']
+        """
+        groups: dict[str, list[FloatOperation]] = {}
+        for operation in self.operations:
+            groups.setdefault(operation.reason, []).append(operation)
+        found = []
+        for reason, operations in groups.items():
+            names = list(dict.fromkeys(operation.name for operation in operations))
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            macs = sum(operation.macs for operation in operations)
+            part = f" ({macs / self.total:.2f} of the multiply-adds)" if macs else ""
+            found.append(f"{', '.join(names[:4])}{more}{part}: {reason}")
+        return found
+
+
+def integer_share(path: str | Path, feed: Mapping[str, Any] | None = None) -> IntegerShare:
+    """Load a file in ONNX Runtime and see which kernels took its convolutions, matrix products and sums.
 
     Args:
-        path: ONNX file whose dimensions are known but for the batch's.
+        path: ONNX file.
+        feed: Name of an input → array, a sample of which gives the sizes; by default zeros, whose batch is 1 and whose
+            other free dimensions are 16.
 
     Raises:
         CompressionError: The file cannot be loaded.
@@ -54,33 +111,57 @@ def integer_share(path: str | Path) -> IntegerShare:
     with tempfile.TemporaryDirectory() as directory:
         optimized = Path(directory) / "optimized.onnx"
         open_session(path, optimized_path=str(optimized))
-        kernels = [(node.name, node.op_type) for node in onnx.load(optimized).graph.node]
-    total = integer = 0
-    floats: dict[str, int] = {}
-    for name, count in _macs(onnx.shape_inference.infer_shapes(onnx.load(path))).items():
         # ONNX Runtime keeps a node's name when it replaces the node, with a suffix.
-        same = re.compile(re.escape(name) + r"(_token_\d+)?(/.*)?")
+        kernels = [(node.name, node.op_type) for node in onnx.load(optimized).graph.node]
+    model = onnx.load(path)
+    reasons = graph_reasons(model.graph)
+    total = integer = 0
+    operations = []
+    for node, count in _macs(path, model, feed).items():
+        same = re.compile(re.escape(node) + r"(_token_\d+)?(/.*)?")
         kernel = next((kind for found, kind in kernels if same.fullmatch(found)), "unknown")
         total += count
         if kernel in _INTEGER:
             integer += count
-        else:
-            floats[kernel] = floats.get(kernel, 0) + count
-    return IntegerShare(total, integer, floats)
+        elif node in reasons:
+            name, reason = reasons[node]
+            operations.append(FloatOperation(name, kernel, count, reason))
+    sums = {name for name, kind in kernels if kind == "Add"}
+    operations += [FloatOperation(name, "Add", 0, reason) for node, (name, reason) in reasons.items() if node in sums]
+    return IntegerShare(total, integer, tuple(sorted(operations, key=lambda operation: -operation.macs)))
 
 
-def _macs(model: Any) -> dict[str, int]:
+def _macs(path: str | Path, model: Any, feed: Mapping[str, Any] | None) -> dict[str, int]:
+    """Node → its multiply-accumulates for one sample, by the shapes that one run gives."""
+    nodes = [node for node in model.graph.node if node.op_type in _COUNTS]
+    shapes = _shapes(path, model, nodes, feed)
+    return {
+        node.name: _COUNTS[node.op_type]([shapes.get(name, []) for name in node.input], shapes[node.output[0]])
+        for node in nodes
+    }
+
+
+def _shapes(path: str | Path, model: Any, nodes: Sequence[Any], feed: Mapping[str, Any] | None) -> dict[str, list[int]]:
+    import onnx
+
     graph = model.graph
-    shapes: dict[str, list[int]] = {i.name: list(i.dims) for i in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        # What is free is the batch: one sample is counted.
-        shapes[value.name] = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
-    found = {}
-    for node in graph.node:
-        if node.op_type in _COUNTS:
-            inputs = [shapes.get(name, []) for name in node.input]
-            found[node.name] = _COUNTS[node.op_type](inputs, shapes.get(node.output[0], []))
-    return found
+    found = {stored.name: list(stored.dims) for stored in graph.initializer}
+    names = dict.fromkeys(name for node in nodes for name in (*node.input, node.output[0]) if name not in found)
+    names.pop("", None)
+    asked = list(names)
+    for index, name in enumerate(asked):
+        graph.node.append(onnx.helper.make_node("Shape", [name], [f"shape_{index}_of"], name=f"shape_{index}"))
+        graph.output.append(onnx.helper.make_tensor_value_info(f"shape_{index}_of", onnx.TensorProto.INT64, None))
+    session = open_session(path, content=model.SerializeToString())
+    if feed is None:
+        feed = {given.name: _zeros(given) for given in session.get_inputs()}
+    shapes = session.run([f"shape_{index}_of" for index in range(len(asked))], dict(feed))
+    return found | {name: [int(size) for size in shape] for name, shape in zip(asked, shapes, strict=True)}
+
+
+def _zeros(given: Any) -> np.ndarray[Any, Any]:
+    sizes = [size if isinstance(size, int) else 1 if size == "batch" else _SIZE for size in given.shape]
+    return np.zeros(sizes, _TYPES[given.type])
 
 
 def _convolution(inputs: Sequence[Sequence[int]], output: Sequence[int]) -> int:

@@ -82,7 +82,7 @@ def to_onnx(
     """
     name = type(model).__name__
     axes = dynamic_axes or {}
-    _refuse_projections(model)
+    refuse_projections(model)
     traced = trace(model, example_inputs, dynamic_batch=dynamic_batch, dynamic_axes=axes, field="to_onnx")
     inputs = _names("input_names", input_names, traced.input_names)
     program = _export(traced.program, inputs, _names("output_names", output_names, traced.output_names), name)
@@ -112,7 +112,12 @@ def to_onnx(
     )
 
 
-def _refuse_projections(model: nn.Module) -> None:
+def refuse_projections(model: nn.Module) -> None:
+    """Refuse what ONNX has no operator for, which tracing does not find.
+
+    Raises:
+        CompressionError: The model has an LSTM with projections.
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.LSTM) and module.proj_size:
             raise CompressionError(
@@ -128,7 +133,7 @@ def _names(setting: str, given: Sequence[str] | None, own: Sequence[str]) -> Seq
         raise CompressionError.field(
             f"to_onnx.{setting}", expected=f"{len(own)} different names, for {', '.join(own)}", got=given
         )
-    return given
+    return list(given)
 
 
 def _export(

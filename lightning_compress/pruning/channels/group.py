@@ -8,14 +8,14 @@ activations do to it in between.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from lightning_compress.pruning.patterns import Channel, Pattern
-from lightning_compress.pruning.smallest import prune_smallest
+from lightning_compress.pruning.ranking.smallest import prune_smallest
 
 
 @dataclass(eq=False)
@@ -90,23 +90,24 @@ class ChannelGroup:
         """Channels pruned now."""
         return self.units - int(self.mask.count_nonzero())
 
-    def kept_count(self) -> int:
-        """Channels kept now: masks of channels lie on the CPU."""
-        return int(self.mask.count_nonzero())
+    @property
+    def entries(self) -> int:
+        """Entries of the mask."""
+        return self.mask.numel()
 
-    def scores(self, score: Callable[[str], Tensor]) -> Tensor:
+    def scores(self, entries: Mapping[str, Tensor]) -> Tensor:
         """Mean score of the weights that make each channel, over the group's mean, 1-D.
 
         The division makes channels of wide and narrow layers comparable in a common ranking. Channels pruned
         already get -inf.
 
         Args:
-            score: Parameter name → scores of its entries.
+            entries: Parameter name → scores of its entries.
         """
         total = torch.zeros(self.units, dtype=torch.float64)
         count = torch.zeros(self.units, dtype=torch.float64)
         for part in self.produced:
-            scores = score(part.name).double()
+            scores = entries[part.name].double()
             rows = scores.movedim(part.dim, 0).flatten(1).mean(dim=1).cpu()
             total.index_add_(0, part.channel, rows[part.index])
             count.index_add_(0, part.channel, torch.ones(len(part.index), dtype=torch.float64))

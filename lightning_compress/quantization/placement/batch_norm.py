@@ -53,7 +53,7 @@ def _norm(
 ) -> str | None:
     layer = weight.rpartition(".")[0]
     # A parent that has the weight of a layer under a name of its own is no layer.
-    if not {weight, layer} <= set(weights) or layer not in op.modules[-1:]:
+    if weight not in weights or layer not in weights or layer not in op.modules[-1:]:
         return None
     readers = [(user, value) for value in op.inputs if value.parameter == weight for user in value.consumers]
     if any(reader is not op and joins(reader, value, data) for reader, value in readers):

@@ -22,7 +22,7 @@ from lightning_compress.pruning.settings import Settings
 from lightning_compress.quantization import prepare
 from lightning_compress.quantization.settings import QuantizationSettings
 
-PRUNING = Settings.check(final_sparsity=0.5, field="GradualMagnitudePruning")
+PRUNING = Settings.check(final_sparsity=0.5, field="GradualMagnitudePruning", start=0, end=1.0)
 QUANTIZATION = QuantizationSettings(weight_bits=8, activation_bits=8, field="QuantizationAwareTraining")
 
 

@@ -15,7 +15,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.pruning.settings import Settings
 from lightning_compress.quantization.settings import QuantizationSettings
 
-PRUNING = Settings.check(final_sparsity=0.5, field="GradualMagnitudePruning")
+PRUNING = Settings.check(final_sparsity=0.5, field="GradualMagnitudePruning", start=0, end=1.0)
 QUANTIZATION = QuantizationSettings(weight_bits=4, activation_bits=8, field="QuantizationAwareTraining")
 
 
@@ -132,7 +132,9 @@ def test_recurrent_weights_are_measured() -> None:
 
 def test_settings_of_ones_own_narrow_the_choice() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
-    pruning = Settings.check(final_sparsity=0.5, overrides={"0": {"final_sparsity": 0.25}, "1": None}, field="p")
+    pruning = Settings.check(
+        final_sparsity=0.5, overrides={"0": {"final_sparsity": 0.25}, "1": None}, field="p", start=0, end=1.0
+    )
     quantization = QuantizationSettings(4, 8, overrides={"2": {"weight_bits": 6}}, ignore=["0"])
     found = {p.name: (p.sparsities, p.bits) for p in places(model, pruning, quantization, (0.0, 0.5), (8, 4))}
     assert found == {
@@ -144,7 +146,9 @@ def test_settings_of_ones_own_narrow_the_choice() -> None:
 
 def test_blocks_are_pruned_as_blocks() -> None:
     model = nn.Sequential(nn.Linear(8, 8))
-    (place,) = places(model, Settings.check(final_sparsity=0.5, pattern="block:1x4", field="p"), None, (0.5,), ())
+    (place,) = places(
+        model, Settings.check(final_sparsity=0.5, pattern="block:1x4", field="p", start=0, end=1.0), None, (0.5,), ()
+    )
     with compressed(place, 0.5, None):
         zeros = (model[0].weight == 0).view(8, 2, 4)
     assert bool((zeros.all(2) | ~zeros.any(2)).all())
@@ -152,7 +156,7 @@ def test_blocks_are_pruned_as_blocks() -> None:
 
 
 def test_a_pattern_without_a_choice_is_refused() -> None:
-    pruning = Settings.check(final_sparsity=0.5, pattern="2:4", field="GradualMagnitudePruning")
+    pruning = Settings.check(final_sparsity=0.5, pattern="2:4", field="GradualMagnitudePruning", start=0, end=1.0)
     with pytest.raises(CompressionError, match=r"GradualMagnitudePruning.pattern: .* got '2:4'. Add pruning=none"):
         places(nn.Sequential(nn.Linear(8, 8)), pruning, None, (0.0, 0.5), ())
 

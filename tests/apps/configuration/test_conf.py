@@ -62,7 +62,10 @@ def test_every_bundled_model_takes_the_shape_of_the_data(data: str, model: str) 
     assert module.eval()(module.example_input_array).shape == (1, cfg.input.classes)
 
 
-@pytest.mark.parametrize(("data", "model"), [("text_banking77", "text_encoder"), ("tinyshakespeare", "gpt")])
+@pytest.mark.parametrize(
+    ("data", "model"),
+    [("text_banking77", "text_encoder"), ("text_clinc150", "text_encoder"), ("tinyshakespeare", "gpt")],
+)
 def test_every_bundled_model_of_tokens_takes_the_shape_of_the_text(data: str, model: str) -> None:
     cfg = composed(f"data={data}", f"model={model}")
     module = instantiate(cfg.model, "model")

@@ -38,7 +38,7 @@ def of(found: Diagnosis, name: str) -> Any:
 def test_the_expected_zeros_of_a_layer_are_those_that_pruning_it_now_would_give() -> None:
     model = ResidualNet()
     found = diagnose(model, Run(100), pruning=pruning(0.8))
-    pruner = Pruner(model, final_sparsity=0.8, end=1)
+    pruner = Pruner(model, final_sparsity=0.8, start=0, end=1)
     pruner.step(1)
     for name, parameter in pruner.parameters.items():
         assert of(found, name).sparsity == pytest.approx(float((parameter == 0).float().mean()))
@@ -193,7 +193,7 @@ def test_expected_sizes_are_near_those_of_the_files(network: Any, example: torch
     found = diagnose(
         model, Run(100), pruning=pruning(0.8), quantization=quantizing(), times=times(start=0), example_inputs=example
     )
-    Pruner(model, final_sparsity=0.8, end=1).step(1)
+    Pruner(model, final_sparsity=0.8, start=0, end=1).step(1)
     prepare(model, example_inputs=example).train()(example)
     packed, onnx = tmp_path / "model.packed", tmp_path / "model.onnx"
     save_packed(model, packed)

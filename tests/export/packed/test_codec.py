@@ -187,3 +187,29 @@ def test_coded_data_that_is_left_over_is_refused() -> None:
     decoder.take(400, coding.bit_frequencies(100))
     with pytest.raises(CompressionError, match="there: damaged, coded data is left over"):
         decoder.close()
+
+
+def test_more_symbols_than_a_block_come_back() -> None:
+    symbols = RNG.integers(0, 16, coding.BLOCK + 77).astype(np.uint8)
+    model = coding.frequencies([1 + k for k in range(16)])
+    encoder = coding.Encoder()
+    encoder.put(symbols, model)
+    decoder = coding.Decoder(encoder.finish(), "there")
+    np.testing.assert_array_equal(decoder.take(symbols.size, model), symbols)
+    decoder.close()
+
+
+def test_more_symbols_than_were_coded_read_nothing_that_is_not_there() -> None:
+    symbols, model = np.arange(200, dtype=np.uint8), coding.frequencies([9] * 200)
+    encoder = coding.Encoder()
+    encoder.put(symbols, model)
+    found = coding.Decoder(encoder.finish(), "there").take(5000, model)
+    np.testing.assert_array_equal(found[:200], symbols)
+
+
+def test_narrow_masks_of_many_rows_come_back_block_by_block() -> None:
+    mask = np.repeat(RNG.random((60_000, 1)) < 0.3, 3, 1)
+    model = positions.Groups.fit(mask, 0, 2)
+    encoder = coding.Encoder()
+    model.encode(mask, encoder)
+    np.testing.assert_array_equal(model.decode(coding.Decoder(encoder.finish(), "there")), mask)

@@ -111,7 +111,7 @@ def made(kind):
 
 def prune(model, inputs, sparsity=0.5):
     pruner = Pruner(
-        model, final_sparsity=sparsity, end=0, pattern="channel", distribution="uniform", example_inputs=inputs
+        model, final_sparsity=sparsity, start=0, end=0, pattern="channel", distribution="uniform", example_inputs=inputs
     )
     pruner.step(0)
     return pruner

@@ -21,7 +21,9 @@ KINDS = [ResNet20, MobileNetLike, UNet, ViT, GPT, ResNeXt]
 
 
 def prune(model, inputs, sparsity=0.5, **settings):
-    pruner = Pruner(model, final_sparsity=sparsity, end=0, pattern="channel", example_inputs=inputs, **settings)
+    pruner = Pruner(
+        model, final_sparsity=sparsity, start=0, end=0, pattern="channel", example_inputs=inputs, **settings
+    )
     pruner.step(0)
     return pruner
 
@@ -91,7 +93,7 @@ def test_the_model_itself_is_left_alone():
 def test_finding_groups_changes_no_weight_statistic_or_random_state():
     model, inputs = make(MobileNetLike)
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    Pruner(model, final_sparsity=0.5, end=1, pattern="channel", example_inputs=inputs)
+    Pruner(model, final_sparsity=0.5, start=0, end=1, pattern="channel", example_inputs=inputs)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -124,7 +126,9 @@ def test_uniform_takes_the_same_share_of_channels_from_each_group():
 
 def test_channels_go_gradually_with_nested_masks_and_exact_counts():
     model, inputs = make(UNet)
-    pruner = Pruner(model, final_sparsity=0.6, end=6, pattern="channel", schedule="linear", example_inputs=inputs)
+    pruner = Pruner(
+        model, final_sparsity=0.6, start=0, end=6, pattern="channel", schedule="linear", example_inputs=inputs
+    )
     total = sum(group.units for group in pruner._groups)
     before = None
     for step in range(7):
@@ -140,7 +144,7 @@ def test_channels_go_gradually_with_nested_masks_and_exact_counts():
 def test_channels_that_stay_are_rounded_to_the_nearest_multiple_with_nested_masks():
     model, inputs = make(functools.partial(ResNet20, width=16))
     settings = {"pattern": "channel", "distribution": "uniform", "schedule": "linear", "channel_multiple": 8}
-    pruner = Pruner(model, final_sparsity=0.3, end=6, example_inputs=inputs, **settings)
+    pruner = Pruner(model, final_sparsity=0.3, start=0, end=6, example_inputs=inputs, **settings)
     before = None
     for step in range(7):
         pruner.step(step)
@@ -168,7 +172,7 @@ def test_a_multiple_does_not_cut_below_the_floor():
 )
 def test_a_multiple_that_makes_no_sense_is_refused(settings, message):
     with pytest.raises(CompressionError, match=rf"Pruner\.channel_multiple: {message}"):
-        Pruner(mlp(), final_sparsity=0.5, end=0, **settings)
+        Pruner(mlp(), final_sparsity=0.5, start=0, end=0, **settings)
 
 
 def test_one_channel_of_each_group_always_stays():
@@ -308,10 +312,10 @@ def test_a_transposed_grouped_convolution_loses_groups():
 
 def test_the_state_restores_channels():
     model, inputs = make(UNet)
-    pruner = Pruner(model, final_sparsity=0.6, end=6, pattern="channel", example_inputs=inputs)
+    pruner = Pruner(model, final_sparsity=0.6, start=0, end=6, pattern="channel", example_inputs=inputs)
     pruner.step(3)
     other, _ = make(UNet)
-    again = Pruner(other, final_sparsity=0.6, end=6, pattern="channel", example_inputs=inputs)
+    again = Pruner(other, final_sparsity=0.6, start=0, end=6, pattern="channel", example_inputs=inputs)
     again.load_state_dict(pruner.state_dict())
     assert all(torch.equal(mask, again.masks[name]) for name, mask in pruner.masks.items())
     assert [g.pruned() for g in again._groups] == [g.pruned() for g in pruner._groups]
@@ -319,7 +323,7 @@ def test_the_state_restores_channels():
 
 def test_without_example_inputs_channels_are_refused():
     with pytest.raises(CompressionError, match=r"Pruner\.example_inputs: pattern='channel' has to run the model once"):
-        Pruner(mlp(), final_sparsity=0.5, end=0, pattern="channel")
+        Pruner(mlp(), final_sparsity=0.5, start=0, end=0, pattern="channel")
 
 
 def test_masks_that_were_not_applied_are_noticed():

@@ -11,7 +11,8 @@ from torch import nn
 from lightning_compress.foundation.recorded_forward import recording
 from lightning_compress.quantization import find, prepare
 from lightning_compress.quantization.candidates import weights
-from lightning_compress.quantization.placement.place import Placement, place
+from lightning_compress.quantization.placement.place import place
+from lightning_compress.quantization.placement.sites import Placement
 
 IMAGE = (2, 3, 8, 8)
 
@@ -128,18 +129,81 @@ def test_hidden_layers_of_an_mlp_are_quantized_behind_the_activation() -> None:
     assert names(placement_of(Mlp(), 2, 12)) == ["0:output", "2:output", "4:output"]
 
 
-def test_an_add_that_no_boundary_reaches_is_reported_with_its_line() -> None:
-    class Hidden(nn.Module):
+class Hidden(nn.Module):
+    """Sums of what functions made, in one forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return torch.tanh(y) * 2 + F.relu(y) + y
+
+
+def test_what_passes_no_boundary_of_a_module_is_quantized_at_the_function_that_made_it() -> None:
+    placement = placement_of(Hidden(), *IMAGE)
+    assert placement.unreached == ()
+    assert {"model:relu[0]:output", "model:mul[0]:output", "model:add[0]:output", "conv:output"} <= set(
+        names(placement)
+    )
+
+
+def test_the_second_call_of_a_function_is_told_from_the_first_one() -> None:
+    class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(3, 3, 1)
+            self.first, self.second, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.conv(x)
-            return torch.tanh(y) * 2 + F.relu(y) + y
+            x = F.pad(F.relu(self.first(x)), (1, 1))
+            return self.last(F.pad(F.relu(self.second(x)), (1, 1)))
 
-    unreached = placement_of(Hidden(), *IMAGE).unreached
-    assert any("add at test_placement.py:" in line and "wrap the operation" in line for line in unreached)
+    placement = placement_of(Twice(), *IMAGE)
+    # Behind each ReLU, where the convolution before it writes integers, and not behind the padding.
+    assert placement.layer_input["second.weight"] == "model:relu[0]:output"
+    assert placement.layer_input["last.weight"] == "model:relu[1]:output"
+
+
+def test_what_a_function_changed_in_place_is_quantized_where_it_is_read() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.matrix = nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x) * 2
+            torch.relu_(x)
+            return F.linear(x, self.matrix)
+
+    model = prepare(Dropping(), example_inputs=torch.randn(2, 4))
+    assert find(model).layer_input["matrix"] == "model:linear[0]:input[0]"
+
+
+@pytest.mark.parametrize("norms", [2, 1])
+def test_a_norm_that_cannot_be_folded_has_a_quantizer_before_it(norms: int) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(norms))
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [norm(self.conv(x * (i + 1))) for i, norm in enumerate(self.norms)]
+
+    placement = placement_of(Shared(), *IMAGE)
+    assert ("conv:output" in names(placement)) == (norms == 2)
+    assert placement.folds == ({} if norms == 2 else {"conv": "norms.0"})
+
+
+def test_a_norm_whose_module_applies_the_activation_folds() -> None:
+    class NormAct(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.relu(super().forward(x))
+
+    placement = placement_of(nn.Sequential(nn.Conv2d(3, 4, 1), NormAct(4), nn.Conv2d(4, 4, 1)), *IMAGE)
+    assert placement.folds == {"0": "1"}
+    assert placement.layer_input["2.weight"] == "1:output"
 
 
 def test_a_layer_that_runs_twice_keeps_one_quantizer_for_both_inputs() -> None:
@@ -189,11 +253,13 @@ class Functional(nn.Module):
 
 def test_weights_that_functions_read_count_as_layers() -> None:
     found = find(prepare(Functional(), example_inputs=torch.randn(3, 4)))
-    assert found.layer_input == {"first.weight": "first:input[0]", "last.weight": "last:input[0]"}
-    matrix, kernel = found.unreached
-    assert matrix.startswith("linear at test_placement.py:")
-    assert "passes no module's boundary" in matrix
-    assert kernel.startswith("conv1d at test_placement.py:")
+    assert found.layer_input == {
+        "first.weight": "first:input[0]",
+        "matrix": "model:relu[0]:output",
+        "kernel": "model:relu[1]:output",
+        "last.weight": "last:input[0]",
+    }
+    assert found.unreached == []
 
 
 def test_a_weight_that_is_read_where_no_module_runs_is_listed_by_name_and_line() -> None:
@@ -201,7 +267,7 @@ def test_a_weight_that_is_read_where_no_module_runs_is_listed_by_name_and_line()
     with torch.no_grad(), recording(model) as tape:
         F.linear(torch.randn(3, 8), model.matrix)
     (line,) = place(tape, model, layer_bits={}, bits=8, backend=None).unreached
-    assert line.startswith("matrix: read by linear at test_placement.py:")
+    assert line.startswith("matrix: read by linear at test_place.py:")
 
 
 def test_weights_of_layers_that_are_left_out_are_not_listed_so() -> None:

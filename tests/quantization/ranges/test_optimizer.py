@@ -53,3 +53,14 @@ def test_a_step_reads_no_value_from_the_device() -> None:
         with pytest.raises(AssertionError):
             parameters[0][0].item()
     assert all(float(p[0]) < 0 for p in parameters)
+
+
+def test_a_resumed_optimizer_remembers_the_highest_rate_of_the_run() -> None:
+    # Without a scheduler that names its first rate, only the past knows that 0.1 is half of the highest.
+    ranges = RangeOptimizer(lr=0.1)
+    assert ranges.share(0, {"lr": 0.2}) == 1.0
+    again = RangeOptimizer(lr=0.1)
+    again.load_state_dict(ranges.state_dict())
+    assert again.share(0, {"lr": 0.1}) == 0.5
+    again.forget_rates()
+    assert again.share(0, {"lr": 0.1}) == 1.0

@@ -1,7 +1,7 @@
 """A compiled loop that applies one-byte masks in one pass over memory.
 
 PyTorch has no operator that reads a float and a one-byte mask at full speed: multiplying by a ``bool`` tensor
-converts it first, and Inductor's loop for it is slower than the eager one. A loop of one line, ``mask_kernel.cpp``,
+converts it first, and Inductor's loop for it is slower than the eager one. A loop of one line, ``cpu.cpp``,
 runs at the speed of memory. It is compiled when it is first needed, and left out where there is no compiler.
 """
 

@@ -40,7 +40,7 @@ def _alike(tensor: Tensor, mask: Tensor) -> bool:
 
 
 def _launch(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-    from lightning_compress.pruning import mask_triton
+    from lightning_compress.pruning.masks import triton_kernel
 
     for width in sorted({tensor.element_size() for tensor in tensors}):
         own = [(t, m) for t, m in zip(tensors, masks, strict=True) if t.element_size() == width]
@@ -48,7 +48,7 @@ def _launch(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         sizes, device = tuple(t.numel() for t, _ in own), tensors[0].device
         table = _table.on(device, ("masks", addresses), lambda addresses=addresses: addresses)
         tiles = _table.on(device, ("tiles", sizes), lambda sizes=sizes: tiles_of(sizes))
-        mask_triton.apply(table, tiles, width)
+        triton_kernel.apply(table, tiles, width)
 
 
 def tiles_of(sizes: Sequence[int]) -> np.ndarray:

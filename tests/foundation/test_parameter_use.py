@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation.parameter_use import ParameterUse, record_use
 from lightning_compress.pruning import Pruner
-from lightning_compress.pruning.recorded_weights import ParameterUse, record_use
 
 
 class Reads(nn.Module):

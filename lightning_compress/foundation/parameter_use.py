@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from lightning_compress.errors import CompressionError, first_line
 from lightning_compress.foundation.example_inputs import call_arguments, evaluating
 from lightning_compress.foundation.recorded_forward import uncompiled
+from lightning_compress.foundation.shards import reshard
 
 _CONVOLUTIONS = tuple(f"conv{transposed}{n}d" for n in (1, 2, 3) for transposed in ("", "_transpose"))
 _PRODUCTS = {
@@ -30,67 +31,13 @@ _PRODUCTS = {
 }
 """Operation → which of its tensors are weights; the others are activations and biases."""
 
-_KEEPS_ZEROS = frozenset(
-    [
-        "T",
-        "H",
-        "mT",
-        "mH",
-        "data",
-        "t",
-        "transpose",
-        "swapaxes",
-        "swapdims",
-        "permute",
-        "movedim",
-        "moveaxis",
-        "view",
-        "view_as",
-        "reshape",
-        "reshape_as",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "expand",
-        "expand_as",
-        "broadcast_to",
-        "repeat",
-        "contiguous",
-        "clone",
-        "detach",
-        "to",
-        "type",
-        "type_as",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "requires_grad",
-        "alias",
-        "getitem",
-        "select",
-        "narrow",
-        "chunk",
-        "split",
-        "tensor_split",
-        "unbind",
-        "div",
-        "truediv",
-        "true_divide",
-        "weight_norm",
-        "abs",
-        "neg",
-        "tanh",
-        "sign",
-        "sqrt",
-        "square",
-        "relu",
-        "rot90",
-        "flip",
-        "roll",
-    ]
-)
+_KEEPS_ZEROS = {
+    *("T", "H", "mT", "mH", "data", "t", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis"),
+    *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "expand"),
+    *("expand_as", "broadcast_to", "repeat", "contiguous", "clone", "detach", "to", "type", "type_as", "float"),
+    *("double", "half", "bfloat16", "getitem", "select", "narrow", "chunk", "split", "tensor_split", "unbind", "div"),
+    *("truediv", "true_divide", "weight_norm", "abs", "neg", "tanh", "sign", "sqrt", "square", "relu", "flip", "roll"),
+}
 """Operations whose result is zero where their first tensor is."""
 
 _MULTIPLIES = frozenset({"mul", "rmul", "imul", "multiply"})
@@ -135,17 +82,17 @@ def record_use(model: nn.Module, example_inputs: Any, field: str) -> ParameterUs
     args, kwargs = call_arguments(
         pytree.tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example_inputs)
     )
-    follow = _Follow(parameters, model.buffers())
+    follow = _Follow(model)
     try:
         with evaluating(model), torch.random.fork_rng(devices=[]), uncompiled(), follow:
             model(*args, **kwargs)
-    except CompressionError:
-        raise
     except Exception as error:  # any network's own
         raise CompressionError(
             f"{field}.example_inputs: {type(model).__name__} does not run on them ({first_line(error)}). Give inputs "
             "that its forward accepts, or none: then layers are selected by their classes and names."
         ) from error
+    finally:
+        reshard(model.modules())
     return follow.use
 
 
@@ -167,13 +114,24 @@ class _Made:
 
 
 class _Follow(TorchFunctionMode):
-    def __init__(self, parameters: dict[str, nn.Parameter], constants: Iterable[Tensor]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.use = ParameterUse()
-        self._constants = {id(constant) for constant in constants}
-        self._made = {
-            id(p): _Made(p, {name}, {}, tuple(range(p.ndim))) for name, p in parameters.items() if p.is_floating_point()
-        }
+        self._model = model
+        self._constants = {id(constant) for constant in model.buffers()}
+        self._made: dict[int, _Made] = {}
+        self._learn_parameters()
+
+    def _learn_parameters(self) -> None:
+        for name, parameter in self._model.named_parameters():
+            if parameter.is_floating_point() and id(parameter) not in self._made:
+                self._made[id(parameter)] = _Made(parameter, {name}, {}, tuple(range(parameter.ndim)))
+
+    def _source(self, operand: Tensor) -> _Made | None:
+        # FSDP2 puts gathered parameters in the places of the shards while a module runs.
+        if isinstance(operand, nn.Parameter) and id(operand) not in self._made:
+            self._learn_parameters()
+        return self._made.get(id(operand))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -181,7 +139,7 @@ class _Follow(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        sources = [self._made.get(id(operand)) for operand in operands]
+        sources = [self._source(operand) for operand in operands]
         if any(sources):
             self._see(_name(func), operands, sources, args)
             self._carry(_name(func), operands, sources, args, result)

@@ -1,4 +1,4 @@
-"""Masks: one byte a weight in memory, one bit in a checkpoint, applied in one pass."""
+"""What is done with masks: applied to weights, counted, packed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning import mask_kernel as kernel
-from lightning_compress.pruning.mask_device import mask_on_device
+from lightning_compress.pruning.masks import cpu as kernel
+from lightning_compress.pruning.masks.device import mask_on_device
 
 
 def new_mask(weight: Tensor) -> Tensor:
@@ -19,12 +19,27 @@ def new_mask(weight: Tensor) -> Tensor:
     return torch.ones_like(weight, dtype=torch.bool, requires_grad=False)
 
 
-def count_kept(mask: Tensor) -> int:
-    """How many entries of a mask are kept."""
+def count_kept(mask: Tensor) -> int | Tensor:
+    """How many entries of a mask are kept; a tensor (int64, ``[]``) where looking at it would wait for a device."""
     # NumPy counts bytes several times as fast as PyTorch.
     if mask.device.type == "cpu" and mask.is_contiguous():
         return int(np.count_nonzero(mask.numpy()))
-    return int(mask.count_nonzero())
+    return mask.count_nonzero()
+
+
+def stacked(counts: Sequence[int | Tensor]) -> Tensor:
+    """Counts as one tensor (int64, ``[n]``) on the device of the first that lies on one.
+
+    Example:
+        >>> stacked([1, torch.tensor(2)])
+        tensor([1, 2])
+    """
+    device = next((count.device for count in counts if isinstance(count, Tensor)), None)
+    return (
+        torch.stack([torch.as_tensor(count, dtype=torch.int64).to(device) for count in counts])
+        if counts
+        else (torch.zeros(0, dtype=torch.int64))
+    )
 
 
 @torch.no_grad()

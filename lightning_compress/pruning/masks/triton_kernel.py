@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from lightning_compress.pruning.mask_device import TILE
+from lightning_compress.pruning.masks.device import TILE
 
 
 @triton.jit

@@ -1,0 +1,115 @@
+"""What a pruner's masks and weights measure: sparsity reached and asked for, counts by layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.foundation.shards import WHOLE, Shards
+from lightning_compress.pruning.channels.group import ChannelGroup
+from lightning_compress.pruning.masks import stacked
+from lightning_compress.pruning.prunable import Site
+from lightning_compress.pruning.ranking.nan_checks import NanChecks
+from lightning_compress.pruning.schedule import SparsitySchedule
+from lightning_compress.pruning.settings import Settings
+
+
+class Measures:
+    """The part of a pruner that is read, not written."""
+
+    _settings: Settings
+    _sites: Sequence[Site]
+    _groups: Sequence[ChannelGroup]
+    _shards: Shards = WHOLE
+    _asked: dict[str, float]
+    _parameters: int
+    schedule: SparsitySchedule
+    last_update: int | None
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Parameter name → mask of its shape, ``bool``, ``True`` = kept. Not copies; under FSDP2 of the local rows."""
+        return {site.name: site.mask for site in self._sites}
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Parameter name → the parameter that is pruned."""
+        return {site.name: site.parameter for site in self._sites}
+
+    @property
+    def pattern(self) -> str:
+        """The common pattern, as written."""
+        return self._settings.pattern.text
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """Parameter name → the pattern in which it is pruned."""
+        return {site.name: site.pattern.text for site in self._sites}
+
+    @property
+    def coverage(self) -> float:
+        """Share of the model's parameters that are pruned; the others stay dense whatever ``final_sparsity`` is."""
+        return self._entries() / self._parameters
+
+    def sparsity(self) -> float:
+        """Share of the target weights that are zero now. Under FSDP2 every process has to ask."""
+        kept = torch.tensor(sum(int(site.weight.count_nonzero()) for site in self._sites), dtype=torch.int64)
+        return 1 - int(self._shards.total(kept)) / self._entries()
+
+    def sparsity_of_model(self) -> float:
+        """Share of all the model's parameters, biases, norms and embeddings among them, that are zeros in targets."""
+        return self.sparsity() * self.coverage
+
+    def sparsity_target(self) -> float:
+        """Share of zeros asked of the target weights together at the last update; 0 before the first."""
+        if self._settings.freeze or self._groups:
+            # Of weights nothing is asked here: the zeros there are stay, or channels are counted.
+            return sum(self._pruned.values()) / self._entries()
+        if self.last_update is None:
+            return 0.0
+        common = self.schedule.at(self.last_update)
+        return sum(self._asked.get(site.name, common) * site.entries for site in self._sites) / self._entries()
+
+    def layer_sparsity_target(self) -> dict[str, float]:
+        """Parameter name → sparsity asked of it at the last update.
+
+        With ``distribution="global"`` nothing is asked of a single layer, so there it is what the common
+        threshold gave.
+        """
+        return {site.name: self._asked.get(site.name, self._pruned[site.name] / site.entries) for site in self._sites}
+
+    def dead_channels(self) -> dict[str, int]:
+        """Parameter name → how many slices along its first dimension, its output channels mostly, are pruned whole."""
+        return {site.name: self._dead[site.name] for site in self._sites if site.mask.ndim > 1}
+
+    def _entries(self) -> int:
+        return sum(site.entries for site in self._sites)
+
+    def _count(self, checks: NanChecks | None = None) -> None:
+        """Count what is pruned over all processes, so that any of them can ask later; one wait for an accelerator.
+
+        Raises:
+            CompressionError: A check that was put off found NaN.
+        """
+        pruned = [site.pruned() for site in self._sites]
+        dead = [(~site.mask.flatten(1).any(dim=1)).count_nonzero() if site.mask.ndim > 1 else 0 for site in self._sites]
+        counts = stacked([*pruned, *dead])
+        spoiled = checks.found(counts.device).long() if checks is not None else torch.zeros_like(counts[0])
+        found = self._shards.total(torch.cat([counts, spoiled.reshape(1)])).tolist()
+        if found.pop() and checks is not None:
+            checks.refuse()
+        names = [site.name for site in self._sites]
+        self._pruned: dict[str, int] = dict(zip(names, found[: len(names)], strict=True))
+        self._dead: dict[str, int] = dict(zip(names, found[len(names) :], strict=True))
+
+    def _warn_of_collapse(self, before: Mapping[str, int]) -> None:
+        for site in self._sites:
+            if before[site.name] < self._pruned[site.name] == site.entries:
+                warnings.warn(
+                    f"{self._settings.field}: every weight of {site.name} is pruned now, so nothing passes this layer. "
+                    "Set a higher layer_floor, distribution='erk', or a lower final_sparsity.",
+                    stacklevel=5,
+                )

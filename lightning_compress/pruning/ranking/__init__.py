@@ -1,0 +1,1 @@
+"""Which entries are the smallest: exact selection over many weights, and over many processes."""
