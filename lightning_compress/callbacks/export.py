@@ -193,7 +193,9 @@ class CompressedExport(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._kept.look(trainer, begins=True)
         if self._verify and self._wanted(trainer):
-            self._data(trainer).refuse_missing(pl_module, _FIELD)
+            data = self._data(trainer)
+            data.refuse_missing(pl_module, _FIELD)
+            data.refuse_empty(trainer.val_dataloaders if self._split == "val" else None, _FIELD)
 
     @override
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
