@@ -61,12 +61,12 @@ class ByParts(Tagger):
         self.log("val/loss", self.loss(batch))
 
 
-def fit(module: L.LightningModule, folder: Path, **settings: Any) -> dict[str, Any]:
+def fit(network: L.LightningModule, folder: Path, **settings: Any) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     samples = [{"tokens": torch.randint(0, 9, (5,), generator=generator), "labels": i % 3} for i in range(14)]
     loader = DataLoader(samples, 4)
     callbacks = [QuantizationAwareTraining(), CompressedExport(folder, latency=False, **settings)]
-    L.Trainer(max_epochs=1, callbacks=callbacks, **QUIET).fit(module, loader, loader)
+    L.Trainer(max_epochs=1, callbacks=callbacks, **QUIET).fit(network, loader, loader)
     return json.loads((folder / "report.json").read_text())
 
 
