@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
 # Before PyTorch starts its pool of threads, which a forked rank of a distributed test would wait for for ever.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Before anything imports Triton: its kernels then run on the CPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+if importlib.util.find_spec("triton") is None:
+    # There are no wheels of Triton for this system.
+    collect_ignore_glob = ["*/test_on_accelerator.py", "*/gpu/*"]
 
 from patience import HANG_SECONDS
 

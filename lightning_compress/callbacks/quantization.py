@@ -231,6 +231,10 @@ class QuantizationAwareTraining(Callback):
             self._tape = self._recording.__enter__()
 
     @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._attached.refuse_replaced()
+
+    @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
         if pl_module.automatic_optimization:
             self._finish_recording(passed_over=False)
@@ -250,6 +254,9 @@ class QuantizationAwareTraining(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._finish_recording(passed_over=pl_module.automatic_optimization or not _reads_parameters(self._tape))
+        # Not where other processes may have run other layers: their quantizers must be the same ones.
+        if trainer.world_size == 1 and self._attached.place_late():
+            self._ranges.track(self._attached.parameters())
         # In the phase of this batch: the one before ranges freeze has moved them, too.
         if trainer.world_size > 1 and self._attached.enabled and not self._attached.frozen:
             average_ranges(self._attached, mean_over_ranks(trainer))
@@ -326,6 +333,12 @@ class QuantizationAwareTraining(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict or None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The module is not the callback's: from a pickle it takes its quantizers to the next module that it meets.
+        saved = self._saved if self.quantization is None else self.state_dict()
+        fresh = {"quantization": None, "_ranges": RangeOptimizer(self._ranges.lr), "_frozen_norms": set()}
+        return {**self.__dict__, **fresh, "_saved": saved}
 
     def _say_float(self, trainer: L.Trainer) -> None:
         """Say that a checkpoint of weights alone is evaluated in float, once for each."""

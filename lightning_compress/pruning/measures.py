@@ -89,7 +89,7 @@ class Measures:
         return sum(site.entries for site in self._sites)
 
     def _count(self, checks: NanChecks | None = None) -> None:
-        """Count what is pruned over all processes, so that any of them can ask later; an accelerator is waited for once.
+        """Count what is pruned over all processes, so that any of them can ask later; one wait for an accelerator.
 
         Raises:
             CompressionError: A check that was put off found NaN.

@@ -16,6 +16,8 @@ from torch import nn
 
 from lightning_compress import CompressionError
 from lightning_compress.export.pt2.write import load_torch_export, to_torch_export
+from lightning_compress.export.pt2e import to_pt2e
+from lightning_compress.export.trace import trace
 from lightning_compress.quantization import find, prepare
 
 
@@ -170,3 +172,25 @@ def test_a_file_with_two_parts_of_one_name_is_refused(tmp_path: Path) -> None:
             archive.writestr(name, b"{}")
     with pytest.raises(CompressionError, match="may be code"):
         load_torch_export(tmp_path / "model.pt2")
+
+
+def test_a_layer_that_runs_twice_has_a_dequantization_for_each_call() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(torch.relu(self.layer(x)))
+
+    model, x = Twice(), torch.randn(8, 4)
+    prepare(model, example_inputs=x)
+    model.train()(x)
+    program = trace(model.eval(), x).program
+    to_pt2e(program)
+    readers = [
+        len(node.users)
+        for node in program.graph.nodes
+        if node.target is torch.ops.quantized_decomposed.dequantize_per_channel.default
+    ]
+    assert readers == [1, 1]

@@ -1,0 +1,111 @@
+"""What a training step launches on an accelerator and how often it waits, on a simulated one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import accelerator_counts as counts
+
+from lightning_compress import pruning, quantization
+from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer
+
+
+@pytest.fixture(scope="module")
+def base() -> counts.Counts:
+    return counts.train()
+
+
+@pytest.mark.parametrize("setting", counts.SETTINGS)
+def test_a_step_stays_below_its_ceiling_and_never_waits(setting: str, base: counts.Counts) -> None:
+    found = counts.SETTINGS[setting]()
+    assert found.ratio(-1, base) <= counts.CEILINGS[setting]
+    assert found.ratio(0, base) <= counts.FIRST_CEILING
+    waits = [step.total() for step in found.waits]
+    assert waits == ([1, 1, 0, 0] if setting == "masks" else [0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("settings", [
+    {"distribution": "erk"},
+    {"distribution": "uniform"},
+    {"pattern": "2:4"},
+    {"pattern": "block:1x4"},
+    {"criterion": "random"},
+], ids=str)  # fmt: skip
+def test_a_mask_update_waits_twice_at_most(settings: dict[str, Any]) -> None:
+    assert [step.total() <= 2 for step in counts.pruned(**settings).waits] == [True] * 4
+
+
+def test_movement_pruning_looks_at_no_gradient() -> None:
+    def observed(pruner: pruning.Pruner, step: int) -> None:
+        for site in pruner._sites:
+            site.parameter.grad = torch.zeros_like(site.parameter)
+        pruner.observe(step)
+
+    found = counts.train(
+        lambda net, x: pruning.Pruner(net, final_sparsity=0.5, start=9, end=10, criterion="movement"), observed
+    )
+    assert [step.total() for step in found.waits] == [0, 0, 0, 0]
+
+
+def test_training_with_frozen_ranges_waits_for_nothing() -> None:
+    def frozen(net: nn.Module, step: int) -> None:
+        quantization.find(net).frozen = True  # type: ignore[union-attr]
+
+    for range_ in ("minmax", "learned"):
+        found = counts.train(lambda net, x, r=range_: quantization.prepare(net, range=r, example_inputs=x), frozen)
+        assert [step.total() for step in found.waits] == [0, 0, 0, 0]
+
+
+def on_simulated(prepare: Callable[[nn.Module, torch.Tensor], Any]) -> tuple[nn.Module, Any, counts.Simulated]:
+    mode = counts.Simulated()
+    network = mode.adopt(counts.Network())
+    with mode:
+        return network, prepare(network, mode.tensor(torch.randn(4, 3, 16, 16))), mode
+
+
+@pytest.mark.parametrize("range_", ["minmax", "learned"])
+def test_ranges_are_made_on_the_networks_device(range_: str) -> None:
+    network, _, _ = on_simulated(lambda net, x: quantization.prepare(net, range=range_, example_inputs=x))
+    found = quantization.find(network)
+    assert found is not None
+    assert {parameter.device for parameter in found.parameters()} <= {counts.DEVICE}
+    for quantizer in found.activations.values():
+        tensors = [value for value in vars(quantizer).values() if isinstance(value, torch.Tensor)]
+        assert {tensor.device for tensor in tensors} == {counts.DEVICE}
+        assert len(tensors) == (7 if isinstance(quantizer, LearnedActivationQuantizer) else 4)
+
+
+def test_masks_lie_on_the_networks_device_and_follow_their_weights() -> None:
+    _, pruner, mode = on_simulated(lambda net, x: pruning.Pruner(net, final_sparsity=0.5, end=2))
+    assert {mask.device for mask in pruner.masks.values()} == {counts.DEVICE}
+    with mode:
+        for site in pruner._sites:
+            site.mask = torch.ones(site.mask.shape, dtype=torch.bool)
+        assert {mask.device for mask in pruner.masks_by_parameter().values()} == {counts.DEVICE}
+
+
+@pytest.mark.parametrize("range_", ["minmax", "learned"])
+def test_ranges_of_a_checkpoint_from_the_cpu_go_to_the_networks_device(range_: str) -> None:
+    settings = {"range": range_, "example_inputs": torch.randn(4, 3, 16, 16)}
+    network = counts.Network()
+    quantization.prepare(network, **settings)
+    network(settings["example_inputs"])
+    saved = quantization.find(network).state_dict()  # type: ignore[union-attr]
+    other, _, mode = on_simulated(lambda net, x: quantization.prepare(net, range=range_, example_inputs=x))
+    found = quantization.find(other)
+    assert found is not None
+    with mode:
+        found.load_state_dict(saved)
+    for quantizer in found.activations.values():
+        assert {value.device for value in vars(quantizer).values() if isinstance(value, torch.Tensor)} == {
+            counts.DEVICE
+        }
