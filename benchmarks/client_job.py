@@ -64,6 +64,7 @@ def run(library: Any, mode: str, folder: Path) -> Row:
     try:
         trained = library.train([StepClock(), *callbacks_of(mode, folder)], folder)
         row["predicts"] = trained.predict() is not None
+        row["sparsity"] = sparsity(trained.module)
         row["keys"] = list(trained.module.state_dict())
         StepClock.trainer.save_checkpoint(folder / "own.ckpt")
         row["checkpoint"] = not names_us(folder / "own.ckpt")
@@ -77,8 +78,13 @@ def run(library: Any, mode: str, folder: Path) -> Row:
     if (report := folder / "compressed" / "report.json").is_file():
         found = json.loads(report.read_text(encoding="utf-8"))
         row |= {key: found.get(key) for key in ("agreement", "max_abs_difference", "stays_float", "failures")}
-        row["sparsity"] = found["history"][-1]["sparsity"] if found["history"] else None
     return row
+
+
+def sparsity(module: Any) -> float:
+    """Share of zeros in all parameters of two dimensions or more."""
+    matrices = [parameter for parameter in module.parameters() if parameter.ndim > 1]
+    return sum(int((matrix == 0).sum()) for matrix in matrices) / max(1, sum(matrix.numel() for matrix in matrices))
 
 
 def names_us(checkpoint: Path) -> bool:

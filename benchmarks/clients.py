@@ -135,9 +135,9 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
     """The documentation's page."""
     content = json.loads(RESULT.read_text(encoding="utf-8"))
     table = [
-        "| library | lines to add | written | predicts, keys, checkpoint | agreement | stays float "
-        "| step with ÷ without |",
-        "|---|---|---|---|---:|---:|---:|",
+        "| library | lines to add | written | predicts, keys, checkpoint | zeros | largest difference | agreement "
+        "| stays float | step with ÷ without |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|",
         *(f"| {' | '.join(_cells(row))} |" for row in found),
     ]
     lacking = [f"- **{row['library']}**: {_escaped(row['error'])}" for row in found if row.get("error")]
@@ -162,8 +162,10 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             "",
             *table,
             "",
-            "Agreement is the share of predictions with the same top class, where the outputs are classes. The ratio "
-            "of steps is that of tiny networks, whose steps take milliseconds: larger ones pay less.",
+            "Zeros are the share of all parameters of two dimensions or more. The largest difference is that of the "
+            "written file's outputs from the trained model's. Agreement is the share of predictions with the same top "
+            "class, where the outputs are classes. The ratio of steps is that of tiny networks, whose steps take "
+            "milliseconds: larger ones pay less.",
             "",
             *(["## What fails", "", *lacking, ""] if lacking else []),
             *(["## What stays float", "", *named, ""] if named else []),
@@ -181,7 +183,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     marks = ", ".join("yes" if row.get(key) else "no" for key in ("predicts", "same_keys", "checkpoint"))
     lines = f"`{row['lines']}`" if row.get("lines") else "–"
     return [
-        row.get("version") or row["library"], lines, row.get("written", "nothing"), marks, number("agreement", ".3f"),
+        row.get("version") or row["library"], lines, row.get("written", "nothing"), marks, number("sparsity", ".0%"),
+        number("max_abs_difference", ".1g"), number("agreement", ".3f"),
         number("stays_float", "d"), number("ratio", ".2f"),
     ]  # fmt: skip
 

@@ -13,10 +13,12 @@ ends, so that a run can be stopped and goes on where it was. ``--again`` measure
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -35,6 +37,18 @@ from lightning_compress.foundation.atomic_write import replacing
 SECONDS, GIGABYTES = 400, 10
 RESULT = results.FOLDER / "zoo.json"
 PAGE = results.ROOT / "docs" / "zoo.md"
+PACKAGES = {
+    "diffusers": "diffusers.models",
+    "monai": "monai.networks.nets",
+    "segmentation-models-pytorch": "segmentation_models_pytorch",
+    "timm": "timm",
+    "torch": "torch",
+    "torch-geometric": "torch_geometric.nn",
+    "torchvision": "torchvision.models",
+    "transformers": "transformers",
+    "ultralytics": "ultralytics.nn.tasks",
+}
+"""Distribution → what an architecture of it imports."""
 COLUMNS = {
     "network": "network",
     "weights": "parameters",
@@ -65,7 +79,7 @@ def measured(name: str, seconds: float) -> Row:
         row = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {"network": name}
     if row.get("stage") != "done":
         row.setdefault("error", reason)
-    return {**row, "whole": whole(row), "date": results.today()}
+    return {**row, "whole": whole(row), "date": results.today(), "commit": commit()}
 
 
 def _in_process(name: str, target: Path) -> None:
@@ -74,8 +88,11 @@ def _in_process(name: str, target: Path) -> None:
     zoo_job.main(name, target)
 
 
-def load_exporter() -> None:
-    """Import what every process needs before they are forked: most of a small network's time otherwise."""
+def load(names: Sequence[str]) -> None:
+    """Import what the processes of these architectures need before they are forked: most of their time otherwise."""
+    known = architectures.all_architectures()
+    for package in sorted({known[name].distribution for name in names}):
+        importlib.import_module(PACKAGES[package])
     with tempfile.TemporaryDirectory() as folder:
         to_onnx(torch.nn.Linear(2, 2), torch.zeros(2, 2), Path(folder) / "model.onnx")
 
@@ -83,6 +100,12 @@ def load_exporter() -> None:
 def whole(row: Mapping[str, Any]) -> bool:
     """Written in both forms, equal in the runtime, loaded to the same outputs, and the network's keys as they were."""
     return row.get("stage") == "done" and all(row.get(key) for key in ("packed", "equal", "loaded", "keys"))
+
+
+def commit() -> str | None:
+    """Of this checkout, so that a row says what it was measured with."""
+    done = subprocess.run(["git", "-C", results.ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 def rows() -> dict[str, Row]:
@@ -144,8 +167,9 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             "- **ONNX**: written with a free or a fixed batch size, or not.",
             "- **packed, loaded**: written, and loaded into a new network with the same outputs.",
             "- **keys**: names in `state_dict` and classes of modules are those of before.",
-            "- **largest difference**: of any output from the trained model's, in 255ths of the output's span; "
-            "**default session**: the same in a session with default options.",
+            "- **largest difference**: of any value of any output from the trained model's, in 255ths of the output's "
+            "span, with the share of values that are more than one such step away; **default session**: the same in "
+            "a session with default options. A file is equal if at most 1 % are.",
             "- **integer share**: multiply-adds that ONNX Runtime does in integers, of all.",
             "- **sparsity of all weights**: zeros in all parameters of two dimensions or more.",
             "- **in float**: the kernels that do the rest, with their share, and how many places the report names.",
@@ -177,9 +201,16 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     weights = "–" if row.get("weights") is None else f"{row['weights']:,d}"
     loaded = mark(row.get("packed") and row.get("loaded"))
     return [
-        row["network"], weights, row.get("batch") or "no", loaded, mark(row.get("keys")), number("steps"),
-        number("default_steps"), number("share"), number("sparsity_of_all"), in_float or "–",
+        row["network"], weights, row.get("batch") or "no", loaded, mark(row.get("keys")), _difference(row, ""),
+        _difference(row, "default_"), number("share"), number("sparsity_of_all"), in_float or "–",
     ]  # fmt: skip
+
+
+def _difference(row: Mapping[str, Any], session: str) -> str:
+    if row.get(f"{session}steps") is None:
+        return "–"
+    far = 1 - row[f"{session}near"]
+    return f"{row[f'{session}steps']:.2f}" + (f" ({far:.2%})" if far else "")
 
 
 def _escaped(text: str) -> str:
@@ -219,8 +250,9 @@ def main() -> int:
         return 0
     found = []
     torch.set_num_threads(1)
-    load_exporter()
-    for name in [] if options.page and not options.write else wanted(options):
+    names = [] if options.page and not options.write else wanted(options)
+    load(names)
+    for name in names:
         found.append(measured(name, options.seconds))
         row = found[-1]
         print(f"{'whole' if row['whole'] else 'FAILS'}  {name}: {row.get('error') or row.get('share')}", flush=True)

@@ -36,6 +36,13 @@ STEPS, BATCH, SPARSITY = 16, 4, 0.7
 UNSEEN = 5
 """Samples on which files are compared: another number than in training, where the file leaves it free."""
 
+NEAR = 0.99
+"""Share of the outputs' values that may be at most one 8-bit step away in an equal file.
+
+Runtimes multiply by the inverse of a scale where PyTorch divides, so that a tie may round to the other side; later
+layers carry such a step on to a few values. A wrong file moves many.
+"""
+
 Row = dict[str, Any]
 
 
@@ -61,8 +68,7 @@ def measure(architecture: Architecture, folder: Path, row: Row) -> None:
     row["stage"] = "load packed"
     fresh = load_packed(folder / "model.packed", build(architecture)).eval()
     inputs = batch(architecture, BATCH, seed=1)
-    steps = apart(outputs(fresh, inputs), outputs(network, inputs))
-    row["loaded"] = steps <= 1e-3
+    row["loaded"] = float(differences(outputs(fresh, inputs), outputs(network, inputs)).max()) <= 1e-3
 
     row["stage"] = "write onnx"
     file, row["batch"] = written(network, batches[0], folder / "model.onnx")
@@ -71,9 +77,11 @@ def measure(architecture: Architecture, folder: Path, row: Row) -> None:
     expected = outputs(network, inputs)
     session = OnnxModel(file, network.forward)
     args, kwargs = call_arguments(inputs)
-    row["steps"] = round(apart(session(*args, **kwargs), expected), 4)
-    row["default_steps"] = round(apart(default_session(file, session.feed(*args, **kwargs)), expected), 4)
-    row["equal"] = row["steps"] <= 1.0
+    exact = differences(session(*args, **kwargs), expected)
+    default = differences(default_session(file, session.feed(*args, **kwargs)), expected)
+    row["steps"], row["default_steps"] = round(float(exact.max()), 4), round(float(default.max()), 4)
+    row["near"], row["default_near"] = (round(float((steps <= 1).double().mean()), 5) for steps in (exact, default))
+    row["equal"] = row["near"] >= NEAR
 
     row["stage"] = "count"
     counted = integer_share(at_fixed_sizes(file, session.feed(*args, **kwargs)))
@@ -148,27 +156,24 @@ def floats(structure: Any) -> Iterator[torch.Tensor]:
             yield leaf
 
 
-def apart(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """Largest difference of any output, in 255ths of that output's span: steps of an 8-bit grid over it."""
+def differences(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> torch.Tensor:
+    """How far every value of every output is off, in 255ths of that output's span: steps of an 8-bit grid over it."""
     if len(actual) != len(expected):
         raise ValueError(f"{len(actual)} outputs where the network gives {len(expected)}")
-    steps = [0.0]
+    steps = [torch.zeros(1, dtype=torch.float64)]
     for ours, theirs in zip(actual, expected, strict=True):
         if ours.shape != theirs.shape:
             raise ValueError(f"an output of shape {list(ours.shape)} where the network gives {list(theirs.shape)}")
-        if not theirs.numel():
+        values, wanted = ours.double().flatten(), theirs.double().flatten()
+        same = (values == wanted) | (values.isnan() & wanted.isnan())
+        finite = wanted[wanted.isfinite()]
+        if not theirs.is_floating_point() or not finite.numel():
+            steps.append(torch.zeros_like(wanted).masked_fill(~same, float("inf")))
             continue
-        if not theirs.is_floating_point():
-            steps.append(0.0 if torch.equal(ours, theirs) else float("inf"))
-            continue
-        finite = theirs.isfinite()
-        if not torch.equal(finite, ours.isfinite()):
-            steps.append(float("inf"))
-        elif bool(finite.any()):
-            values = theirs[finite].double()
-            span = max(float(values.max() - values.min()), 1e-6 * float(values.abs().max()), 1e-9)
-            steps.append(float((ours[finite].double() - values).abs().max()) / span * 255)
-    return max(steps)
+        span = max(float(finite.max() - finite.min()), 1e-6 * float(finite.abs().max()), 1e-9)
+        apart = (values - wanted).abs().nan_to_num(nan=float("inf"), posinf=float("inf")) / span * 255
+        steps.append(apart.masked_fill(same, 0.0))
+    return torch.cat(steps)
 
 
 def default_session(path: Path, feed: dict[str, np.ndarray]) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import functional_networks
 import networks
 import numpy as np
 import pytest
@@ -45,6 +46,13 @@ CASES: list[Any] = [
     pytest.param(networks.Gpt, tokens, 0.7, id="gpt"),
     pytest.param(networks.FunctionalGpt, tokens, 0.7, id="functional-gpt"),
     pytest.param(networks.FunctionalNet, images, 0.99, id="functional"),
+    pytest.param(functional_networks.norm_activation, images, 1.0, id="norm-with-activation"),
+    pytest.param(functional_networks.Causal, images, 1.0, id="functional-padding"),
+    pytest.param(functional_networks.Decoder, images, 1.0, id="functional-sum-and-interpolation"),
+    pytest.param(functional_networks.Halves, images, 1.0, id="halves"),
+    pytest.param(functional_networks.ClassToken, images, 0.85, id="class-token"),
+    pytest.param(functional_networks.Products, images, 1.0, id="weights-in-products"),
+    pytest.param(functional_networks.Cells, images, 1.0, id="recurrent-cells"),
     # ONNX Runtime has no integer kernel for recurrent layers: their weights are stored in 8 bits and run in float.
     pytest.param(networks.Tagger, tokens, 0.05, id="lstm-tagger"),
 ]
@@ -69,7 +77,7 @@ def fitted(model: nn.Module, inputs: Callable[[int], torch.Tensor], steps: int =
 
 @pytest.mark.parametrize(("network", "inputs", "least"), CASES)
 def test_the_exported_network_answers_as_the_trained_one(
-    network: type[nn.Module], inputs: Callable[[int], torch.Tensor], least: float, tmp_path: Path
+    network: Callable[[], nn.Module], inputs: Callable[[int], torch.Tensor], least: float, tmp_path: Path
 ) -> None:
     model = fitted(network(), inputs)
     file = to_onnx(model, inputs(2), tmp_path / "model.onnx")

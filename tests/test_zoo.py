@@ -49,7 +49,16 @@ def result_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_rows_are_merged_in_the_order_of_the_zoo_and_a_page_is_made_of_them(result_file: Path) -> None:
     second, first = QUICK[1], QUICK[0]
-    good = {"stage": "done", "packed": True, "loaded": True, "equal": True, "keys": True, "share": 1.0, "steps": 0.1}
+    good = {
+        "stage": "done",
+        "packed": True,
+        "loaded": True,
+        "equal": True,
+        "keys": True,
+        "share": 1.0,
+        "steps": 0.1,
+        "near": 1.0,
+    }
     for name, row in ((second, good), (first, {"stage": "write onnx", "error": "Error: a < b"}), (second, good)):
         zoo.merge({"network": name, **row, "whole": zoo.whole(row), "date": "2026-12-01"})
     assert [row["network"] for row in json.loads(result_file.read_text())["rows"]] == [first, second]
@@ -83,7 +92,7 @@ def test_a_file_that_says_something_else_is_not_equal(tmp_path: Path, monkeypatc
     monkeypatch.setattr(zoo_job, "written", written_wrong)
     row: dict[str, Any] = {}
     zoo_job.measure(architecture, tmp_path, row)
-    assert row["steps"] > 5
+    assert row["near"] < 0.5
     assert not zoo.whole(row)
 
 
@@ -100,10 +109,12 @@ def test_what_a_network_raises_stands_in_its_row(tmp_path: Path, monkeypatch: py
 
 def test_differences_are_counted_in_steps_of_the_outputs_span() -> None:
     expected = [torch.tensor([0.0, 255.0, float("-inf")]), torch.tensor([3])]
-    assert zoo_job.apart([torch.tensor([1.5, 255.0, float("-inf")]), torch.tensor([3])], expected) == 1.5
-    assert zoo_job.apart([expected[0], torch.tensor([4])], expected) == float("inf")
+    off = zoo_job.differences([torch.tensor([1.5, 255.0, float("-inf")]), torch.tensor([3])], expected)
+    assert off.tolist() == [0, 1.5, 0, 0, 0]
+    assert zoo_job.differences([expected[0], torch.tensor([4])], expected).max() == float("inf")
+    assert zoo_job.differences([torch.tensor([0.0, 255.0, 7.0]), expected[1]], expected).max() == float("inf")
     with pytest.raises(ValueError, match="shape"):
-        zoo_job.apart([torch.zeros(2), torch.tensor([3])], expected)
+        zoo_job.differences([torch.zeros(2), torch.tensor([3])], expected)
 
 
 def test_a_library_works_when_every_run_does() -> None:

@@ -20,13 +20,14 @@ from lightning_compress.apps.configuration.instantiate import instantiate
 from lightning_compress.apps.configuration.saved_config import CONFIG
 from lightning_compress.apps.train.outcome import RESULT_FILE
 from lightning_compress.delivery.dense_baseline import read_dense
-from lightning_compress.delivery.evaluation import EvaluationData, quiet_trainer, undisturbed
+from lightning_compress.delivery.evaluation import EvaluationData, duplicate, quiet_trainer, undisturbed
 from lightning_compress.delivery.network_call import Entry, EntryWatch
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.formats import DENSE_STATE, FILES
 from lightning_compress.export.packed.layout import PLAIN
 from lightning_compress.export.packed.reader import PackedReader
 from lightning_compress.export.packed.save_load import load_packed
+from lightning_compress.export.signatures import called_through
 from lightning_compress.lightning_packages import is_instance
 
 Split = Literal["val", "test"]
@@ -172,7 +173,7 @@ def _restored(
             raise CompressionError(f"{checkpoint}: does not fit the config of its run: {error}") from error
     if watch.entry is None:
         raise CompressionError(f"verify: there is no {split} data to run on.")
-    return watch.entry
+    return watch.entry.without_labels(called_through(duplicate(module), watch.entry.name))
 
 
 def _trained(folder: Path, path: Path, notes: list[str]) -> tuple[Path | None, Path | None]:

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
 from lightning_compress.callbacks.monitor import compression
+from lightning_compress.callbacks.random_states import random_states, restore_random_states
 from lightning_compress.errors import CompressionError
 from lightning_compress.lightning_packages import package_of
 from lightning_compress.monitoring.phases import ready
@@ -23,7 +24,13 @@ else:
 
 
 class OnlyCompressed(_Base):
-    """What makes a ``ModelCheckpoint`` of either of Lightning's packages take no dense epoch as best."""
+    """What makes a ``ModelCheckpoint`` of either of Lightning's packages take no dense epoch as best.
+
+    Attributes:
+        keeps_random_states: That checkpoints hold the states of the random number generators.
+    """
+
+    keeps_random_states = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -34,6 +41,7 @@ class OnlyCompressed(_Base):
         self._started_live = False
         self._before: Tensor | None = None
         self._last_batch: tuple[Any, ...] | None = None
+        self._random: dict[str, Any] | None = None
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -58,12 +66,23 @@ class OnlyCompressed(_Base):
     @override
     def state_dict(self) -> dict[str, Any]:
         # A run that goes on inside an epoch does not start it again.
-        return {**super().state_dict(), "live_epoch": self._live_epoch}
+        return {**super().state_dict(), "live_epoch": self._live_epoch, "random": random_states()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._live_epoch = state_dict["live_epoch"]
+        self._random = state_dict["random"]
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if trainer.ckpt_path is None:
+            # What was loaded was loaded for an evaluation.
+            self._random = None
+        # Checkpoint callbacks come last. What follows is drawn as at the start of every epoch.
+        if self._random is not None:
+            restore_random_states(self._random, trainer)
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -72,6 +91,16 @@ class OnlyCompressed(_Base):
         self._refused = 0
         self._live_validation = None
         self._last_batch = None
+        if not trainer.fit_loop.restarted_mid_epoch:  # type: ignore[attr-defined]
+            self._random = None
+
+    @override
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        super().on_train_batch_start(*arguments)
+        if self._random is not None:
+            # Inside an epoch the run went on with its loader's iterator, where a resume draws seeds for a new one.
+            states, self._random = self._random, None
+            restore_random_states(states, arguments[0])
 
     @override
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
@@ -137,9 +166,10 @@ class CompressedCheckpoint(OnlyCompressed, ModelCheckpoint):
     ``monitor`` the newest checkpoints are kept, as Lightning does; ``save_last`` and ``save_on_exception`` are not
     gated either, since they are there to resume from. A checkpoint that falls on the last batch of an epoch
     (``every_n_train_steps``) is written at the epoch's end, or by the validation that follows where that measures
-    ``monitor``, so that a run which goes on from there has validated that epoch. All arguments are those of
-    ``ModelCheckpoint``. A Trainer of ``pytorch_lightning`` takes the class of the same name from
-    ``lightning_compress.callbacks.pytorch_lightning``.
+    ``monitor``, so that a run which goes on from there has validated that epoch. The states of the random number
+    generators are in its checkpoints, so that a resumed run draws what the run would have drawn (dropout, the order of
+    data), in a run of one process. All arguments are those of ``ModelCheckpoint``. A Trainer of ``pytorch_lightning``
+    takes the class of the same name from ``lightning_compress.callbacks.pytorch_lightning``.
 
     Where nothing compresses, this is ``ModelCheckpoint``.
 

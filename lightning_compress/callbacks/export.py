@@ -28,6 +28,7 @@ from lightning_compress.callbacks.run_length import refuse_sharded
 from lightning_compress.delivery.dense_baseline import read_dense, refuse_other_model, save_dense
 from lightning_compress.delivery.directory import ExportDirectory
 from lightning_compress.delivery.evaluation import EvaluationData, Split
+from lightning_compress.delivery.files import GraphSettings
 from lightning_compress.delivery.limits import Limits
 from lightning_compress.delivery.provenance import provenance
 from lightning_compress.delivery.report import compose, described
@@ -79,6 +80,10 @@ class CompressedExport(Callback):
         export_checkpoint: ``"last"`` exports the weights of the fit's end, ``"best"`` those of the best checkpoint of
             the Trainer's checkpoint callback. The module keeps the last ones either way.
         print_report: Whether to print the table of results and where the report is, to standard error.
+        input_names: Names of the graph's inputs, in the order of the forward's parameters, whose names they have by
+            default.
+        output_names: Names of the graph's outputs; by default the keys or fields under which the forward returns them.
+        dynamic_batch: Whether the batch is left free where the network allows it; the report says where it is not.
 
     Attributes:
         report: The report of the last export; ``None`` before, and on other ranks than zero.
@@ -117,6 +122,9 @@ class CompressedExport(Callback):
         on_error: Literal["refuse", "warn", "raise"] = "refuse",
         export_checkpoint: Literal["last", "best"] = "last",
         print_report: bool = True,
+        input_names: Sequence[str] | None = None,
+        output_names: Sequence[str] | None = None,
+        dynamic_batch: bool = True,
     ) -> None:
         super().__init__()
         self.formats = check_formats(formats, f"{_FIELD}.formats")
@@ -147,7 +155,15 @@ class CompressedExport(Callback):
         self._on_error, self._print_report = on_error, print_report
         self._export_checkpoint = export_checkpoint
         self._kept = KeptCheckpoints()
-        self._call = FirstCall(self.formats, example_inputs, module, refuses=on_error != "warn", field=_FIELD)
+        self._settings = GraphSettings(input_names, output_names, dynamic_batch)
+        self._call = FirstCall(
+            self.formats,
+            example_inputs,
+            module,
+            dynamic_batch=dynamic_batch,
+            refuses=on_error != "warn",
+            field=_FIELD,
+        )
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -177,7 +193,9 @@ class CompressedExport(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._kept.look(trainer, begins=True)
         if self._verify and self._wanted(trainer):
-            self._data(trainer).refuse_missing(pl_module, _FIELD)
+            data = self._data(trainer)
+            data.refuse_missing(pl_module, _FIELD)
+            data.refuse_empty(trainer.val_dataloaders if self._split == "val" else None, _FIELD)
 
     @override
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -316,6 +334,7 @@ class CompressedExport(Callback):
             threads=self._threads,
             shrink=pruner is not None and pruner.pattern == "channel",
             provenance=provenance(pl_module, run=name, data=record),
+            settings=self._settings,
         ).run(size)
         found.failures[:0] = [f"{item} was not written: {why}" for item, why in self._call.refused.items()]
         kept = self._kept.notes(trainer, exported=checkpoint)

@@ -24,6 +24,7 @@ class FirstCall:
         formats: What will be written.
         example_inputs: Inputs to export with, where they are not those of the call.
         module: Full name of the module to export, where the steps call several.
+        dynamic_batch: Whether the batch is left free where that can be.
         refuses: Whether a format that cannot be written ends the fit; otherwise it is left out, with a warning.
         field: Name of the owner, for messages.
 
@@ -32,13 +33,20 @@ class FirstCall:
     """
 
     def __init__(
-        self, formats: Sequence[str], example_inputs: Any, module: str | None, *, refuses: bool, field: str
+        self,
+        formats: Sequence[str],
+        example_inputs: Any,
+        module: str | None,
+        *,
+        dynamic_batch: bool,
+        refuses: bool,
+        field: str,
     ) -> None:
         self.refused: dict[str, str] = {}
         self._formats = formats
         self._traced = [item for item in formats if item in TRACED]
         self._example_inputs, self._module = example_inputs, module
-        self._refuses, self._field = refuses, field
+        self._dynamic_batch, self._refuses, self._field = dynamic_batch, refuses, field
         self._entry: Entry | None = None
         self._watch: EntryWatch | None = None
         self._rehearsed = False
@@ -62,7 +70,8 @@ class FirstCall:
         watch = self._watch
         self.close()
         if watch is not None and (watch.names or required):
-            self._entry = watch.entry()
+            # A file that holds the module whole needs no call of it.
+            self._entry = watch.entry() if self._traced or len(watch.names) < 2 else Entry("", (), {})
 
     def close(self) -> None:
         """Stop watching."""
@@ -85,6 +94,8 @@ class FirstCall:
     def exported(self, module: L.LightningModule) -> Entry:
         """The call that is exported: with the inputs that were given, or ``example_input_array``, or its own."""
         seen, given = self.seen(), self._example_inputs
+        if not seen.known:
+            return seen
         if given is None and seen.name == "":
             given = module.example_input_array
         network = called_through(duplicate(module), seen.name)
@@ -106,7 +117,7 @@ class FirstCall:
                 try:
                     entry = self.exported(module)
                     copied = called_through(duplicate(module), entry.name)
-                    refused = refusals(copied, entry.example_inputs, self._traced)
+                    refused = refusals(copied, entry.example_inputs, self._traced, dynamic_batch=self._dynamic_batch)
                 except Exception as error:  # Of any kind: the module is the user's.
                     refused = dict.fromkeys(self._traced, reason(error))
         refused = trainer.strategy.broadcast(refused)

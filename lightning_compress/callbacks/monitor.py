@@ -8,13 +8,16 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
 from lightning_compress import loggers
 from lightning_compress.callbacks.distillation import KnowledgeDistillation
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
-from lightning_compress.callbacks.run_length import run_length
+from lightning_compress.callbacks.resume_limits import resume_limits
+from lightning_compress.callbacks.run_length import refuse_sharded, run_length
+from lightning_compress.lightning_packages import is_instance
 from lightning_compress.metrics.functional import extra_bytes
 from lightning_compress.metrics.layer_table import LayerRow, describe
 from lightning_compress.metrics.macs import Macs, count_macs
@@ -87,7 +90,7 @@ class CompressionMonitor(Callback):
         run = run_length(trainer)
         total = run.total_steps
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._check_phases(trainer, total)
+            self._check_phases(trainer, pl_module, total)
         self._gap = max(1, _log_interval(trainer) if total is None else total // _POINTS)
         example = self._example_inputs if self._example_inputs is not None else pl_module.example_input_array
         self._macs = None if example is None else count_macs(pl_module, example)
@@ -102,6 +105,8 @@ class CompressionMonitor(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # A state that came with an earlier trainer.test(ckpt_path=...) has nothing to do with this run.
         self._restored = False
+        if stage == "fit" and is_instance(trainer.strategy, ModelParallelStrategy):
+            refuse_sharded(trainer, type(self).__name__)
 
     @override
     def on_train_batch_start(
@@ -192,7 +197,7 @@ class CompressionMonitor(Callback):
         pruner, _ = compression(trainer)
         return describe(pl_module, pruner=pruner, macs=self._macs)
 
-    def _check_phases(self, trainer: L.Trainer, total: int | None) -> None:
+    def _check_phases(self, trainer: L.Trainer, pl_module: L.LightningModule, total: int | None) -> None:
         """Check the phases of all callbacks against the run, and print them."""
         schedule, bits, steps = None, "", {}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -213,8 +218,8 @@ class CompressionMonitor(Callback):
             # Standard output is the program's own: a command may print JSON there.
             console = Console(stderr=True)
             console.print(phases.table(found, total))
-            for note in phases.notes(schedule, steps.get("quantization")):
-                console.print(f"Note: {note}")
+            for note in [*phases.notes(schedule, steps.get("quantization")), *resume_limits(trainer, pl_module)]:
+                console.print(f"Note: {note}", markup=False)
 
     def _log_plan(self, trainer: L.Trainer, found: Sequence[phases.Phase], total: int | None) -> None:
         """Log what is going to be done, resolved to optimizer steps and layers."""

@@ -149,6 +149,7 @@ class QuantizationAwareTraining(Callback):
                 self.times[name] = time
                 self._points[name] = time.value if time.unit == "fraction" else f"{time.value:g} {time.unit}s"
         self._example_inputs = example_inputs
+        self._said_float: Any = None
         self._saved: dict[str, Any] | None = None
         self._made_anew = False
         self._plateaus = PlateauSteps()
@@ -230,6 +231,10 @@ class QuantizationAwareTraining(Callback):
             self._tape = self._recording.__enter__()
 
     @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._attached.refuse_replaced()
+
+    @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
         if pl_module.automatic_optimization:
             self._finish_recording(passed_over=False)
@@ -249,6 +254,9 @@ class QuantizationAwareTraining(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._finish_recording(passed_over=pl_module.automatic_optimization or not _reads_parameters(self._tape))
+        # Not where other processes may have run other layers: their quantizers must be the same ones.
+        if trainer.world_size == 1 and self._attached.place_late():
+            self._ranges.track(self._attached.parameters())
         # In the phase of this batch: the one before ranges freeze has moved them, too.
         if trainer.world_size > 1 and self._attached.enabled and not self._attached.frozen:
             average_ranges(self._attached, mean_over_ranks(trainer))
@@ -293,14 +301,17 @@ class QuantizationAwareTraining(Callback):
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore(pl_module)
+        self._say_float(trainer)
 
     @override
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore(pl_module)
+        self._say_float(trainer)
 
     @override
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore(pl_module)
+        self._say_float(trainer)
 
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -322,6 +333,24 @@ class QuantizationAwareTraining(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict or None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The module is not the callback's: from a pickle it takes its quantizers to the next module that it meets.
+        saved = self._saved if self.quantization is None else self.state_dict()
+        fresh = {"quantization": None, "_ranges": RangeOptimizer(self._ranges.lr), "_frozen_norms": set()}
+        return {**self.__dict__, **fresh, "_saved": saved}
+
+    def _say_float(self, trainer: L.Trainer) -> None:
+        """Say that a checkpoint of weights alone is evaluated in float, once for each."""
+        live = self.quantization is not None and self.quantization.enabled
+        if trainer.state.fn == "fit" or trainer.ckpt_path is None or live or self._said_float == trainer.ckpt_path:
+            return
+        self._said_float = trainer.ckpt_path
+        rank_zero_warn(
+            f"{_FIELD}: {trainer.ckpt_path} holds no live quantization (save_weights_only leaves it out, and so does a "
+            f"checkpoint from before its start), so that the network runs in float here. For the quantized one, take a "
+            f"checkpoint with the callbacks' states."
+        )
 
     @property
     def nonfinite_steps(self) -> int:

@@ -6,7 +6,13 @@ import math
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, StochasticWeightAveraging
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.lightning_packages import is_instance
@@ -126,18 +132,37 @@ def _forget_data(trainer: L.Trainer) -> None:
     loop._data_fetcher = loop._combined_loader = None
 
 
-def refuse_sharded(trainer: L.Trainer, field: str) -> None:
+def refuse_sharded(trainer: L.Trainer, field: str, *, rows: bool = False) -> None:
     """Refuse strategies under which a process does not hold whole weights.
 
+    Args:
+        trainer: The Trainer.
+        field: Name of the owner, for messages.
+        rows: Whether it works on the rows that FSDP2 leaves to each process (``ModelParallelStrategy``), too.
+
     Raises:
-        CompressionError: The strategy is neither a single device nor DDP.
+        CompressionError: The strategy is another one, with the reason.
     """
-    whole = is_instance(trainer.strategy, SingleDeviceStrategy) or is_instance(trainer.strategy, DDPStrategy)
+    strategy = trainer.strategy
     # DeepSpeed's strategy is derived from DDP's.
-    if not whole or is_instance(trainer.strategy, DeepSpeedStrategy):
-        raise CompressionError.field(
-            f"{field}: Trainer.strategy",
-            expected="a single device or DDP",
-            got=type(trainer.strategy).__name__,
-            fix="Sharded weights cannot be compressed while they train; use strategy='ddp'.",
+    deepspeed = is_instance(strategy, DeepSpeedStrategy)
+    whole = is_instance(strategy, SingleDeviceStrategy) or is_instance(strategy, DDPStrategy)
+    if (whole and not deepspeed) or (rows and is_instance(strategy, ModelParallelStrategy)):
+        return
+    fix = f"{field} needs whole weights in every process; leave it out, or use strategy='ddp'."
+    if rows and is_instance(strategy, FSDPStrategy):
+        fix = (
+            "FSDP1 flattens weights into one vector, in which their rows are lost; use ModelParallelStrategy, whose "
+            "FSDP2 keeps them."
         )
+    elif rows and deepspeed:
+        fix = (
+            "DeepSpeed steps a flat copy of the weights of its own, in which masks cannot be kept; use "
+            "ModelParallelStrategy or strategy='ddp'."
+        )
+    raise CompressionError.field(
+        f"{field}: Trainer.strategy",
+        expected="a single device, DDP or ModelParallelStrategy" if rows else "a single device or DDP",
+        got=type(strategy).__name__,
+        fix=fix,
+    )

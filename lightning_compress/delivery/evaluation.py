@@ -22,6 +22,7 @@ from typing_extensions import override
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.example_inputs import in_float32, in_other_precision
 from lightning_compress.foundation.nested import tensors
+from lightning_compress.foundation.pytree import tree_leaves
 from lightning_compress.lightning_packages import base_of, is_overridden, package_of
 
 Split = Literal["val", "test"]
@@ -83,6 +84,33 @@ class EvaluationData:
                 got=self.split,
                 fix="Give dataloaders=..., or verify=False.",
             )
+
+    def refuse_empty(self, loaders: Any, field: str) -> None:
+        """Check that there is a batch in what the split's loaders are.
+
+        Args:
+            loaders: One, or lists and dicts of them; ``None`` where they are not known yet.
+            field: Name of the owner, for messages.
+
+        Raises:
+            CompressionError: All of them are empty.
+        """
+        given = tree_leaves(loaders if self.dataloaders is None else self.dataloaders)
+        if not any(map(_has_batches, given)):
+            raise CompressionError.field(
+                f"{field}.split",
+                expected=f"a split with data; the {self.split} data has no batch",
+                got=self.split,
+                fix="Make it longer than a batch, or set drop_last=False; or give verify=False.",
+            )
+
+
+def _has_batches(loader: Any) -> bool:
+    """Whether a loader has a batch, as far as it tells."""
+    try:
+        return len(loader) > 0
+    except TypeError:
+        return True
 
 
 def duplicate(module: L.LightningModule) -> L.LightningModule:

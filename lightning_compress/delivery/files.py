@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,22 @@ from lightning_compress.export.onnx.write import to_onnx
 from lightning_compress.export.openvino import to_openvino
 from lightning_compress.export.packed.save_load import PackedFile, save_packed
 from lightning_compress.export.pt2.write import to_torch_export
-from lightning_compress.export.signatures import input_names
 from lightning_compress.foundation.checksum import sha256
+
+
+@dataclass(frozen=True)
+class GraphSettings:
+    """How the files that hold a graph take and give tensors.
+
+    Attributes:
+        input_names: Names of the inputs; those of the forward's parameters by default.
+        output_names: Names of the outputs; by default the keys or fields under which the forward returns them.
+        dynamic_batch: Whether the batch is left free where that can be.
+    """
+
+    input_names: Sequence[str] | None = None
+    output_names: Sequence[str] | None = None
+    dynamic_batch: bool = True
 
 
 @dataclass(frozen=True)
@@ -30,11 +44,15 @@ class Files:
         folder: The directory.
         entry: The call of the network that is traced.
         provenance: What ONNX files say of where they come from.
+        settings: How graphs take and give tensors.
+        notes: Gets what a reader should know of the files that were written.
     """
 
     folder: Path
     entry: Entry
     provenance: Mapping[str, str] = field(default_factory=dict)
+    settings: GraphSettings = field(default_factory=GraphSettings)
+    notes: list[str] = field(default_factory=list)
 
     def write(self, item: str, model: nn.Module, whole: nn.Module) -> PackedFile | None:
         """Write one format.
@@ -55,22 +73,46 @@ class Files:
         elif item == "onnx":
             self.write_onnx(model, path.name)
         elif item == "openvino":
-            to_openvino(model, self.entry.example_inputs, path)
+            self._graph(to_openvino, model, path, **self._names)
         elif item == "torch_export":
-            to_torch_export(model, self.entry.example_inputs, path)
+            self._graph(to_torch_export, model, path)
         elif item == "executorch":
             to_executorch(model, self.entry.example_inputs, path)
         return None
 
     def write_onnx(self, model: nn.Module, name: str) -> None:
         """Write an ONNX file under a name of its own."""
-        to_onnx(
-            model,
-            self.entry.example_inputs,
-            self.folder / name,
-            input_names=list(input_names(model.forward, self.entry.args, self.entry.kwargs)),
-            metadata=self.provenance,
-        )
+        file = self._graph(to_onnx, model, self.folder / name, metadata=self.provenance, **self._names)
+        if file.int4:
+            self._note(
+                f"{name} holds INT4 weights, and ran with session.qdq_matmulnbits_accuracy_level=1: by default ONNX "
+                f"Runtime rounds the float activations that it multiplies by them to 8 bits. Set the same where you "
+                f"deploy."
+            )
+
+    @property
+    def _names(self) -> dict[str, Any]:
+        return {"input_names": self.settings.input_names, "output_names": self.settings.output_names}
+
+    def _graph(self, write: Callable[..., Any], model: nn.Module, path: Path, **settings: Any) -> Any:
+        """Write a graph with a free batch, or else for one sample a call, and note what came out."""
+        free = self.settings.dynamic_batch
+        file = write(model, self.entry.example_inputs, path, dynamic_batch=free, **settings)
+        if free and file.batch is not None:
+            one = self.entry.first(1, model)
+            if file.batch != 1 and one is not self.entry:
+                file = write(model, one.example_inputs, path, dynamic_batch=False, **settings)
+            self._note(
+                f"{path.name} takes {file.batch} sample{'s' if file.batch > 1 else ''} a call: the network reads the "
+                f"size of its batch as a number, as len(x) and int(x.shape[0]) do."
+            )
+        if file.left_out:
+            self._note(f"{path.name} gives tensors alone: {', '.join(file.left_out)} among the results is left out.")
+        return file
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def artifact(self, item: str, packed: PackedFile | None) -> dict[str, Any]:
         """What the report says of a written format."""

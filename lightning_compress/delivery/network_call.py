@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +24,9 @@ from lightning_compress.foundation.example_inputs import (
     in_other_precision,
 )
 from lightning_compress.foundation.nested import mapped, tensors
+
+Passed = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+"""Positional and keyword arguments of a call of the steps → those that a file takes."""
 
 _SAMPLES = 4
 _LABELS = re.compile(r"(.*_)?(labels?|targets?|y)")
@@ -42,6 +47,16 @@ class Entry:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     left_out: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        """Whether there is such a call: steps that call parts of a network have no single one."""
+        return bool(self.args or self.kwargs)
+
+    @property
+    def samples(self) -> int | None:
+        """Samples of the call, where that can be told."""
+        return batch_size((self.args, self.kwargs))
 
     @property
     def example_inputs(self) -> tuple[Any, ...]:
@@ -123,6 +138,10 @@ class Entry:
             bound.arguments.update(given)
             args, kwargs = bound.args, {**bound.kwargs, **kwargs}
         return args, kwargs
+
+    def takes(self, network: nn.Module) -> Passed | None:
+        """``passed`` as a function of a call's arguments; ``None`` where the exported call takes all of them."""
+        return partial(self.passed, network) if self.left_out else None
 
     def _outputs(self, network: nn.Module) -> dict[str, torch.Tensor] | None:
         args, kwargs = mapped((self.args, self.kwargs), torch.clone)

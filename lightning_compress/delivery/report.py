@@ -106,6 +106,9 @@ def described(
         notes: Gets the reason where they cannot be counted.
     """
     copied = called_through(duplicate(module), entry.name)
+    if not entry.known:
+        rows = describe(copied, pruner=pruner)
+        return rows, dense_bytes(rows, extra_bytes(copied))
     try:
         rows = describe(copied, pruner=pruner, example_inputs=entry.first(1, copied).example_inputs)
     except Exception as error:  # Of any kind: the network is the user's.

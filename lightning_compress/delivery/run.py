@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_compress.delivery.dense_baseline import as_dense
 from lightning_compress.delivery.directory import ExportDirectory
 from lightning_compress.delivery.evaluation import EvaluationData, duplicate, evaluate, in_training_modes
-from lightning_compress.delivery.files import Files
+from lightning_compress.delivery.files import Files, GraphSettings
 from lightning_compress.delivery.findings import Findings, Result
 from lightning_compress.delivery.network_call import Entry
 from lightning_compress.delivery.output_cache import Remembered
@@ -22,15 +22,17 @@ from lightning_compress.delivery.side_by_side import evaluate_as_trained, evalua
 from lightning_compress.delivery.timing import timings
 from lightning_compress.delivery.without_channels import without_channels
 from lightning_compress.errors import CompressionError
+from lightning_compress.export.compressed_tensors import load_compressed_tensors
 from lightning_compress.export.divergence import can_trace, first_divergence, site_errors
 from lightning_compress.export.formats import DENSE_ONNX, FILES, GIVEN, deployed_of, files_of
 from lightning_compress.export.latency import Ratio
 from lightning_compress.export.onnx.integer_share import IntegerShare, integer_share
 from lightning_compress.export.onnx.session import OnnxModel, needs_exact_kernels, open_session
+from lightning_compress.export.packed.save_load import load_packed
 from lightning_compress.export.signatures import called_through
 from lightning_compress.export.verification import deployed_form, pytorch_name
 from lightning_compress.foundation.processor import has_vnni
-from lightning_compress.quantization import find
+from lightning_compress.quantization import find, strip
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Export:
         threads: Threads of the runtimes.
         shrink: Whether pruned channels are left out of what runs; the packed file loads into the whole module.
         provenance: What ONNX files say of where they come from.
+        settings: How graphs take and give tensors.
     """
 
     module: L.LightningModule
@@ -64,6 +67,7 @@ class Export:
     threads: int = 1
     shrink: bool = False
     provenance: Mapping[str, str] = field(default_factory=dict)
+    settings: GraphSettings = field(default_factory=GraphSettings)
 
     def run(self, dense_bytes: int) -> Findings:
         """Write, verify, measure.
@@ -120,7 +124,7 @@ class Export:
         return None if self.dense is None else as_dense(self._copy(), self.dense[0])
 
     def _write(self, found: Findings) -> None:
-        files = Files(self.directory.path, self.entry, self.provenance)
+        files = Files(self.directory.path, self.entry, self.provenance, self.settings, found.notes)
         trained = self._smaller(found) if self.shrink else self._copy()
         for item in self.formats:
             with found.attempt(f"{item} was not written"):
@@ -154,12 +158,23 @@ class Export:
             with found.attempt("The dense module was not evaluated"):
                 dense = as_dense(in_training_modes(duplicate(self.module), self.module, data.split), self.dense[0])
                 found.results["dense"].metrics = evaluate(cast(L.LightningModule, dense), data)
+        if not self.entry.known:
+            self._verify_whole(found, data, deployed)
+            return
         model = self._copy()
         reference = Remembered(model)
+        passed = self.entry.takes(model)
+        if passed is not None:
+            found.notes.append(
+                f"The exported call leaves out {', '.join(self.entry.left_out)}: results that need it, as a loss that "
+                f"the network computes, are no part of the files, and metrics of them none of theirs."
+            )
         for item in found.written:
             with found.attempt(f"{FILES[item]} was written and not verified"):
                 form, _ = self._form(item, model)
-                metrics, compared = evaluate_beside(form, reference, self.module, data, entry=self.entry.name)
+                metrics, compared = evaluate_beside(
+                    form, reference, self.module, data, entry=self.entry.name, passed=passed
+                )
                 found.comparisons[item] = compared
                 if item != deployed:
                     continue
@@ -172,10 +187,19 @@ class Export:
                     )
                 found.results["deployed"].metrics = metrics
                 if compared.agreement != 1.0 and can_trace(self.directory / FILES[item]):
-                    call = self.sample
+                    call = self.entry if passed is not None else self.sample
                     path = self.directory / FILES[item]
                     errors = site_errors(path, model, call.args, call.kwargs, threads=self.threads)
                     found.divergence = first_divergence(errors)
+
+    def _verify_whole(self, found: Findings, data: EvaluationData, deployed: str | None) -> None:
+        """Metrics of files that hold the whole module, where no single call can be put in its place."""
+        load = {"packed": load_packed, "compressed_tensors": load_compressed_tensors}
+        if deployed in load:
+            with found.attempt(f"{FILES[deployed]} was written and not verified"):
+                module = load[deployed](self.directory / FILES[deployed], strip(duplicate(self.module)))
+                found.results["deployed"].metrics = evaluate(cast(L.LightningModule, module), data)
+                found.notes.append("The steps call parts of the network: outputs were not compared one by one.")
 
     def _as_evaluated(self, item: str, evaluated: L.LightningModule, data: EvaluationData) -> dict[str, float]:
         """Metrics of a format that is written in the state in which the module's hooks evaluate it."""
@@ -191,9 +215,15 @@ class Export:
             )
 
     def _measure(self, found: Findings, deployed: str) -> None:
-        measured = timings(
-            deployed, self.directory.path, self._copy(), self._dense(), self.sample.first(1), threads=self.threads
-        )
+        if not self.entry.known:
+            found.notes.append("The steps call parts of the network: latency of one call was not measured.")
+            return
+        reference = self._copy()
+        whole = self.entry if self.entry.left_out else self.sample
+        call = whole.first(1, reference)
+        if call is whole and call.samples not in (None, 1):
+            found.notes.append(f"Latency is that of a call with {call.samples} samples, which cannot be cut.")
+        measured = timings(deployed, self.directory.path, reference, self._dense(), call, threads=self.threads)
         for form, timing in measured.items():
             found.results[form].timing = timing
         if "dense" in measured:

@@ -18,11 +18,10 @@ from lightning_compress.delivery.evaluation import (
     in_training_modes,
     integer_tensors,
 )
+from lightning_compress.delivery.network_call import Passed
 from lightning_compress.export.signatures import completed
 from lightning_compress.export.verification import Comparison
 from lightning_compress.quantization import strip
-
-Passed = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 def evaluate_as_trained(
@@ -114,7 +113,7 @@ def evaluate_beside(
         module: Whose steps run; it is not changed.
         data: What to run on.
         entry: Full name of the module that the file stands for.
-        passed: The part of a call that the file takes, where the steps pass more, as ``Entry.passed`` gives it. What
+        passed: The part of a call that the file takes, where the steps pass more, as ``Entry.takes`` gives it. What
             they log of results that need the rest, as a loss that the model computes of labels, is left out.
 
     Returns:

@@ -71,11 +71,12 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
         example_inputs: Inputs of one forward; finds the batch norms to fold where none were recorded.
 
     Raises:
-        CompressionError: No activation quantizer has observed anything yet.
+        CompressionError: No activation quantizer has observed anything yet, or a module was replaced since.
     """
     duplicate = copy.deepcopy(model).cpu().eval()
     quantization = find(duplicate)
     if quantization:
+        quantization.refuse_replaced()
         quantization.synchronize()
     folds = dict(quantization.placement.folds) if quantization and quantization.placement else None
     integers = _integers(quantization) if quantization else {}
@@ -88,7 +89,7 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
         root, folds = duplicate, _folds(duplicate, example_inputs)
     modules = dict(root.named_modules())
     for host in dict.fromkeys(use.host for weight in integers.values() for use in weight.uses):
-        if SeparateProjections.serves(host):
+        if isinstance(host, nn.MultiheadAttention) and SeparateProjections.serves(host):
             SeparateProjections(host)
     for layer, norm in folds.items():
         _fold(modules[layer], modules[norm], integers.get(f"{layer}.weight"))

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_compress.errors import reason
+from lightning_compress.errors import CompressionError, reason
 from lightning_compress.export.formats import FIXED_BATCH, TRACED
+from lightning_compress.export.onnx.write import refuse_projections
 from lightning_compress.export.trace import trace
-from lightning_compress.foundation.example_inputs import call_arguments
-from lightning_compress.foundation.pytree import tree_map_only
+from lightning_compress.foundation.example_inputs import call_arguments, first_samples
 from lightning_compress.quantization import find
 
 
-def refusals(model: nn.Module, example_inputs: Any, formats: Iterable[str]) -> dict[str, str]:
+def refusals(
+    model: nn.Module, example_inputs: Any, formats: Iterable[str], *, dynamic_batch: bool = True
+) -> dict[str, str]:
     """Trace a model as an export will after the training, and say which formats cannot be written.
 
     Quantizers that have observed nothing yet get a range, and places where a training batch has not shown them. A
@@ -25,6 +27,7 @@ def refusals(model: nn.Module, example_inputs: Any, formats: Iterable[str]) -> d
         model: A copy of the model, which is used up.
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments.
         formats: Names of formats; those that need no trace are passed over.
+        dynamic_batch: Whether the batch is left free where that can be.
 
     Returns:
         Format → reason, for those that are refused.
@@ -45,11 +48,16 @@ def refusals(model: nn.Module, example_inputs: Any, formats: Iterable[str]) -> d
         return dict.fromkeys(wanted, reason(error))
     for fixed in dict.fromkeys(item in FIXED_BATCH for item in wanted):
         try:
-            trace(model, _one_sample(example_inputs) if fixed else example_inputs, dynamic_batch=not fixed)
+            inputs = _one_sample(example_inputs) if fixed else example_inputs
+            trace(model, inputs, dynamic_batch=dynamic_batch and not fixed)
             found[fixed] = None
         except Exception as error:
             found[fixed] = reason(error)
     refused = {item: found[item in FIXED_BATCH] for item in wanted}
+    try:
+        refuse_projections(model)
+    except CompressionError as error:
+        refused |= {item: str(error) for item in ("onnx", "openvino") if item in wanted}
     return {item: why for item, why in refused.items() if why is not None}
 
 
@@ -64,5 +72,5 @@ def _show_ranges(model: nn.Module, example_inputs: Any) -> None:
 
 
 def _one_sample(example_inputs: Any) -> Any:
-    args, kwargs = call_arguments(example_inputs)
-    return tree_map_only(Tensor, lambda t: t[:1] if t.ndim else t, (*args, dict(kwargs)))
+    args, kwargs = first_samples(call_arguments(example_inputs), 1)
+    return (*args, kwargs)

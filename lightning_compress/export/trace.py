@@ -87,6 +87,7 @@ def trace(
         except Exception as error:  # any network's own
             refused.append(error)
             continue
+        program = _without_einsum(program)
         batch = batch_size(list({**example[0], **example[1]}.values()))
         free = _is_free(program)
         if dynamic_batch and not free and shapes is not None:
@@ -166,6 +167,14 @@ def _left_out(output: Any) -> tuple[str, ...]:
 
     look(output)
     return tuple(dict.fromkeys(found))
+
+
+def _without_einsum(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Einsums as the matrix products that they are, for which runtimes have integer kernels."""
+    einsum = torch.ops.aten.einsum.default
+    if not any(node.target == einsum for node in program.graph.nodes):
+        return program
+    return program.run_decompositions({einsum: torch.export.default_decompositions()[einsum]})
 
 
 @contextmanager

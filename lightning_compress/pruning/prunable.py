@@ -15,7 +15,7 @@ from lightning_compress.pruning.patterns import Pattern
 
 
 class Prunable(Protocol):
-    """What :func:`.ranking.together.prune_together` knows of a weight or a group of channels; see :class:`Site`."""
+    """What :func:`.ranking.together.prune_together` needs to know of what it prunes; see :class:`Site`."""
 
     name: str
     mask: Tensor

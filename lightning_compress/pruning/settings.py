@@ -170,7 +170,7 @@ class Settings:
         if isinstance(pattern, NOfM) or self.freeze or not units:
             return 0.0
         # Never more than its part of what all keep, so that the sparsity asked for is always reached.
-        return min(math.ceil(FLOOR * (1 - final) * units), math.floor(round((1 - final) * units, 6))) / units
+        return min(math.ceil(round(FLOOR * (1 - final) * units, 6)), math.floor(round((1 - final) * units, 6))) / units
 
     def resolve(self, run: Run) -> SparsitySchedule:
         """Place the schedule in a run.

@@ -40,8 +40,7 @@ def weight_sites(model: nn.Module, settings: Settings, example_inputs: Any = Non
     Raises:
         CompressionError: Nothing is left to prune, or the pattern does not fit a weight that was named.
     """
-    inputs = example_inputs if example_inputs is not None else getattr(model, "example_input_array", None)
-    use = None if inputs is None else record_use(model, inputs, settings.field)
+    use = _use(model, settings, example_inputs)
     selection = choose(model, settings, use)
     shards = Shards.of({selected.name: selected.value for selected in selection}, settings.field)
     sites = []
@@ -64,6 +63,20 @@ def weight_sites(model: nn.Module, settings: Settings, example_inputs: Any = Non
     _refuse_nothing(sites, skipped, settings)
     _warn_of_dense(model, sites, skipped, settings.field)
     return sites, skipped, shards
+
+
+def _use(model: nn.Module, settings: Settings, example_inputs: Any) -> ParameterUse | None:
+    own = getattr(model, "example_input_array", None)
+    if example_inputs is None and own is None:
+        return None
+    try:
+        return record_use(model, own if example_inputs is None else example_inputs, settings.field)
+    except CompressionError as error:
+        if example_inputs is not None:
+            raise
+        # A module may have one for other ends, and trained with it before.
+        warnings.warn(f"{error} They are the module's example_input_array.", stacklevel=6)
+        return None
 
 
 def _split(pattern: Pattern, shape: Sequence[int], shards: Shards) -> str | None:

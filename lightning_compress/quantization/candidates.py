@@ -100,12 +100,14 @@ class FunctionalUse:
         bias: Full name of the bias, if it is a parameter.
         host: Full name of the module.
         axis: Dimension of the output channels.
+        batched: Whether it holds several matrices, whose kernels take a single scale.
     """
 
     weight: str
     bias: str | None
     host: str
     axis: int
+    batched: bool = False
 
     def use(self, modules: dict[str, nn.Module]) -> Use:
         """The same by modules. A bias of another module than the weight's is no part of it."""
@@ -178,11 +180,11 @@ def _functional(op: Op) -> FunctionalUse | None:
         # The last dimension is that of the outputs, unless the weight is transposed on the way.
         axis = weight.ndim - (1 if value is weight else 2)
     bias = op.inputs[bias_at].parameter if bias_at is not None and len(op.inputs) > bias_at else None
-    return FunctionalUse(weight.parameter, bias, op.modules[-1], axis)
+    return FunctionalUse(weight.parameter, bias, op.modules[-1], axis, op.name in PRODUCTS and weight.ndim > 2)
 
 
 def _in_einsum(op: Op) -> FunctionalUse | None:
-    """A parameter among an einsum's operands; its largest dimension that the result has is that of the outputs."""
+    """A parameter among an einsum's operands; the last dimension that it alone gives the result is the outputs'."""
     equation = op.arguments[0]
     if not isinstance(equation, str) or "->" not in equation or "." in equation:
         return None
@@ -191,7 +193,7 @@ def _in_einsum(op: Op) -> FunctionalUse | None:
         if value.parameter is not None and value.ndim >= 2:
             others = "".join(operands.split(",")).replace(letters, "", 1)
             free = [i for i, letter in enumerate(letters) if letter in result and letter not in others]
-            return FunctionalUse(value.parameter, None, op.modules[-1], free[-1] if free else value.ndim - 1)
+            return FunctionalUse(value.parameter, None, op.modules[-1], free[-1] if free else value.ndim - 1, True)
     return None
 
 

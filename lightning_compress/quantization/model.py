@@ -13,18 +13,15 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.example_inputs import call_arguments, evaluating
 from lightning_compress.foundation.recorded_forward import Tape, recording
 from lightning_compress.foundation.settings_diff import differences
-from lightning_compress.quantization import wiring
+from lightning_compress.quantization import selection, wiring
 from lightning_compress.quantization.candidates import (
     FunctionalUse,
     Use,
     Weight,
-    complex_weights,
-    computed,
     functional_uses,
-    loose,
     outside_uses,
-    weights,
 )
+from lightning_compress.quantization.late_layers import LateLayers, addition, merged
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
 from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.placement.sites import Placement
@@ -35,7 +32,6 @@ from lightning_compress.quantization.quantizers.hooks import ActivationHook, Unn
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
 from lightning_compress.quantization.quantizers.weight_group import WeightGroup
 from lightning_compress.quantization.settings import QuantizationSettings, check_bits
-from lightning_compress.targets import Candidate, select
 
 # Where a module keeps what is attached to it.
 ATTRIBUTE = "_lightning_compress_quantization"
@@ -75,6 +71,7 @@ class Quantization:
         self.weight_bits = settings.weight_bits
         self.activation_bits = settings.activation_bits
         self.settled = True
+        self._late = LateLayers(model, ())
         self._attach_weights()
 
     @property
@@ -123,8 +120,16 @@ class Quantization:
         """What no training batch has reached, once one has reached others: each name with the reason."""
         names = [name for name, quantizer in self.activations.items() if not quantizer.observed]
         if len(names) == len(self.activations):
+            names = []
+        lines = [f"{name}: no training batch came by here, so that its range is unknown" for name in names]
+        return [*lines, *(f"{name}: no training batch ran it while ranges were learned" for name in self._waiting())]
+
+    def _waiting(self) -> list[str]:
+        """Layers whose inputs would be quantized, had a training batch run them."""
+        if self.placement is None:
             return []
-        return [f"{name}: no training batch came by here, so that its range is unknown" for name in names]
+        wanted = {name.rpartition(".")[0] for name, bits in self._input_bits().items() if bits is not None}
+        return sorted(self._late.waiting & wanted)
 
     @property
     def needs_recording(self) -> bool:
@@ -154,12 +159,48 @@ class Quantization:
     def place(self, tape: Tape) -> None:
         """Quantize what only a recorded forward shows: weights that functions read, and activations."""
         reads = functional_uses(tape, self._model)
-        self._refuse_unread({read.weight for read in reads})
+        selection.refuse_unread(self.settings, self._loose, {read.weight for read in reads})
         seen = {(read.weight, read.host) for read in reads}
         outside = [read for read in outside_uses(tape, self._model) if (read.weight, read.host) not in seen]
         self._attach_functional([*reads, *outside])
         self._set_ends(recorded_ends(tape, self._overrides))
-        found = place(
+        self._attach_activations(self._placed(tape))
+        self._wait_for(set(self._owners()) - set(tape.calls))
+
+    def place_late(self) -> bool:
+        """Place the activation quantizers of layers that ran for the first time since; call it between two steps.
+
+        Each part that ran is run again, in eval mode and without gradients, on the inputs of its first call: once to
+        be recorded, and once for its ranges. Its bits are those of the layers between the ends of the network.
+
+        Returns:
+            Whether anything was placed.
+        """
+        placed = False
+        for part, (args, kwargs) in self._late.take() if not self.frozen else ():
+            enabled, self.enabled = self.enabled, False
+            with evaluating(part), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                try:
+                    with recording(self._model) as tape:
+                        part(*args, **kwargs)
+                finally:
+                    self.enabled = enabled
+                self._attach_more(self._placed(tape))
+                part(*args, **kwargs)
+            self._late.ran(tape)
+            placed = True
+        return placed
+
+    def _owners(self) -> list[str]:
+        """Modules of quantized weights."""
+        return [name.rpartition(".")[0] for name in self.layers if name not in self._loose]
+
+    def _wait_for(self, layers: Collection[str]) -> None:
+        self._late = LateLayers(self._model, layers)
+        self._handles += self._late.watch(self._owners())
+
+    def _placed(self, tape: Tape) -> Placement:
+        return place(
             tape,
             self._model,
             layer_bits=self._input_bits(),
@@ -171,7 +212,6 @@ class Quantization:
                 if name in self._ends or "activation_bits" in overrides
             ],
         )
-        self._attach_activations(found)
 
     def set_bits(self, weight_bits: int | None, activation_bits: int | None) -> None:
         """Go on with other bits, but for layers that have bits of their own by an override.
@@ -222,41 +262,11 @@ class Quantization:
                 activation.change(self.settings.activation_spec(bits))
 
     def _attach_weights(self) -> None:
-        settings = self.settings
-        model = self._model
-        candidates: list[Candidate[Any]] = [
-            *weights(model), *loose(model), *computed(model), *complex_weights(model)
-        ]  # fmt: skip
-        selections = select(
-            candidates,
-            targets=settings.targets,
-            ignore=settings.ignore,
-            overrides=settings.overrides,
-            field=settings.field,
-        )
-        self._loose = {selection.name: selection.overrides for selection in selections if selection.value is None}
-        self._computed = [f"{s.name}: {s.value}" for s in selections if isinstance(s.value, str)]
-        selected = [selection for selection in selections if isinstance(selection.value, Weight)]
-        if not selected and not self._loose:
-            reasons = "".join(f" {line}." for line in self._computed)
-            raise CompressionError(
-                f"{settings.field}: nothing to quantize: {type(self._model).__name__} has no Conv or Linear layer that "
-                f"the targets select, with a weight of its own.{reasons}"
-            )
-        self._overrides = {selection.value.name: selection.overrides for selection in selected}
+        found = selection.select_weights(self._model, self.settings)
+        self._loose, self._computed = found.loose, found.unquantizable
+        self._overrides = {weight.name: overrides for weight, overrides in found.weights}
         self._ends = registered_ends(self._overrides)
-        self._quantize([selection.value for selection in selected])
-
-    def _refuse_unread(self, read: Collection[str]) -> None:
-        for part in ("targets", "overrides"):
-            for name in getattr(self.settings, part) or ():
-                if name in self._loose and name not in read:
-                    raise CompressionError.field(
-                        f"{self.settings.field}.{part}",
-                        expected="layers, and parameters that functions read as weights",
-                        got=name,
-                        fix="In the recorded forward no F.linear or F.conv* read it.",
-                    )
+        self._quantize([weight for weight, _ in found.weights])
 
     def _attach_functional(self, found: Sequence[FunctionalUse]) -> None:
         """Quantize weights where functions read them: parameters of no layer, and layers' weights read elsewhere."""
@@ -274,7 +284,8 @@ class Quantization:
                 continue
             self._functional.append(read)
         self._watch(reads)
-        self._overrides |= {name: self._loose[name] for name in new}
+        single = {"weight_granularity": "tensor"}
+        self._overrides |= {n: {**self._loose[n], **(single if r[0].batched else {})} for n, r in new.items()}
         self._quantize([Weight(n, tuple(read.use(modules) for read in r), r[0].axis) for n, r in new.items()])
 
     def _quantize(self, found: Sequence[Weight]) -> None:
@@ -296,7 +307,7 @@ class Quantization:
             by_host.setdefault(use.host, []).append((quantizer, use))
         for host, uses in by_host.items():
             host.__dict__[ATTRIBUTE] = self
-            if SeparateProjections.serves(host):
+            if isinstance(host, nn.MultiheadAttention) and SeparateProjections.serves(host):
                 self._handles.append(SeparateProjections(host))
             self._handles += WeightShadows(uses, self._switch).attach(host)
 
@@ -304,13 +315,21 @@ class Quantization:
         if self.placement is not None:
             raise CompressionError("The model was recorded already: strip(model) before preparing it again.")
         modules = dict(self._model.named_modules())
-        self.placement = placement
+        self.placement = Placement()
         self._handles += [Unnested(module) for module in modules.values() if isinstance(module, nn.TransformerEncoder)]
+        self._attach_more(placement)
+
+    def _attach_more(self, found: Placement) -> None:
+        """Attach what of a placement is not there yet."""
+        modules = dict(self._model.named_modules())
+        known = self.placement or Placement()
+        placement = addition(known, found)
+        self.placement = merged(known, placement)
         device = next((parameter.device for parameter in self._model.parameters()), None)
         for site in placement.sites:
             spec = self.settings.activation_spec(site.width(self.activation_bits))
             self.activations[site.name] = wiring.activation_quantizer(site.name, spec, self._switch, device)
-        self._hook(modules, functions=False)
+        self._hook(placement, modules, functions=False)
         for name, site_name in placement.layer_input.items():
             if (weight := self.layers.get(name)) is not None:
                 norm = placement.folds.get(name.rpartition(".")[0])
@@ -321,10 +340,10 @@ class Quantization:
                     shadow.host.__dict__[ATTRIBUTE] = self
                     self._handles += shadow.attach(shadow.host)
         # Last, so that the functions that the other hooks call are not counted.
-        self._hook(modules, functions=True)
+        self._hook(placement, modules, functions=True)
 
-    def _hook(self, modules: dict[str, nn.Module], *, functions: bool) -> None:
-        for site in self.placement.sites if self.placement else ():
+    def _hook(self, placement: Placement, modules: dict[str, nn.Module], *, functions: bool) -> None:
+        for site in placement.sites:
             for at, paths in site.places.items():
                 if at.module not in modules:
                     raise CompressionError(
@@ -345,6 +364,20 @@ class Quantization:
             if isinstance(quantizer, LearnedWeightQuantizer | LearnedActivationQuantizer)
             for parameter in quantizer.parameters()
         ]
+
+    def refuse_replaced(self) -> None:
+        """Notice modules that were replaced since, as a head is for another task.
+
+        Raises:
+            CompressionError: The quantizers of such a module are of one that is no longer part of the model.
+        """
+        alive = set(self._model.modules())
+        gone = [name for name, q in self.layers.items() if not any(use.owner in alive for use in q.uses)]
+        if gone:
+            raise CompressionError(
+                f"{self.settings.field}: the module of {', '.join(gone)} was replaced after quantization was attached, "
+                f"so that the new one would stay float. Replace it before the fit, or strip(model) and prepare again."
+            )
 
     def synchronize(self) -> None:
         """Bring every ``scale`` and ``zero_point`` to what an optimizer made of ``parameters()``."""
@@ -371,6 +404,7 @@ class Quantization:
             "ends": sorted(self._ends),
             "functional": [list(astuple(read)) for read in self._functional],
             "placement": None if self.placement is None else self.placement.as_dict(),
+            "waiting": sorted(self._late.waiting),
             "activations": {name: q.state_dict() for name, q in self.activations.items()},
             "weight_scales": {name: q.scale().cpu().clone() for name, q in self.layers.items()},
             "weight_steps": {name: state for name, q in self.layers.items() if (state := q.state_dict())},
@@ -393,6 +427,7 @@ class Quantization:
         self._set_ends(set(state["ends"]))
         if state["placement"] is not None and self.placement is None:
             self._attach_activations(Placement.from_dict(state["placement"]))
+            self._wait_for(state.get("waiting", ()))
         for name, quantizer in self.activations.items():
             quantizer.load_state_dict(state["activations"][name])
         for name, layer in self.layers.items():

@@ -263,3 +263,47 @@ class TestAccepted:
 def test_whether_changes_are_accepted_is_true_or_false(kind: Any) -> None:
     with pytest.raises(CompressionError, match=r"accept_changes: expected true or false, got 'yes'"):
         kind(accept_changes="yes")
+
+
+class Plateau(PlainModule):
+    """Lowers its learning rate whenever a validation is no better by a lot."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.05)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=10.0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+
+
+def pruning_a_little() -> GradualMagnitudePruning:
+    return GradualMagnitudePruning(0.5, start=0, end=6, every=2)
+
+
+@pytest.mark.parametrize(
+    ("callback", "saved"),
+    [
+        (pruning_a_little, "train epoch end"),
+        (pruning_a_little, "validation"),
+        (QuantizationAwareTraining, "train epoch end"),
+        (lambda: KnowledgeDistillation("self"), "train epoch end"),
+    ],
+)
+def test_learning_rates_on_a_plateau_go_on_as_in_the_whole_run(tmp_path, callback, saved):
+    def run(folder: Path, resume: Path | None = None) -> tuple[Plateau, float]:
+        torch.manual_seed(0)
+        module = Plateau()
+        keep = ModelCheckpoint(
+            folder,
+            filename="{epoch}",
+            every_n_epochs=1,
+            save_top_k=-1,
+            save_on_train_epoch_end=saved == "train epoch end",
+        )
+        trainer = quiet_trainer(max_epochs=4, callbacks=[keep, callback()], enable_checkpointing=True)
+        trainer.fit(module, loader(3), loader(2, seed=1), ckpt_path=resume)
+        return module, trainer.optimizers[0].param_groups[0]["lr"]
+
+    whole, rate = run(tmp_path / "whole")
+    again, same = run(tmp_path / "again", tmp_path / "whole/epoch=1.ckpt")
+    assert same == rate
+    for mine, theirs in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine, theirs)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from networks import ConcatNet, FunctionalResidualNet, ResidualNet
 from torch import nn
 
+from lightning_compress.errors import CompressionError
 from lightning_compress.export import to_onnx
 from lightning_compress.export.deployable import deployable
 from lightning_compress.quantization import find, prepare
@@ -28,10 +29,12 @@ def trained(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("network", [ResidualNet, FunctionalResidualNet, ConcatNet])
-def test_folding_leaves_no_batch_norm_and_the_same_answers(network: type[nn.Module]) -> None:
+def test_folded_norms_compute_nothing_and_the_answers_stay(network: type[nn.Module]) -> None:
     model = trained(network())
     copy = deployable(model, torch.randn(*IMAGE))
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in copy.modules())
+    norms = [module for module in copy.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.fill_(torch.nan)
     x = torch.randn(*IMAGE)
     with torch.no_grad():
         # Rounding may tip single elements to the next step; a wrong fold would move all of them.
@@ -160,3 +163,29 @@ def test_a_large_bias_beside_tiny_weights_does_not_overflow_its_integers() -> No
     copy = deployable(model.eval(), torch.randn(1, 4))
     restored = copy[0].bias_integers.double() * copy[0].bias_scale.double()
     assert restored[0] == pytest.approx(1e3, rel=1e-6)
+
+
+class Decoding(nn.Module):
+    """Has a branch that only evaluation runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.integral = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        return x if self.training else self.integral(x.softmax(1))
+
+
+def test_a_branch_that_only_evaluation_runs_is_written_in_float_and_named() -> None:
+    model, x = trained(Decoding()), torch.randn(*IMAGE)
+    assert [line.partition(":")[0] for line in find(model).unreached] == ["integral"] * 2
+    with torch.no_grad():
+        torch.testing.assert_close(deployable(model, x)(x), model(x))
+
+
+def test_without_any_training_batch_nothing_is_written() -> None:
+    model, x = Decoding(), torch.randn(*IMAGE)
+    prepare(model, example_inputs=x)
+    with pytest.raises(CompressionError, match="seen no training batch"):
+        deployable(model.eval(), x)

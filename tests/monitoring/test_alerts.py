@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning_modules import PlainModule, loader, quiet_trainer
 
 from lightning_compress.callbacks import CompressionMonitor, GradualMagnitudePruning, QuantizationAwareTraining
+from lightning_compress.metrics.layer_table import LayerRow
+from lightning_compress.monitoring import alerts
 
 
 class Meddler(Callback):
@@ -125,3 +127,11 @@ def test_the_drift_of_ranges_is_a_series_that_ends_where_they_are_frozen() -> No
     quiet_trainer(callbacks=[monitor, frozen, Watch()], log_every_n_steps=1).fit(PlainModule(), loader())
     assert max(logged[:4]) > 0
     assert logged[-1] == 0
+
+
+def test_a_layer_of_a_few_weights_is_no_alarm() -> None:
+    # Of four weights, 0.9 is three: no other number of zeros comes nearer without going beyond.
+    few = [LayerRow("fc.weight", "Linear", (1, 4), numel=4, zeros=3, sparsity_target=0.9)]
+    many = [LayerRow("fc.weight", "Linear", (4, 100), numel=400, zeros=300, sparsity_target=0.9)]
+    found = [list(alerts.find(rows, {}, before={}, sparsity=0.75, target=0.9)) for rows in (few, many)]
+    assert [len(each) for each in found] == [0, 1]

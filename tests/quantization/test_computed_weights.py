@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
@@ -72,3 +73,32 @@ def test_looking_at_a_spectral_norm_does_not_take_its_steps() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     prepare(model, activation_bits=None)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Standardized(nn.Conv2d):
+    """A convolution that standardizes its weight in its forward."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+def test_a_weight_that_a_forward_computes_is_listed_with_the_line() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Standardized(4, 4, 1))
+    (line,) = find(prepare(model, example_inputs=torch.randn(2, 3, 4, 4))).unreached
+    assert line.startswith("1.weight: the weight of conv2d at test_computed_weights.py:")
+
+
+def test_recurrent_layers_without_an_integer_kernel_are_listed_in_one_line() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.LSTM(4, 4, batch_first=True), nn.GRU(4, 4, batch_first=True)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.second(self.first(x)[0])[0])
+
+    x = torch.randn(2, 3, 4)
+    (line,) = find(prepare(Tagger(), example_inputs=x)).unreached
+    assert line.startswith("first, second: onnxruntime has no integer kernel")
+    assert find(prepare(Tagger(), example_inputs=x, backend="openvino")).unreached == []

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_compress.apps.doctor.diagnose import Diagnosis, diagnose
 from lightning_compress.apps.train.job import Rehearsed, rehearse
 from lightning_compress.callbacks import GradualMagnitudePruning, KnowledgeDistillation, QuantizationAwareTraining
+from lightning_compress.callbacks.resume_limits import resume_limits
 from lightning_compress.callbacks.run_length import run_length
 from lightning_compress.delivery.evaluation import duplicate
 from lightning_compress.delivery.network_call import Entry, EntryWatch
@@ -29,6 +30,7 @@ class Watch(Callback):
     Attributes:
         model: A copy of the module as training begins, its parts in the modes in which they train.
         run: Length of the run.
+        resume: What a resume of this run would not give back bit for bit.
         callbacks: The Trainer's callbacks.
         entry: The call of the network in the first training step.
         example: Whether the module has an ``example_input_array``.
@@ -38,6 +40,7 @@ class Watch(Callback):
         self.model: L.LightningModule | None = None
         self.run = Run()
         self.callbacks: list[Callback] = []
+        self.resume: list[str] = []
         self.entry: Entry | None = None
         self.example = False
         self._entries: EntryWatch | None = None
@@ -59,6 +62,7 @@ class Watch(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self.resume = resume_limits(trainer, pl_module)
         self._entries = EntryWatch(pl_module, redirected=trainer.strategy.model is not pl_module, field="doctor")
 
     @override
@@ -129,6 +133,7 @@ def _diagnosis(watch: Watch, exports: bool) -> Diagnosis:
         example_inputs=None if entry is None else entry.example_inputs,
         keeps_dense=exports,
     )
+    found.notes += watch.resume
     if quantizing is not None and quantizing.settings.activation_bits is not None:
         if not watch.example:
             found.notes.append(

@@ -179,7 +179,7 @@ def _verdict(path: Path, trained: _Trained, demands: Demands, threads: int) -> F
     try:
         form, found.runtime = deployed_form(path, model, threads=threads)
         found.metrics["deployed"], compared = evaluate_beside(
-            form, trained.reference, run.module, run.data, entry=entry.name
+            form, trained.reference, run.module, run.data, entry=entry.name, passed=entry.takes(model)
         )
         found.samples, found.agreement = compared.samples, compared.agreement
         found.max_abs_difference, found.mean_abs_difference = compared.max_abs, compared.mean_abs

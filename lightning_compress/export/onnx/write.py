@@ -13,6 +13,7 @@ from torch import nn
 from lightning_compress.errors import CompressionError, first_line
 from lightning_compress.export.onnx.axes import name_axes, refuse_fixed
 from lightning_compress.export.onnx.int4_weights import store_int4
+from lightning_compress.export.onnx.optimize import optimize
 from lightning_compress.export.onnx.rewrite import clean
 from lightning_compress.export.onnx.weight_signs import EXACT, saturates, store_unsigned
 from lightning_compress.export.trace import quiet, trace
@@ -82,11 +83,12 @@ def to_onnx(
     """
     name = type(model).__name__
     axes = dynamic_axes or {}
-    _refuse_projections(model)
+    refuse_projections(model)
     traced = trace(model, example_inputs, dynamic_batch=dynamic_batch, dynamic_axes=axes, field="to_onnx")
     inputs = _names("input_names", input_names, traced.input_names)
     program = _export(traced.program, inputs, _names("output_names", output_names, traced.output_names), name)
     graph = program.model
+    optimize(graph)
     clean(graph)
     narrow = store_int4(graph.graph, everywhere=int4)
     quantization = find(model)
@@ -112,7 +114,12 @@ def to_onnx(
     )
 
 
-def _refuse_projections(model: nn.Module) -> None:
+def refuse_projections(model: nn.Module) -> None:
+    """Refuse what ONNX has no operator for, which tracing does not find.
+
+    Raises:
+        CompressionError: The model has an LSTM with projections.
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.LSTM) and module.proj_size:
             raise CompressionError(
@@ -128,7 +135,7 @@ def _names(setting: str, given: Sequence[str] | None, own: Sequence[str]) -> Seq
         raise CompressionError.field(
             f"to_onnx.{setting}", expected=f"{len(own)} different names, for {', '.join(own)}", got=given
         )
-    return given
+    return list(given)
 
 
 def _export(
@@ -143,6 +150,7 @@ def _export(
                 input_names=input_names,
                 output_names=output_names,
                 custom_translation_table=_translations(),
+                optimize=False,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:

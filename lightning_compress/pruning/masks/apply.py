@@ -20,7 +20,7 @@ def new_mask(weight: Tensor) -> Tensor:
 
 
 def count_kept(mask: Tensor) -> int | Tensor:
-    """How many entries of a mask are kept; left on an accelerator (int64, ``[]``), which would be waited for."""
+    """How many entries of a mask are kept; a tensor (int64, ``[]``) where looking at it would wait for a device."""
     # NumPy counts bytes several times as fast as PyTorch.
     if mask.device.type == "cpu" and mask.is_contiguous():
         return int(np.count_nonzero(mask.numpy()))

@@ -96,7 +96,8 @@ def learned_activation(
         scratch = scratch.detach()
     if transformed():
         scale = scale.clamp_min(_SMALLEST_SCALE)
-        low, high = qmin, qmax
+        low: int | torch.Tensor = qmin
+        high: int | torch.Tensor = qmax
         if offset is not None:
             offset = offset * grad_scale + (offset - offset * grad_scale).detach()
             exact = qmin - offset / scale

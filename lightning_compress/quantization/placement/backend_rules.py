@@ -13,6 +13,7 @@ from lightning_compress.quantization.operations import (
     MULTIPLIES,
     POOLS,
     PRODUCTS,
+    RECURRENT,
     WEIGHTED,
 )
 from lightning_compress.quantization.settings import Backend
@@ -31,6 +32,7 @@ class Rules:
         fused: Activations that the runtime folds into the operation before them.
         sums_in_convolutions: Whether a convolution adds the other summand of a residual add before it rounds: its own
             result is then no tensor that could be quantized.
+        float_kernels: Functions with a weight for which the runtime has no integer kernel.
     """
 
     inputs: frozenset[str]
@@ -39,6 +41,7 @@ class Rules:
     pools: frozenset[str] = frozenset()
     fused: frozenset[str] = frozenset()
     sums_in_convolutions: bool = False
+    float_kernels: frozenset[str] = frozenset()
 
 
 _COMPUTE = WEIGHTED | PRODUCTS
@@ -52,6 +55,7 @@ RULES: dict[Backend | None, Rules] = {
         joins=ADDS | CONCATS | MULTIPLIES,
         pools=POOLS,
         fused=CLIPPING,
+        float_kernels=RECURRENT | {"bilinear"},
     ),
     "openvino": Rules(
         inputs=_COMPUTE,

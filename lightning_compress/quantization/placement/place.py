@@ -21,9 +21,10 @@ from lightning_compress.quantization.operations import (
     WEIGHTED,
     keeps_values,
 )
-from lightning_compress.quantization.placement.backend_rules import RULES, Rules
+from lightning_compress.quantization.placement.backend_rules import RULES
 from lightning_compress.quantization.placement.batch_norm import folds
 from lightning_compress.quantization.placement.boundaries import Want, locate
+from lightning_compress.quantization.placement.float_layers import float_layers
 from lightning_compress.quantization.placement.sites import Placement, Site, site_name
 from lightning_compress.quantization.settings import Backend
 
@@ -48,7 +49,7 @@ def place(
         backend: Runtime whose rules apply.
         own: Weights whose layer's bits are not the model's.
     """
-    return _Placer(tape, model, layer_bits, bits, RULES[backend], own).run()
+    return _Placer(tape, model, layer_bits, bits, backend, own).run()
 
 
 class _Placer:
@@ -58,14 +59,15 @@ class _Placer:
         model: nn.Module,
         layer_bits: Mapping[str, int | None],
         bits: int | None,
-        rules: Rules,
+        backend: Backend | None,
         own: Collection[str],
     ) -> None:
         self.tape = tape
         self.own = own
         self.layer_bits = layer_bits
         self.bits = bits
-        self.rules = rules
+        self.backend = backend
+        self.rules = RULES[backend]
         self.wants: dict[Value, Want] = {}
         self.weight_sources: dict[str, list[Value]] = {}
         # Operation → weight that it reads → the activations that are multiplied by it.
@@ -78,10 +80,9 @@ class _Placer:
 
     def run(self) -> Placement:
         joined = self._joined()
+        self.unreached += float_layers(self.tape, self.reads, self.rules.float_kernels, self.backend)
         for op in self.tape.ops:
             read = self.reads.get(op, {})
-            if op.name in WEIGHTED and not read:
-                self._report_functional(op)
             for weight, values in read.items():
                 bits = self.layer_bits[weight]
                 if bits is None:
@@ -101,15 +102,6 @@ class _Placer:
                 if op in joined or self._is_pool(op):
                     self._want(self._tail(op.outputs[0]))
         return self._placement()
-
-    def _report_functional(self, op: Op) -> None:
-        """Name the parameters that a function reads where no module runs."""
-        for name in dict.fromkeys(v.parameter for v in op.inputs[1:2]):
-            if name is not None and not op.modules:
-                self.unreached.append(
-                    f"{name}: read by {op.name} at {op.where}, outside of every module's forward, so that nothing can "
-                    f"quantize it; call it in the forward of a module"
-                )
 
     def _read(self, op: Op) -> dict[str, list[Value]]:
         """The quantized weights that an operation multiplies by, each with the activations that it multiplies."""

@@ -21,13 +21,9 @@ class SeparateProjections:
         module.__dict__["forward"] = partial(attend, module)
 
     @staticmethod
-    def serves(module: nn.Module) -> bool:
-        """Whether a module computes what ``nn.MultiheadAttention`` does."""
-        return (
-            isinstance(module, nn.MultiheadAttention)
-            and type(module).forward is nn.MultiheadAttention.forward
-            and "forward" not in module.__dict__
-        )
+    def serves(module: nn.MultiheadAttention) -> bool:
+        """Whether the layer's forward is PyTorch's own."""
+        return type(module).forward is nn.MultiheadAttention.forward and "forward" not in module.__dict__
 
     def remove(self) -> None:
         """Give the layer its own forward back, unless somebody set another one since."""
