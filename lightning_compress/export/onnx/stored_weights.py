@@ -25,7 +25,8 @@ def move_weights(graph: Any) -> None:
         if moved is None:
             continue
         for output, (weight, parameters, attributes) in zip(node.outputs, moved, strict=True):
-            name = output.name
+            # Behind the weight's own name, which tells whose it is.
+            name = f"{dequantize.inputs[0].name}_{output.name}"
             stored = [initializer(graph, f"{name}_stored", weight)]
             stored += [initializer(graph, f"{name}_parameter{i}", array) for i, array in enumerate(parameters)]
             made = node_of("DequantizeLinear", stored, attributes, f"{name}_dequantize")
