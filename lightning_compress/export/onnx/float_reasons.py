@@ -78,8 +78,8 @@ class _Reasons:
             )
         if any(reader.op_type in ("Relu", "Clip") for reader in self.readers.get(node.output[0], [])):
             return (
-                "no quantizer stands behind its activation, which ONNX Runtime then fuses into a float kernel; quantize "
-                "the layer that reads it"
+                "no quantizer stands behind its activation, which ONNX Runtime then fuses into a float kernel; "
+                "quantize the layer that reads it"
             )
         if node.op_type == "MatMul" and self._adds_float(node.output[0]):
             return (
