@@ -15,7 +15,7 @@ def _segmentation(name: str, encoder: str = "resnet18", size: int = 64, **settin
 
         return getattr(smp, name)(encoder, encoder_weights=None, classes=3, **settings)
 
-    title = f"smp: {name}" if encoder == "resnet18" else f"smp: {name}, {encoder}"
+    title = f"smp: {name}, {encoder}"
     return Architecture(title, "segmentation-models-pytorch", build, images(size))
 
 
@@ -31,7 +31,7 @@ def _monai(
     return Architecture(title, "monai", build, images(size, image_channels, depth))
 
 
-def _ultralytics(name: str, size: int = 64, **settings: Any) -> Architecture:
+def _ultralytics(name: str, size: int = 64, width: float = 0.125, **settings: Any) -> Architecture:
     def build() -> nn.Module:
         from ultralytics.nn import tasks
         from ultralytics.nn.tasks import guess_model_task, yaml_model_load
@@ -44,7 +44,7 @@ def _ultralytics(name: str, size: int = 64, **settings: Any) -> Architecture:
             "classify": "ClassificationModel",
             "pose": "PoseModel",
         }[guess_model_task(definition)]
-        definition["scales"] = {"n": [0.33, 0.125, 256]}
+        definition["scales"] = {"n": [0.33, width, 256]}
         return getattr(tasks, kind)(definition, nc=4, verbose=False, **settings)
 
     return Architecture(f"ultralytics: {name}", "ultralytics", build, images(size))
@@ -58,16 +58,16 @@ ARCHITECTURES = [
     _segmentation("Unet", **_DECODER),
     _segmentation("Unet", "mobilenet_v2", **_DECODER),
     _segmentation("Unet", "timm-mobilenetv3_small_minimal_100", **_DECODER),
-    _segmentation("UnetPlusPlus", **_DECODER),
-    _segmentation("MAnet", **_DECODER),
-    _segmentation("Linknet", encoder_depth=3),
-    _segmentation("FPN", decoder_pyramid_channels=32, decoder_segmentation_channels=16),
-    _segmentation("PSPNet", encoder_depth=3, psp_out_channels=32),
-    _segmentation("PAN", decoder_channels=16),
-    _segmentation("DeepLabV3", decoder_channels=16),
-    _segmentation("DeepLabV3Plus", decoder_channels=16),
-    _segmentation("UPerNet", decoder_channels=16),
-    _segmentation("Segformer", decoder_segmentation_channels=16),
+    _segmentation("UnetPlusPlus", "mobilenet_v2", **_DECODER),
+    _segmentation("MAnet", "mobilenet_v2", **_DECODER),
+    _segmentation("Linknet", "mobilenet_v2", encoder_depth=3),
+    _segmentation("FPN", "mobilenet_v2", decoder_pyramid_channels=32, decoder_segmentation_channels=32),
+    _segmentation("PSPNet", "mobilenet_v2", encoder_depth=3, psp_out_channels=32),
+    _segmentation("PAN", "mobilenet_v2", size=128, decoder_channels=16),
+    _segmentation("DeepLabV3", "mobilenet_v2", decoder_channels=16),
+    _segmentation("DeepLabV3Plus", "mobilenet_v2", decoder_channels=16),
+    _segmentation("UPerNet", "mobilenet_v2", decoder_channels=16),
+    _segmentation("Segformer", "mobilenet_v2", decoder_segmentation_channels=16),
     _monai("UNet", channels=(8, 16, 32), strides=(2, 2), **_FLAT),
     _monai("UNet", size=16, depth=16, channels=(8, 16), strides=(2,), num_res_units=1, **_VOLUME),
     _monai("BasicUNet", features=(8, 8, 16, 16, 16, 8), **_FLAT),
@@ -76,7 +76,7 @@ ARCHITECTURES = [
         "DynUNet", kernel_size=(3, 3, 3), strides=(1, 2, 2), upsample_kernel_size=(2, 2), filters=(8, 16, 32), **_FLAT
     ),
     _monai("SegResNet", init_filters=8, blocks_down=(1, 1), blocks_up=(1,), **_FLAT),
-    _monai("VNet", size=16, depth=16, **_VOLUME),
+    _monai("VNet", **_FLAT),
     _monai("UNETR", img_size=32, feature_size=8, hidden_size=32, mlp_dim=64, num_heads=4, **_FLAT),
     _monai("SwinUNETR", feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), **_FLAT),
     _monai(
@@ -99,7 +99,6 @@ ARCHITECTURES = [
         blocks_up=(1,) * 4,
         blocks_bottleneck=1,
         bottleneck_expansion_ratio=2,
-        encoder_feature_scale=1,
         **_FLAT,
     ),
     _monai(
@@ -120,7 +119,7 @@ ARCHITECTURES = [
     _ultralytics("yolov8n-pose"),
     _ultralytics("yolov8n-cls"),
     _ultralytics("yolo11n"),
-    _ultralytics("yolo12n"),
+    _ultralytics("yolo12n", width=0.25),
     _ultralytics("yolov5n"),
     _ultralytics("yolov10n"),
     _ultralytics("yolov6n"),

@@ -91,7 +91,21 @@ ARCHITECTURES = [
     _encoder("DebertaV2", relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8),
     _encoder("ModernBert", pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2),
     _encoder("ConvBert", embedding_size=32),
-    _encoder("Funnel", n_head=4, d_model=32, d_head=8, d_inner=64, block_sizes=[1, 1], num_decoder_layers=1),
+    _from_config(
+        "FunnelForSequenceClassification",
+        "FunnelConfig",
+        {
+            "vocab_size": 64,
+            "d_model": 32,
+            "n_head": 4,
+            "d_head": 8,
+            "d_inner": 64,
+            "block_sizes": [1, 1],
+            "num_decoder_layers": 1,
+            "max_position_embeddings": 32,
+        },
+        tokens(),
+    ),
     _encoder("FNet", "Model"),
     _encoder("Nystromformer", num_landmarks=4, segment_means_seq_len=12),
     _from_config(
