@@ -29,4 +29,4 @@ def train(callbacks: list[Any], folder: Path) -> Trained:
         trainer_kwargs={**QUIET, "max_epochs": 3, "callbacks": callbacks, "default_root_dir": str(folder)},
     )
     trained = estimator.train_model(dataset, validation_data=dataset)
-    return Trained(trained.module, lambda: [forecast.mean for forecast in trained.predictor.predict(dataset)])
+    return Trained(trained.trained_net, lambda: [forecast.mean for forecast in trained.predictor.predict(dataset)])
