@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 if importlib.util.find_spec("triton") is None:
     # There are no wheels of Triton for this system.
-    collect_ignore_glob = ["*/test_on_accelerator.py", "*/gpu/*"]
+    collect_ignore_glob = ["*/test_on_accelerator.py", "*/gpu/*", "*/test_mask_device.py"]
 
 from patience import HANG_SECONDS
 

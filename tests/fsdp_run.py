@@ -20,7 +20,7 @@ from lightning_compress import CompressionError, GradualMagnitudePruning
 from lightning_compress.foundation import shards
 from lightning_compress.pruning import Pruner
 
-RANK, WORLD = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+RANK, WORLD = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 STEPS = 6
 COMMON: dict[str, Any] = {"final_sparsity": 0.8, "start": 1, "end": STEPS, "every": 2}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -87,8 +87,7 @@ def beside_one_process(settings: dict[str, Any]) -> dict[str, Any]:
             each.step(step)
         found, expected = masks(pruner), reference.masks
         equal += [torch.equal(found[name], expected[name]) for name in expected]
-        equal += [torch.equal(whole(p.detach()) != 0, m) for p, m in zip(pruner.parameters.values(), found.values(), strict=True)
-                  if not settings.get("regrow")]  # fmt: skip
+        equal += [not whole(pruner.parameters[name].detach())[~mask].any() for name, mask in found.items()]
     state, alone = pruner.state_dict(), reference.state_dict()
     again = Pruner(sharded(), **{**COMMON, **settings})
     again.load_state_dict(alone)
@@ -149,13 +148,13 @@ class Module(L.LightningModule):
 
 def fit(folder: Path, ckpt_path: Path | None = None, distributed_checkpoint: bool = False) -> dict[str, Any]:
     """A fit with Lightning's strategy; what is left of it, whole."""
-    data = TensorDataset(torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(RANK)), torch.arange(64) % 3)
+    data = TensorDataset(torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(RANK)), torch.arange(32) % 3)
     pruning = GradualMagnitudePruning(0.8, start=1, end=6, every=1, criterion="movement", regrow="random")
     trainer = L.Trainer(
         accelerator="cpu",
         devices=WORLD,
         strategy=ModelParallelStrategy(WORLD, 1, save_distributed_checkpoint=distributed_checkpoint),
-        max_epochs=1,
+        max_epochs=2,
         callbacks=[pruning, ModelCheckpoint(folder, filename="{step}", every_n_train_steps=4, save_top_k=-1)],
         logger=False,
         enable_progress_bar=False,
@@ -183,15 +182,17 @@ def refused(**settings: Any) -> str:
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     torch.set_num_threads(1)
-    found: dict[str, Any] = {
-        "fit": fit(out / "whole"),
-        "resumed": fit(out / "resumed", out / "whole" / "step=4.ckpt"),
-        "distributed": fit(out / "distributed", distributed_checkpoint=True),
-        "distributed_resumed": fit(out / "again", out / "distributed" / "step=4.ckpt", distributed_checkpoint=True),
-    }
-    found |= {name: beside_one_process(settings) for name, settings in SETTINGS.items()}
+    found: dict[str, Any] = {}
+    if WORLD == 2:
+        found["fit"] = fit(out / "whole")
+        found["resumed"] = fit(out / "resumed", out / "whole" / "step=4.ckpt")
+        found["distributed"] = fit(out / "distributed", distributed_checkpoint=True)
+        found["distributed_resumed"] = fit(out / "again", out / "distributed" / "step=4.ckpt", True)
+    else:
+        distributed.init_process_group("gloo")
+    found |= {name: beside_one_process(SETTINGS[name]) for name in (SETTINGS if WORLD == 2 else ("global", "uniform"))}
     found["channel"] = refused(pattern="channel", example_inputs=torch.zeros(1, 1, 4, 4))
-    found["rows"] = refused(pattern="block:4x1", targets=["0"])
+    found["rows"] = refused(pattern="block:16x1", targets=["2"])
     found["recorded"] = sorted(Pruner(sharded(), **COMMON, example_inputs=torch.zeros(1, 1, 4, 4)).masks)
     found["collectives"] = {
         name: [collectives(hidden, SETTINGS[name]) for hidden in (1, 4)] for name in ("global", "uniform", "erk")

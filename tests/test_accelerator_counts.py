@@ -51,7 +51,7 @@ def test_movement_pruning_looks_at_no_gradient() -> None:
         pruner.observe(step)
 
     found = counts.train(
-        lambda net, x: pruning.Pruner(net, final_sparsity=0.5, start=9, end=10, criterion="movement"), observed
+        lambda net, x: pruning.Pruner(net, final_sparsity=0.5, start=9, end=10, every=1, criterion="movement"), observed
     )
     assert [step.total() for step in found.waits] == [0, 0, 0, 0]
 
@@ -85,7 +85,7 @@ def test_ranges_are_made_on_the_networks_device(range_: str) -> None:
 
 
 def test_masks_lie_on_the_networks_device_and_follow_their_weights() -> None:
-    _, pruner, mode = on_simulated(lambda net, x: pruning.Pruner(net, final_sparsity=0.5, end=2))
+    _, pruner, mode = on_simulated(lambda net, x: pruning.Pruner(net, final_sparsity=0.5, start=0, end=2))
     assert {mask.device for mask in pruner.masks.values()} == {counts.DEVICE}
     with mode:
         for site in pruner._sites:

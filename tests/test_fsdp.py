@@ -47,9 +47,16 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     return folder, started(folder, 2)
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_shards_are_pruned_as_one_process_prunes_the_whole(ranks: Any, settings: str) -> None:
-    for found in ranks[1]:
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return started(tmp_path_factory.mktemp("four"), 4)
+
+
+@pytest.mark.parametrize(("settings", "processes"), [*((name, 2) for name in SETTINGS), ("global", 4), ("uniform", 4)])
+def test_shards_are_pruned_as_one_process_prunes_the_whole(
+    ranks: Any, four: list[dict[str, Any]], settings: str, processes: int
+) -> None:
+    for found in ranks[1] if processes == 2 else four:
         assert found[settings]["equal"]
         sharded, whole = found[settings]["sparsity"]
         assert sharded == whole > 0.4
@@ -91,5 +98,5 @@ def test_a_forward_through_gathered_weights_shows_what_is_a_weight(ranks: Any) -
 def test_what_shards_cannot_do_is_refused_in_every_process(ranks: Any) -> None:
     for found in ranks[1]:
         assert "Pruner.pattern: 'channel' has to see and trace whole weights" in found["channel"]
-        assert "processes hold 7 rows each, not a multiple of the pattern's 4" in found["rows"]
+        assert "processes hold 8 rows each, not a multiple of the pattern's 16" in found["rows"]
     assert STEPS == 6

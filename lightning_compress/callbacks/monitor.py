@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
 from lightning_compress import loggers
@@ -15,7 +16,8 @@ from lightning_compress.callbacks.distillation import KnowledgeDistillation
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
 from lightning_compress.callbacks.resume_limits import resume_limits
-from lightning_compress.callbacks.run_length import run_length
+from lightning_compress.callbacks.run_length import refuse_sharded, run_length
+from lightning_compress.lightning_packages import is_instance
 from lightning_compress.metrics.functional import extra_bytes
 from lightning_compress.metrics.layer_table import LayerRow, describe
 from lightning_compress.metrics.macs import Macs, count_macs
@@ -103,6 +105,8 @@ class CompressionMonitor(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # A state that came with an earlier trainer.test(ckpt_path=...) has nothing to do with this run.
         self._restored = False
+        if stage == "fit" and is_instance(trainer.strategy, ModelParallelStrategy):
+            refuse_sharded(trainer, type(self).__name__)
 
     @override
     def on_train_batch_start(

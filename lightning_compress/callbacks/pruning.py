@@ -149,8 +149,7 @@ class GradualMagnitudePruning(Callback):
         before = self.pruner
         self.pruner = Pruner.from_settings(pl_module, settings, run, self._example_inputs)
         if self._restored is not None:
-            self.pruner.load_state_dict(self._restored, accept_changes=self._accept_changes)
-            self._restored = None
+            self._restore()
         elif before is not None and trainer.global_step > 0:
             # The same trainer goes on with another fit.
             self.pruner.adopt(before)
@@ -159,6 +158,9 @@ class GradualMagnitudePruning(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is not None:
+            # Strategies that shard load checkpoints after on_fit_start.
+            self._restore()
         self._plateaus.make(trainer)
         # An update that waits for gradients, in a run that goes on with other settings, is made after a first step.
         if not (trainer.global_step > 0 and self.settings.needs_gradient):
@@ -257,6 +259,11 @@ class GradualMagnitudePruning(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
+
+    def _restore(self) -> None:
+        assert self._restored is not None
+        _made(self.pruner).load_state_dict(self._restored, accept_changes=self._accept_changes)
+        self._restored = None
 
     def _update(self, trainer: Trainer) -> None:
         pruner = _made(self.pruner)

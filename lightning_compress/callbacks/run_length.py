@@ -149,7 +149,7 @@ def refuse_sharded(trainer: L.Trainer, field: str, *, rows: bool = False) -> Non
     whole = is_instance(strategy, SingleDeviceStrategy) or is_instance(strategy, DDPStrategy)
     if (whole and not deepspeed) or (rows and is_instance(strategy, ModelParallelStrategy)):
         return
-    fix = "Weights that are sharded so cannot be compressed while they train; use strategy='ddp'."
+    fix = f"{field} needs whole weights in every process; leave it out, or use strategy='ddp'."
     if rows and is_instance(strategy, FSDPStrategy):
         fix = (
             "FSDP1 flattens weights into one vector, in which their rows are lost; use ModelParallelStrategy, whose "

@@ -43,11 +43,22 @@ def to_pt2e(program: torch.export.ExportedProgram, *, signed: bool = False) -> N
                 _replace(program, node, _call(graph, theirs.dequantize_per_tensor.default, integers, *grid))
             elif node.target is ours.dequantize.default:
                 _replace(program, node, _dequantized(program, node, theirs))
+    _dequantize_for_each_reader(program)
     if not signed:
         _dequantize_before_layers(program)
     graph.eliminate_dead_code()
     _drop_unused(program)
     program.graph_module.recompile()
+
+
+def _dequantize_for_each_reader(program: torch.export.ExportedProgram) -> None:
+    """Give each layer that reads a weight a dequantization of its own, as the backends' patterns have it."""
+    graph = program.graph_module.graph
+    for node in [node for node in graph.nodes if node.target is register().dequantize_per_channel.default]:
+        for user in list(node.users)[1:]:
+            with graph.inserting_before(user):
+                own = graph.node_copy(node)
+            user.replace_input_with(node, own)
 
 
 def _dequantize_before_layers(program: torch.export.ExportedProgram) -> None:

@@ -26,7 +26,7 @@ def attend(
     """Compute the forward of an attention layer, whose heads together may be narrower than its inputs.
 
     Args:
-        module: The layer.
+        module: The layer. Where it lost heads, ``kept_heads`` says which are left of those that ``attn_mask`` is for.
         query: ``[batch, queries, width]``, or as ``batch_first`` and a missing batch have it.
         key: Likewise, ``kdim`` wide.
         value: Likewise, ``vdim`` wide.
@@ -54,7 +54,8 @@ def attend(
         query, key, value = _each(lambda x: x.transpose(0, 1), query, key, value)
     batch = query.shape[1]
     causal = is_causal and key_padding_mask is None and not need_weights
-    mask = _mask(None if causal else attn_mask, key_padding_mask, batch, query.dtype)
+    kept: Sequence[int] | None = getattr(module, "kept_heads", None)
+    mask = _mask(None if causal else attn_mask, key_padding_mask, kept, batch, query.dtype)
     q, k, v = _project(module, query, key, value)
     if module.bias_k is not None and module.bias_v is not None:
         k, v = (torch.cat([x, b.expand(-1, batch, -1)]) for x, b in ((k, module.bias_k), (v, module.bias_v)))
@@ -63,7 +64,9 @@ def attend(
         k, v = (F.pad(x, (0, 0, 0, 0, 0, 1)) for x in (k, v))
         mask = None if mask is None else F.pad(mask, (0, 1))
     heads = batch * module.num_heads
-    q, k, v = (x.reshape(len(x), heads, -1).transpose(0, 1).unflatten(0, (batch, -1)) for x in (q, k, v))
+    q, k, v = (
+        x.reshape(len(x), heads, -1).transpose(0, 1).reshape(batch, module.num_heads, len(x), -1) for x in (q, k, v)
+    )
     dropout = module.dropout if module.training else 0.0
     weights: Tensor | None = None
     if need_weights:
@@ -98,12 +101,20 @@ def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: T
     return [F.linear(x, w, b) for x, w, b in zip((query, key, value), matrices, biases, strict=True)]
 
 
-def _mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor | None:
+def _mask(
+    attn_mask: Tensor | None,
+    key_padding_mask: Tensor | None,
+    kept: Sequence[int] | None,
+    batch: int,
+    dtype: torch.dtype,
+) -> Tensor | None:
     """Both masks as one to add, ``[batch or 1, heads or 1, queries or 1, keys]``."""
     total: Tensor | None = None
     if attn_mask is not None:
         total = _additive(attn_mask, dtype)
         total = total.unflatten(0, (batch, -1)) if total.dim() == 3 else total[None, None]
+        if kept is not None and total.shape[1] > 1:
+            total = total[:, list(kept)]
     if key_padding_mask is not None:
         padding = _additive(key_padding_mask, dtype)[:, None, None, :]
         total = padding if total is None else total + padding

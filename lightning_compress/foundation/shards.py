@@ -85,9 +85,9 @@ class Shards:
         return cls(mesh.get_local_rank(dims[first]), len(ranks), group, device)
 
     def total(self, counts: Tensor) -> Tensor:
-        """Sum a tensor over the processes, on the CPU; one collective."""
+        """Sum a tensor over the processes, on the CPU; one collective. For a single process, the tensor where it lies."""
         if self.group is None:
-            return counts.cpu()
+            return counts
         summed = counts.to(self.device, copy=True)
         torch.distributed.all_reduce(summed, group=self.group)
         return summed.cpu()

@@ -7,6 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from lightning_compress.foundation.shards import Shards
 from lightning_compress.pruning.channels.group import ChannelGroup
 from lightning_compress.pruning.distributions import layer_sparsity
@@ -38,14 +41,17 @@ def asked_at(
 
 @dataclass(frozen=True)
 class Budget:
-    """Sites that are ranked together, and how many of their units have to be pruned."""
+    """Sites that are ranked together, and how many of their units have to be pruned.
+
+    On accelerators the count is a tensor (int64, ``[]``), which nobody waits for.
+    """
 
     sites: Sequence[Prunable]
-    units: int
+    units: int | Tensor
 
 
 def budgets(
-    sites: Sequence[Prunable], asked: Mapping[str, float], common: float, pruned: Mapping[str, int]
+    sites: Sequence[Prunable], asked: Mapping[str, float], common: float, pruned: Mapping[str, int | Tensor]
 ) -> list[Budget]:
     """Count units.
 
@@ -64,8 +70,12 @@ def budgets(
         if len(pool) == 1:
             # ERK knows nothing of floors: the floor wins.
             count = min(count, pool[0].cap)
-        now = sum(math.ceil(round(_pruned_units(site, pruned[site.name]), 6)) for site in pool if site.units)
-        if count := max(count, now):
+        now = [_whole_units(site, pruned[site.name]) for site in pool if site.units]
+        on_device = [units for units in now if isinstance(units, Tensor)]
+        if on_device:
+            total = torch.stack([units.to(on_device[0].device) for units in on_device]).sum()
+            found.append(Budget(pool, total.clamp(min=count)))
+        elif count := max(count, sum(units for units in now if isinstance(units, int))):
             found.append(Budget(pool, count))
     return found
 
@@ -112,8 +122,11 @@ def _units(pool: Sequence[Prunable], asked: float) -> int:
     return min(units, round(asked / pool[0].pattern.prunable() * units))
 
 
-def _pruned_units(site: Prunable, pruned: int) -> float:
-    return pruned / (site.entries * site.pattern.prunable() / site.units)
+def _whole_units(site: Prunable, pruned: int | Tensor) -> int | Tensor:
+    size = site.entries * site.pattern.prunable() / site.units
+    if isinstance(pruned, Tensor):
+        return (pruned.double() / size - 1e-6).ceil().long()
+    return math.ceil(round(pruned / size, 6))
 
 
 def _shape(site: Prunable) -> tuple[int, ...]:

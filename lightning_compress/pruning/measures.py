@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from lightning_compress.pruning.prunable import Site
 from lightning_compress.pruning.ranking.nan_checks import NanChecks
 from lightning_compress.pruning.schedule import SparsitySchedule
 from lightning_compress.pruning.settings import Settings
+
+# A mask update's outcome is one number: the changes, plus these for a layer that was pruned whole and for NaN.
+_COLLAPSED, _SPOILED = 2**50, 2**51
 
 
 class Measures:
@@ -28,6 +31,9 @@ class Measures:
     _parameters: int
     schedule: SparsitySchedule
     last_update: int | None
+    _counts: Tensor
+    _spoiled: Tensor
+    _listed: list[int] | None
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -89,27 +95,50 @@ class Measures:
         return sum(site.entries for site in self._sites)
 
     def _count(self, checks: NanChecks | None = None) -> None:
-        """Count what is pruned over all processes, so that any of them can ask later; one wait for an accelerator.
-
-        Raises:
-            CompressionError: A check that was put off found NaN.
-        """
+        """Count what is pruned over all processes, so that any of them can ask later; nothing is waited for."""
         pruned = [site.pruned() for site in self._sites]
         dead = [(~site.mask.flatten(1).any(dim=1)).count_nonzero() if site.mask.ndim > 1 else 0 for site in self._sites]
         counts = stacked([*pruned, *dead])
         spoiled = checks.found(counts.device).long() if checks is not None else torch.zeros_like(counts[0])
-        found = self._shards.total(torch.cat([counts, spoiled.reshape(1)])).tolist()
-        if found.pop() and checks is not None:
-            checks.refuse()
-        names = [site.name for site in self._sites]
-        self._pruned: dict[str, int] = dict(zip(names, found[: len(names)], strict=True))
-        self._dead: dict[str, int] = dict(zip(names, found[len(names) :], strict=True))
+        found = self._shards.total(torch.cat([counts, spoiled.reshape(1)]))
+        self._counts, self._spoiled, self._listed = found[:-1], found[-1], None
 
-    def _warn_of_collapse(self, before: Mapping[str, int]) -> None:
-        for site in self._sites:
-            if before[site.name] < self._pruned[site.name] == site.entries:
+    def _numbers(self) -> list[int]:
+        if self._listed is None:
+            self._listed = self._counts.tolist()
+        return self._listed
+
+    @property
+    def _pruned(self) -> dict[str, int]:
+        """Site name → entries pruned now. An accelerator is waited for, once until masks change again."""
+        return {site.name: count for site, count in zip(self._sites, self._numbers(), strict=False)}
+
+    @property
+    def _dead(self) -> dict[str, int]:
+        return dict(zip((site.name for site in self._sites), self._numbers()[len(self._sites) :], strict=True))
+
+    def _outcome(self, before: Tensor, checks: NanChecks) -> int:
+        """How many entries changed since ``before``, counts of an earlier time; one wait for an accelerator.
+
+        Raises:
+            CompressionError: A check that was put off found NaN.
+        """
+        pruned, earlier = self._counts[: len(self._sites)], before[: len(self._sites)].to(self._counts.device)
+        each = zip(pruned.unbind(), earlier.unbind(), self._sites, strict=True)
+        collapsed = torch.stack([(was < now) & (now == site.entries) for now, was, site in each])
+        flags = collapsed.any() * _COLLAPSED + self._spoiled.clamp(max=1) * _SPOILED
+        number = int((pruned - earlier).abs().sum() + flags)
+        if number >= _SPOILED:
+            checks.refuse()
+        if number % _SPOILED >= _COLLAPSED:
+            self._warn_of_collapse(collapsed)
+        return number % _COLLAPSED
+
+    def _warn_of_collapse(self, collapsed: Tensor) -> None:
+        for site, gone in zip(self._sites, collapsed.tolist(), strict=True):
+            if gone:
                 warnings.warn(
                     f"{self._settings.field}: every weight of {site.name} is pruned now, so nothing passes this layer. "
                     "Set a higher layer_floor, distribution='erk', or a lower final_sparsity.",
-                    stacklevel=5,
+                    stacklevel=6,
                 )

@@ -111,7 +111,7 @@ class Site:
 
     def move(self) -> None:
         """Follow the parameter to its device."""
-        device = self.weight.device
+        device = local(self.parameter).device
         if self.mask.device != device:
             self.mask = self.mask.to(device)
 

@@ -204,7 +204,7 @@ class Pruner(Measures):
         if update is None or not self.due(optimizer_step):
             self.apply()
             return False
-        if any(self._pruned.values()):
+        if not self.idle:
             # The optimizer may have moved pruned weights; they must not win their place back by that.
             self.apply()
         changed = self._update(update)
@@ -262,7 +262,7 @@ class Pruner(Measures):
         """Zero masked weights, and nothing else."""
         for site in self._sites:
             site.move()
-        apply_masks([site.weight for site in self._sites], [site.mask for site in self._sites])
+        apply_masks([local(site.parameter) for site in self._sites], [site.mask for site in self._sites])
 
     @torch.no_grad()
     def _update(self, step: int) -> bool:
@@ -270,20 +270,27 @@ class Pruner(Measures):
         settings = self._settings
         if settings.freeze:
             return False
-        before = dict(self._pruned)
+        before = self._counts
         prunable: Sequence[Prunable] = self._groups or self._sites
-        now = {group.name: group.pruned() for group in self._groups} or before
         self._asked, common = asked_at(settings, prunable, self.schedule, step)
         with nan_checks.deferred() as checks:
-            prune_to(settings, budgets(prunable, self._asked, common, now), self._scores, step, self._shards)
+            found = budgets(prunable, self._asked, common, self._pruned_now())
+            prune_to(settings, found, self._scores, step, self._shards)
         for group in self._groups:
             group.write(self.masks)
         self._count(checks)
         # Without regrowth masks are nested, so they changed exactly where their counts did.
-        changes = sum(abs(self._pruned[name] - count) for name, count in before.items()) + self._regrow(step)
+        changes = self._outcome(before, checks) + self._regrow(step)
         self.churn = changes / self._entries()
-        self._warn_of_collapse(before)
         return changes > 0
+
+    def _pruned_now(self) -> Mapping[str, int | Tensor]:
+        """Group or site name → units or entries pruned now; left on an accelerator where one process has it all."""
+        if self._groups:
+            return {group.name: group.pruned() for group in self._groups}
+        if self._counts.device.type == "cpu" or self._shards.size > 1:
+            return self._pruned
+        return {site.name: count for site, count in zip(self._sites, self._counts.unbind(), strict=False)}
 
     def _regrow(self, step: int) -> int:
         fraction = drop_fraction_at(step, self.schedule, self._settings.drop_fraction)

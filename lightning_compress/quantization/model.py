@@ -13,17 +13,13 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.example_inputs import call_arguments, evaluating
 from lightning_compress.foundation.recorded_forward import Tape, recording
 from lightning_compress.foundation.settings_diff import differences
-from lightning_compress.quantization import wiring
+from lightning_compress.quantization import selection, wiring
 from lightning_compress.quantization.candidates import (
     FunctionalUse,
     Use,
     Weight,
-    complex_weights,
-    computed,
     functional_uses,
-    loose,
     outside_uses,
-    weights,
 )
 from lightning_compress.quantization.late_layers import LateLayers, addition, merged
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
@@ -36,7 +32,6 @@ from lightning_compress.quantization.quantizers.hooks import ActivationHook, Unn
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
 from lightning_compress.quantization.quantizers.weight_group import WeightGroup
 from lightning_compress.quantization.settings import QuantizationSettings, check_bits
-from lightning_compress.targets import Candidate, select
 
 # Where a module keeps what is attached to it.
 ATTRIBUTE = "_lightning_compress_quantization"
@@ -164,7 +159,7 @@ class Quantization:
     def place(self, tape: Tape) -> None:
         """Quantize what only a recorded forward shows: weights that functions read, and activations."""
         reads = functional_uses(tape, self._model)
-        self._refuse_unread({read.weight for read in reads})
+        selection.refuse_unread(self.settings, self._loose, {read.weight for read in reads})
         seen = {(read.weight, read.host) for read in reads}
         outside = [read for read in outside_uses(tape, self._model) if (read.weight, read.host) not in seen]
         self._attach_functional([*reads, *outside])
@@ -267,41 +262,11 @@ class Quantization:
                 activation.change(self.settings.activation_spec(bits))
 
     def _attach_weights(self) -> None:
-        settings = self.settings
-        model = self._model
-        candidates: list[Candidate[Any]] = [
-            *weights(model), *loose(model), *computed(model), *complex_weights(model)
-        ]  # fmt: skip
-        selections = select(
-            candidates,
-            targets=settings.targets,
-            ignore=settings.ignore,
-            overrides=settings.overrides,
-            field=settings.field,
-        )
-        self._loose = {selection.name: selection.overrides for selection in selections if selection.value is None}
-        self._computed = [f"{s.name}: {s.value}" for s in selections if isinstance(s.value, str)]
-        selected = [selection for selection in selections if isinstance(selection.value, Weight)]
-        if not selected and not self._loose:
-            reasons = "".join(f" {line}." for line in self._computed)
-            raise CompressionError(
-                f"{settings.field}: nothing to quantize: {type(self._model).__name__} has no Conv or Linear layer that "
-                f"the targets select, with a weight of its own.{reasons}"
-            )
-        self._overrides = {selection.value.name: selection.overrides for selection in selected}
+        found = selection.select_weights(self._model, self.settings)
+        self._loose, self._computed = found.loose, found.unquantizable
+        self._overrides = {weight.name: overrides for weight, overrides in found.weights}
         self._ends = registered_ends(self._overrides)
-        self._quantize([selection.value for selection in selected])
-
-    def _refuse_unread(self, read: Collection[str]) -> None:
-        for part in ("targets", "overrides"):
-            for name in getattr(self.settings, part) or ():
-                if name in self._loose and name not in read:
-                    raise CompressionError.field(
-                        f"{self.settings.field}.{part}",
-                        expected="layers, and parameters that functions read as weights",
-                        got=name,
-                        fix="In the recorded forward no F.linear or F.conv* read it.",
-                    )
+        self._quantize([weight for weight, _ in found.weights])
 
     def _attach_functional(self, found: Sequence[FunctionalUse]) -> None:
         """Quantize weights where functions read them: parameters of no layer, and layers' weights read elsewhere."""

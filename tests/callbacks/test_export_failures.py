@@ -168,7 +168,7 @@ def test_a_report_is_written_even_where_no_format_is(tmp_path):
         fit(made(ReadsValuesOnceTrained), export(tmp_path, ("onnx",)))
     report = read(tmp_path)
     assert (report["artifacts"], report["results"]["deployed"]) == ([], None)
-    assert "No file was written" in (tmp_path / "report.md").read_text()
+    assert "No file was run" in (tmp_path / "report.md").read_text()
 
 
 def test_an_export_whose_directory_has_gone_does_not_cost_the_fit(tmp_path):

@@ -12,9 +12,10 @@ from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_compress import CompressionError
-from lightning_compress.export.onnx.session import OnnxModel, open_session, restored
+from lightning_compress.export.onnx.session import OnnxModel, open_session
 from lightning_compress.export.onnx.write import to_onnx
 from lightning_compress.export.packed.save_load import save_packed
+from lightning_compress.export.signatures import restored
 from lightning_compress.export.verification import Comparison, class_axis, split_batch, verify
 from lightning_compress.quantization import prepare
 

@@ -111,24 +111,43 @@ def integer_share(path: str | Path, feed: Mapping[str, Any] | None = None) -> In
     with tempfile.TemporaryDirectory() as directory:
         optimized = Path(directory) / "optimized.onnx"
         open_session(path, optimized_path=str(optimized))
-        # ONNX Runtime keeps a node's name when it replaces the node, with a suffix.
-        kernels = [(node.name, node.op_type) for node in onnx.load(optimized).graph.node]
+        kernels = [(node.name, node.op_type, list(node.input)) for node in onnx.load(optimized).graph.node]
     model = onnx.load(path)
     reasons = graph_reasons(model.graph)
+    stored = _stored(model.graph)
     total = integer = 0
     operations = []
     for node, count in _macs(path, model, feed).items():
-        same = re.compile(re.escape(node) + r"(_token_\d+)?(/.*)?")
-        kernel = next((kind for found, kind in kernels if same.fullmatch(found)), "unknown")
+        kernel = _kernel(node, stored.get(node, ""), kernels)
         total += count
         if kernel in _INTEGER:
             integer += count
-        elif node in reasons:
+        else:
             name, reason = reasons[node]
             operations.append(FloatOperation(name, kernel, count, reason))
-    sums = {name for name, kind in kernels if kind == "Add"}
+    sums = {name for name, kind, _ in kernels if kind == "Add"}
     operations += [FloatOperation(name, "Add", 0, reason) for node, (name, reason) in reasons.items() if node in sums]
     return IntegerShare(total, integer, tuple(sorted(operations, key=lambda operation: -operation.macs)))
+
+
+def _kernel(node: str, weight: str, kernels: Sequence[tuple[str, str, list[str]]]) -> str:
+    """The kernel that stands for a node, by the name that ONNX Runtime keeps or else by the stored weight."""
+    same = re.compile(re.escape(node) + r"(_token_\d+)?(/.*)?")
+    for name, kind, _ in kernels:
+        if same.fullmatch(name):
+            return kind
+    for _, kind, inputs in kernels:
+        if weight and kind not in ("DequantizeLinear", "Transpose") and any(i.startswith(weight) for i in inputs):
+            return kind
+    return "unknown"
+
+
+def _stored(graph: Any) -> dict[str, str]:
+    """Node → the stored tensor that its weight is."""
+    initializers = {item.name for item in graph.initializer}
+    behind = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    found = {n.name: behind.get(n.input[1], n.input[1]) for n in graph.node if len(n.input) > 1}
+    return {node: name for node, name in found.items() if name in initializers}
 
 
 def _macs(path: str | Path, model: Any, feed: Mapping[str, Any] | None) -> dict[str, int]:

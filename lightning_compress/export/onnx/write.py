@@ -13,6 +13,7 @@ from torch import nn
 from lightning_compress.errors import CompressionError, first_line
 from lightning_compress.export.onnx.axes import name_axes, refuse_fixed
 from lightning_compress.export.onnx.int4_weights import store_int4
+from lightning_compress.export.onnx.optimize import optimize
 from lightning_compress.export.onnx.rewrite import clean
 from lightning_compress.export.onnx.weight_signs import EXACT, saturates, store_unsigned
 from lightning_compress.export.trace import quiet, trace
@@ -87,6 +88,7 @@ def to_onnx(
     inputs = _names("input_names", input_names, traced.input_names)
     program = _export(traced.program, inputs, _names("output_names", output_names, traced.output_names), name)
     graph = program.model
+    optimize(graph)
     clean(graph)
     narrow = store_int4(graph.graph, everywhere=int4)
     quantization = find(model)
@@ -148,6 +150,7 @@ def _export(
                 input_names=input_names,
                 output_names=output_names,
                 custom_translation_table=_translations(),
+                optimize=False,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:

@@ -32,10 +32,6 @@ class FewerHeads(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend as ``nn.MultiheadAttention`` does, with its arguments; ``is_causal`` needs ``attn_mask`` here too."""
-        if attn_mask is not None and attn_mask.dim() == 3:
-            # A mask for each head is made for the heads there were.
-            batch = 1 if query.dim() == 2 else query.shape[0 if self.batch_first else 1]
-            attn_mask = attn_mask.unflatten(0, (batch, -1))[:, list(self.kept_heads)].flatten(0, 1)
         return attend(
             self, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
         )

@@ -28,14 +28,15 @@ class Pool:
     Attributes:
         scores: Floating point tensors of any shape.
         masks: ``bool`` tensors of the same shapes, ``True`` = kept; read for ties and overwritten.
-        count: How many entries to prune, from 0 to the number of scores; over all processes.
+        count: How many entries to prune, from 0 to the number of scores; over all processes. A tensor (int64, ``[]``)
+            on accelerators alone.
         absolute: Rank by absolute value.
         names: What to call each tensor in messages.
     """
 
     scores: Sequence[Tensor]
     masks: Sequence[Tensor]
-    count: int
+    count: int | Tensor
     absolute: bool = False
     names: Sequence[str] = field(default_factory=list)
 
@@ -122,7 +123,7 @@ def prune_pools(pools: Sequence[Pool], shards: Shards = WHOLE) -> None:
 def _prune_on_device(pool: Pool) -> None:
     """Prune where the scores lie, waiting for nothing; NaN is noted for later (see ``nan_checks``)."""
     total = sum(score.numel() for score in pool.scores)
-    if not 0 <= pool.count <= total:
+    if not isinstance(pool.count, Tensor) and not 0 <= pool.count <= total:
         raise CompressionError.field("count", expected=f"a number from 0 to {total}", got=pool.count)
     nans = device.prune_smallest(pool.scores, pool.masks, pool.count, absolute=pool.absolute)
     for score, name, bad in zip(pool.scores, pool.names, nans.unbind(), strict=True):
@@ -141,7 +142,7 @@ def _find_thresholds(pools: Sequence[Pool], shards: Shards) -> list[Threshold | 
     if not pools:
         return []
     bits = 64 if any(score.dtype == torch.float64 for pool in pools for score in pool.scores) else 32
-    prefix, remaining, ties = [0] * len(pools), [pool.count for pool in pools], [0] * len(pools)
+    prefix, remaining, ties = [0] * len(pools), [int(pool.count) for pool in pools], [0] * len(pools)
     for shift in range(bits - 16, -1, -16):
         histograms = torch.stack(
             [radix.histogram(pool.scores, shift, prefix[i], bits, pool.absolute) for i, pool in enumerate(pools)]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError
@@ -29,17 +30,17 @@ class Job:
 
     sites: Sequence[Prunable]
     scores: Sequence[Tensor]
-    count: int
+    count: int | Tensor
     absolute: bool = False
 
 
-def check_floors(sites: Sequence[Prunable], count: int, field: str) -> None:
-    """Refuse to prune more units than the floors leave.
+def check_floors(sites: Sequence[Prunable], count: int | Tensor, field: str) -> None:
+    """Refuse to prune more units than the floors leave; a count on an accelerator is what was pruned before.
 
     Raises:
         CompressionError: With both numbers.
     """
-    if count > sum(site.cap for site in sites):
+    if not isinstance(count, Tensor) and count > sum(site.cap for site in sites):
         raise CompressionError(
             f"{field}.layer_floor: the sparsity asked for prunes {count} units, but the floors leave only "
             f"{sum(site.cap for site in sites)} to prune. Lower layer_floor or final_sparsity."
@@ -69,9 +70,13 @@ def prune_together(jobs: Sequence[Job], field: str, shards: Shards = WHOLE) -> N
         pruned = stacked([job.kept[i].numel() - count_kept(job.kept[i]) for job, i in capped])
         over: dict[int, list[int]] = {}
         if capped:
-            for (job, i), count in zip(capped, shards.total(pruned).tolist(), strict=True):
-                if count > job.sites[i].cap:
-                    over.setdefault(id(job), []).append(i)
+            total = shards.total(pruned)
+            within = torch.stack([n <= job.sites[i].cap for (job, i), n in zip(capped, total.unbind(), strict=True)])
+            # An accelerator is waited for once, unless a floor binds.
+            if not bool(within.all()):
+                for (job, i), holds in zip(capped, within.tolist(), strict=True):
+                    if not holds:
+                        over.setdefault(id(job), []).append(i)
         waiting = [job for job in waiting if id(job) in over]
         for job in waiting:
             job.hold(over[id(job)])
@@ -90,7 +95,7 @@ class _Ranked:
     before: list[Tensor]
     free: list[int]
     held: list[Pool]
-    count: int
+    count: int | Tensor
     absolute: bool
 
     @classmethod
@@ -102,11 +107,12 @@ class _Ranked:
             ranks = [site.pattern.unit_scores(score) for site, score in zip(job.sites, job.scores, strict=True)]
             kept = [rank != -math.inf for rank in ranks]
         # A floor can bind only where a free choice could go beyond it.
-        capped = any(site.cap < min(site.units, job.count) for site in job.sites)
+        most = sum(site.units for site in job.sites) if isinstance(job.count, Tensor) else job.count
+        capped = any(site.cap < min(site.units, most) for site in job.sites)
         before = [mask.clone() for mask in kept] if capped else []
         return cls(job.sites, job.scores, ranks, kept, before, list(range(len(job.sites))), [], job.count, job.absolute)
 
-    def pool(self, members: Sequence[int], count: int) -> Pool:
+    def pool(self, members: Sequence[int], count: int | Tensor) -> Pool:
         return Pool(
             [self.ranks[i] for i in members],
             [self.kept[i] for i in members],

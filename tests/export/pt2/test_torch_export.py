@@ -16,6 +16,8 @@ from torch import nn
 
 from lightning_compress import CompressionError
 from lightning_compress.export.pt2.write import load_torch_export, to_torch_export
+from lightning_compress.export.pt2e import to_pt2e
+from lightning_compress.export.trace import trace
 from lightning_compress.quantization import find, prepare
 
 
@@ -134,7 +136,13 @@ def test_a_file_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
         ("pickled inputs", "sample_inputs", rb"(?s).*", b"cos\nsystem\n(S'touch gone'\ntR.", "may be code"),
         ("pickled weights", ".json", rb'"use_pickle": false', b'"use_pickle": true', "in pickles"),
         ("expression", "model.json", rb'"expr_str": "[^"]+"', b'"expr_str": "eval(chr(49))"', "no arithmetic"),
-        ("function", "model.json", rb"torch.ops.aten.linear.default", b"torch.hub.os.system", "no registered operator"),
+        (
+            "function",
+            "model.json",
+            rb"torch.ops.aten.linear.default",
+            b"torch.hub.os.system",
+            "not among the operators",
+        ),
         ("reads a file", "model.json", rb"torch.ops.aten.linear.default", b"torch.ops.aten.from_file.default", "calls"),
         ("guards", "model.json", rb'"guards_code": \[\]', b'"guards_code": ["exit()"]', "are code"),
         ("import", "model.json", rb'("in_spec": "\[1, )', rb'\1{\\"__enum__\\": 1}, ', "imports a module"),
@@ -164,3 +172,25 @@ def test_a_file_with_two_parts_of_one_name_is_refused(tmp_path: Path) -> None:
             archive.writestr(name, b"{}")
     with pytest.raises(CompressionError, match="may be code"):
         load_torch_export(tmp_path / "model.pt2")
+
+
+def test_a_layer_that_runs_twice_has_a_dequantization_for_each_call() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(torch.relu(self.layer(x)))
+
+    model, x = Twice(), torch.randn(8, 4)
+    prepare(model, example_inputs=x)
+    model.train()(x)
+    program = trace(model.eval(), x).program
+    to_pt2e(program)
+    readers = [
+        len(node.users)
+        for node in program.graph.nodes
+        if node.target is torch.ops.quantized_decomposed.dequantize_per_channel.default
+    ]
+    assert readers == [1, 1]

@@ -51,7 +51,7 @@ def test_an_evaluated_model_is_its_deployed_form_but_for_the_order_of_sums(
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_a_bias_is_rounded_as_numpy_rounds_it(bits: int) -> None:
-    layer = trained(nn.Sequential(nn.Linear(6, 4)), (16, 6), weight_bits=bits, first_last_bits=None)
+    layer = trained(nn.Sequential(nn.Linear(6, 4)), (16, 6), weight_bits=bits, first_last_bits=None, reduce_range=False)
     weight, bias = (p.detach().double().numpy() for p in layer[0].parameters())
     quantizer = find(layer).activations["0:input[0]"]
     qmax = 2 ** (bits - 1) - 1

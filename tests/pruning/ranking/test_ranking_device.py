@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning import nan_checks, smallest, smallest_on_device
+from lightning_compress.pruning.ranking import device, nan_checks, smallest
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -15,7 +15,7 @@ from lightning_compress.pruning import nan_checks, smallest, smallest_on_device
 def test_masks_equal_those_of_the_cpu_ties_included(
     dtype: torch.dtype, absolute: bool, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(smallest_on_device, "_CHUNK", 7)
+    monkeypatch.setattr(device, "_CHUNK", 7)
     for ties in (True, False):
         scores = [(torch.randn(n) * 2).to(dtype) for n in (5, 13, 40)]
         scores = [score.round() if ties else score for score in scores]
@@ -24,14 +24,14 @@ def test_masks_equal_those_of_the_cpu_ties_included(
         wanted, found = [m.clone() for m in masks], [m.clone() for m in masks]
         smallest.prune_smallest(scores, wanted, count, absolute=absolute)
         given = torch.tensor(count) if ties else count
-        nans = smallest_on_device.prune_smallest(scores, found, given, absolute=absolute)
+        nans = device.prune_smallest(scores, found, given, absolute=absolute)
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
         assert nans.tolist() == [0, 0, 0]
 
 
 def test_with_nan_masks_stay_as_they_are() -> None:
     scores, mask = [torch.tensor([1.0, math.nan, 3.0])], torch.tensor([True, False, True])
-    assert smallest_on_device.prune_smallest(scores, [mask], 2, absolute=True).tolist() == [1]
+    assert device.prune_smallest(scores, [mask], 2, absolute=True).tolist() == [1]
     assert mask.tolist() == [True, False, True]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_compress.pruning import mask_device
 from lightning_compress.pruning.masks import apply_masks
+from lightning_compress.pruning.masks import device as mask_device
 
 
 def test_one_operator_clears_what_is_pruned_in_all_tensors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,96 @@
+"""What a stranger's config may name before the user has said that it is trusted."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from torch import nn
+
+from lightning_compress.apps.configuration.saved_config import run_config
+from lightning_compress.apps.configuration.trusted import refuse_untrusted
+from lightning_compress.apps.verify.verify import verify_run
+from lightning_compress.cli.main import main
+from lightning_compress.errors import CompressionError
+from lightning_compress.export import save_packed
+
+
+class Own(nn.Linear):
+    """Of a process that has imported it."""
+
+
+def judged(**groups: Any) -> None:
+    refuse_untrusted(OmegaConf.create(groups), ("data", "model"), Path("the run"), "verify")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.load", "numpy.load", "os.system", "builtins.eval", "lightning_compress.export.load_packed",
+        "lightning_compress.models.Classifier.load_from_checkpoint", "torch.nn.init.zeros_", "torch.nn.functional.relu",
+        "torch.hub.load", "subprocess.Popen", "no.such.module", "", 5, None, "torch.nn", "antigravity.fly",
+    ],
+)  # fmt: skip
+def test_anything_but_known_classes_is_refused_and_not_imported(target: Any) -> None:
+    import sys
+
+    with pytest.raises(CompressionError, match=r"model\.net\[0\]\._target_ of the run .*--trust"):
+        judged(model={"_target_": "torch.nn.Sequential", "net": [{"_target_": target}]})
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "lightning_compress.models.Classifier", "lightning_compress.data.Digits", "torch.nn.Linear", "torch.optim.Adam",
+        "torch.nn.modules.loss.MSELoss", f"{__name__}.Own",
+    ],
+)  # fmt: skip
+def test_known_classes_and_those_of_this_process_are_built(target: str) -> None:
+    judged(model={"_target_": target}, data={"_target_": "lightning_compress.data.Digits"})
+
+
+def test_a_node_behind_an_interpolation_is_seen() -> None:
+    with pytest.raises(CompressionError, match="--trust"):
+        judged(model="${evil}", evil={"_target_": "os.system"})
+    with pytest.raises(CompressionError, match="--trust"):
+        judged(model={"_target_": "${evil}"}, evil="os.system")
+    with pytest.raises(CompressionError, match="cannot be read"):
+        judged(model={"_target_": "${missing}"})
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("owned",)
+
+
+@pytest.mark.parametrize("place", ["of the file", "one above", "further up"])
+def test_a_planted_config_runs_nothing(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "shared" / "downloads" / "model" / "model.packed"
+    save_packed(nn.Linear(3, 2), path)
+    folder = path.parents[["of the file", "one above", "further up"].index(place)] / ".hydra"
+    folder.mkdir()
+    Path("evil.pkl").write_bytes(pickle.dumps(Evil()))
+    (folder / "hydra.yaml").write_text("hydra: {overrides: {task: [model._target_=this.module]}}\n")
+    (folder / "config.yaml").write_text(
+        "data: {_target_: torch.load, f: evil.pkl, weights_only: false}\n"
+        "model: {_target_: torch.nn.Linear, in_features: 3, out_features: 2}\n"
+    )
+    with pytest.raises(CompressionError, match="directory of a run" if place == "further up" else "--trust"):
+        verify_run(path)
+    assert main(["bench", str(path)]) == 2
+    assert not Path("owned").exists()
+
+
+@pytest.mark.parametrize("content", ["[", "- a\n- b\n", "a: ${", "!!python/object/apply:os.system [ls]"])
+def test_a_config_that_cannot_be_read_is_one_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text(content)
+    (tmp_path / ".hydra" / "hydra.yaml").write_text("hydra: {}\n")
+    with pytest.raises(CompressionError), run_config(tmp_path, []):
+        pass

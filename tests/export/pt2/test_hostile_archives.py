@@ -1,0 +1,170 @@
+"""Archives of strangers: refused in one line, before anything in them is called or allocated."""
+
+from __future__ import annotations
+
+import json
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_compress import CompressionError
+from lightning_compress.export.pt2 import operators
+from lightning_compress.export.pt2.operators import ATEN, is_allowed, trust
+from lightning_compress.export.pt2.write import load_torch_export, to_torch_export
+
+LINEAR = "torch.ops.aten.linear.default"
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    path = tmp_path_factory.mktemp("true") / "model.pt2"
+    to_torch_export(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(3, 4), path)
+    with zipfile.ZipFile(path) as archive:
+        return {item.filename: archive.read(item) for item in archive.infolist()}
+
+
+def written(parts: dict[str, bytes], path: Path, compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return path
+
+
+def model_json(parts: dict[str, bytes]) -> str:
+    return next(name for name in parts if name.endswith("models/model.json"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.ops.inductor._reinterpret_tensor.default", "torch.ops.aten.save.default",
+        "torch.ops.aten.from_file.default", "torch.ops.aten._reshape_alias.default",
+        "torch.ops.aten.set_.source_Storage", "torch.ops.aten.resize_.default", "torch.ops.aten.add.out",
+        "torch.ops.aten._cudnn_init_dropout_state.default", "torch.ops.aten._nested_view_from_buffer.default",
+        "torch.ops.aten.record_stream.default", "torch.ops.quantized.linear.default",
+        "torch.ops.prim.device.default", "torch.ops.profiler._record_function_exit", "torch.ops.load_library",
+        "torch.ops.aten.linear.default.__class__", "torch.ops.higher_order.run_with_rng_state",
+        "torch.ops.higher_order.triton_kernel_wrapper_mutation", "torch.ops.rngprims.philox_rand.default",
+        "torch.load", "torch.hub.load", "torch.sym_int.__globals__", "math.os.system", "math.__loader__",
+        "_operator.methodcaller", "_operator.attrgetter", "builtins.eval", "os.system", "#ext:evil", "",
+    ],
+)  # fmt: skip
+def test_a_call_of_anything_else_than_the_listed_operators_is_refused(
+    target: str, parts: dict[str, bytes], tmp_path: Path
+) -> None:
+    name = model_json(parts)
+    changed = {**parts, name: parts[name].replace(LINEAR.encode(), target.encode())}
+    assert changed != parts
+    assert not is_allowed(target)
+    with pytest.raises(CompressionError, match="not among the operators"):
+        load_torch_export(written(changed, tmp_path / "evil.pt2"))
+
+
+def test_an_operator_given_as_an_argument_is_checked_too(parts: dict[str, bytes], tmp_path: Path) -> None:
+    name = model_json(parts)
+    tree = json.loads(parts[name])
+    tree["graph_module"]["graph"]["nodes"][0]["inputs"][0]["arg"] = {"as_operator": "torch.ops.aten.save.default"}
+    with pytest.raises(CompressionError, match="not among the operators"):
+        load_torch_export(written({**parts, name: json.dumps(tree).encode()}, tmp_path / "evil.pt2"))
+
+
+def test_a_compressed_archive_is_refused(parts: dict[str, bytes], tmp_path: Path) -> None:
+    with pytest.raises(CompressionError, match="a bomb"):
+        load_torch_export(written(parts, tmp_path / "evil.pt2", zipfile.ZIP_DEFLATED))
+
+
+def weights_of(tree: Any) -> dict[str, Any]:
+    return next(value for key, value in walked(tree) if key == "tensor_meta")
+
+
+def walked(tree: Any) -> list[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        return [(key, value) for key, value in tree.items()] + [p for value in tree.values() for p in walked(value)]
+    return [p for value in tree for p in walked(value)] if isinstance(tree, list) else []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sizes", [{"as_int": 1 << 40}, {"as_int": 4}]),
+        ("strides", [{"as_int": 1 << 40}, {"as_int": 1}]),
+        ("storage_offset", {"as_int": 1 << 40}),
+        ("storage_offset", {"as_int": -5}),
+        ("dtype", 99),
+    ],
+)
+def test_tensors_beyond_their_bytes_are_refused(key: str, value: Any, parts: dict[str, bytes], tmp_path: Path) -> None:
+    name = next(name for name in parts if "weights" in name and name.endswith(".json"))
+    tree = json.loads(parts[name])
+    weights_of(tree)[key] = value
+    with pytest.raises(CompressionError):
+        load_torch_export(written({**parts, name: json.dumps(tree).encode()}, tmp_path / "evil.pt2"))(torch.zeros(3, 4))
+
+
+def test_no_mutation_of_the_tables_ends_in_anything_but_the_one_error(parts: dict[str, bytes], tmp_path: Path) -> None:
+    rng = random.Random(0)
+    tables = [name for name in parts if name.endswith(".json")]
+    values = [None, -1, 1 << 40, "x", [], {}, True, 1e308, "torch.ops.aten.add.Tensor", [{"as_int": 1 << 40}]]
+    refused = 0
+    for _ in range(40):
+        changed = dict(parts)
+        name = rng.choice(tables)
+        tree = json.loads(changed[name])
+        for _ in range(rng.randrange(1, 4)):
+            mutate(tree, rng, values)
+        changed[name] = json.dumps(tree).encode()
+        try:
+            load_torch_export(written(changed, tmp_path / "evil.pt2"))
+        except CompressionError:
+            refused += 1
+    assert refused > 5
+
+
+def mutate(tree: Any, rng: random.Random, values: list[Any]) -> None:
+    """Put something else at a random place."""
+    while True:
+        if not tree:
+            return
+        key = rng.choice(list(tree) if isinstance(tree, dict) else range(len(tree)))
+        below = tree[key]
+        if not isinstance(below, dict | list) or not below or rng.random() < 0.1:
+            tree[key] = json.loads(json.dumps(rng.choice(values)))
+            return
+        tree = below
+
+
+def test_every_listed_operator_is_one_of_pytorch_and_takes_no_path() -> None:
+    known = {name for name in ATEN if hasattr(torch.ops.aten, name)}
+    # Releases of PyTorch differ in a few.
+    assert len(known) > 0.98 * len(ATEN)
+    assert not known & {"save", "from_file", "set", "set_", "resize", "resize_", "_reshape_alias", "record_stream"}
+
+
+def test_an_operator_of_ones_own_is_trusted_once_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "_trusted", set())
+
+    @torch.library.custom_op("strangers::turn", mutates_args=())
+    def turn(x: torch.Tensor) -> torch.Tensor:
+        return x.flip(0)
+
+    turn.register_fake(lambda x: torch.empty_like(x))
+
+    class Turn(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.strangers.turn(x) + 1
+
+    # Whoever exports a model trusts what it calls; another process has to be told.
+    to_torch_export(Turn(), torch.zeros(3, 4), tmp_path / "model.pt2")
+    monkeypatch.setattr(operators, "_trusted", set())
+    with pytest.raises(CompressionError, match=r"strangers\.turn"):
+        load_torch_export(tmp_path / "model.pt2")
+    trust("strangers.turn")
+    x = torch.randn(3, 4)
+    assert torch.equal(load_torch_export(tmp_path / "model.pt2")(x), x.flip(0) + 1)
+    with pytest.raises(CompressionError, match=r"namespace\.name"):
+        trust("torch.ops.aten.save.default")
