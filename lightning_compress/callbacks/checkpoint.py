@@ -91,7 +91,7 @@ class OnlyCompressed(_Base):
         self._refused = 0
         self._live_validation = None
         self._last_batch = None
-        if not trainer.fit_loop.restarted_mid_epoch:  # type: ignore[attr-defined]
+        if not trainer.fit_loop.restarted_mid_epoch:
             self._random = None
 
     @override

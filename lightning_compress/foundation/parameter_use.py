@@ -152,11 +152,11 @@ class _Follow(TorchFunctionMode):
             for source in filter(None, sources[:1] if name != "embedding" else sources):
                 self.use.tables |= source.zeros | source.other.keys()
         for position in _PRODUCTS.get(name, ()):
-            source = sources[position] if position < len(sources) else None
-            if source is not None:
-                for found in source.zeros:
-                    self.use.weights.setdefault(found, _summed(name, position, operands[position], source))
-                for found, lost_by in source.other.items():
+            factor = sources[position] if position < len(sources) else None
+            if factor is not None:
+                for found in factor.zeros:
+                    self.use.weights.setdefault(found, _summed(name, position, operands[position], factor))
+                for found, lost_by in factor.other.items():
                     self.use.computed.setdefault(found, lost_by)
 
     def _carry(

@@ -33,7 +33,7 @@ def local(tensor: Tensor) -> Tensor:
         >>> local(weight) is weight
         True
     """
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ _WORTH_TELLING = 0.01
 """Share of the parameters that may stay dense without a word."""
 
 
-def weight_sites(model: nn.Module, settings: Settings, example_inputs: Any = None) -> tuple[list[Site], dict[str, str]]:
+def weight_sites(
+    model: nn.Module, settings: Settings, example_inputs: Any = None
+) -> tuple[list[Site], dict[str, str], Shards]:
     """One site for each weight to prune.
 
     Args:

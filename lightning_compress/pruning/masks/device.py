@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,8 +47,8 @@ def _launch(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         own = [(t, m) for t, m in zip(tensors, masks, strict=True) if t.element_size() == width]
         addresses = tuple((t.data_ptr(), m.data_ptr(), t.numel()) for t, m in own)
         sizes, device = tuple(t.numel() for t, _ in own), tensors[0].device
-        table = _table.on(device, ("masks", addresses), lambda addresses=addresses: addresses)
-        tiles = _table.on(device, ("tiles", sizes), lambda sizes=sizes: tiles_of(sizes))
+        table = _table.on(device, ("masks", addresses), partial(tuple, addresses))
+        tiles = _table.on(device, ("tiles", sizes), partial(tiles_of, sizes))
         triton_kernel.apply(table, tiles, width)
 
 

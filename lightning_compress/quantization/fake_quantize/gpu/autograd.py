@@ -70,7 +70,7 @@ def fake_quantize(
         return x
     if gradient:
         return _FakeQuantize.apply(x, (*state.arguments, momentum, True))
-    return operators.fake_quantize(x, *state.arguments, momentum, False)[0]  # type: ignore[no-any-return]
+    return operators.fake_quantize(x, *state.arguments, momentum, False)[0]
 
 
 def learned_activation(
@@ -86,7 +86,7 @@ def learned_activation(
     if torch.is_grad_enabled():
         return _Learn.apply(x, log_scale, (shift, width, state, grad_scale))
     limits = (state.qmin, state.qmax, *(state.clip or (None, None)))
-    return operators.learn(x, log_scale, shift, width, state.range_, *limits)[0]  # type: ignore[no-any-return]
+    return operators.learn(x, log_scale, shift, width, state.range_, *limits)[0]
 
 
 def accumulates(ctx: Any, index: int) -> bool:
@@ -103,7 +103,7 @@ def _aligned(grad: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
 def _pass(grad: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     if torch.is_grad_enabled():
         return _PassInside.apply(grad, words)
-    return operators.pass_inside(grad, words)  # type: ignore[no-any-return]
+    return operators.pass_inside(grad, words)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -128,7 +128,7 @@ class _PassInside(torch.autograd.Function):
     def forward(ctx: Any, grad: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(words)
         ctx.stride = grad.stride()
-        return operators.pass_inside(grad, words)  # type: ignore[no-any-return]
+        return operators.pass_inside(grad, words)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:

@@ -42,7 +42,7 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, weight: torch.Tensor, axis: int, group: int, qmax: int) -> Layout:
         """From an operator's arguments: axis -1 stands for a single scale, group 0 for no groups."""
-        order = sorted(range(weight.ndim), key=lambda dim: (-weight.stride(dim), dim))
+        order = sorted(range(weight.ndim), key=lambda dim: (-weight.stride()[dim], dim))
         shape = tuple(weight.shape[dim] for dim in order)
         return cls(shape, None if axis < 0 else order.index(axis), group or None, qmax)
 
@@ -57,7 +57,7 @@ class Layout(NamedTuple):
         return channels, -(-math.prod(self.shape) // channels // self.group)
 
     @property
-    def count(self) -> int:
+    def scale_count(self) -> int:
         """How many scales it has."""
         return math.prod(self.scales)
 

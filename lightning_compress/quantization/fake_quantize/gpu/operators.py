@@ -74,7 +74,7 @@ def _observe_minmax(x: torch.Tensor, *args: Any) -> None:
     from lightning_compress.quantization.fake_quantize.gpu import activations
 
     *state, low, high, momentum = args
-    activations.observe(x, *state, _clip(low, high), momentum)
+    activations.observe(x, *state, _clip(low, high), momentum)  # type: ignore[call-arg]
 
 
 def _observe_percentile(x: torch.Tensor, *args: Any) -> None:

@@ -24,7 +24,7 @@ def _layouts(
 
 
 def _scales(weights: Sequence[torch.Tensor], *args: Sequence[int]) -> torch.Tensor:
-    count = sum(one.count for one in _layouts(weights, *args))
+    count = sum(one.scale_count for one in _layouts(weights, *args))
     return torch.empty(count, dtype=torch.float32, device=weights[0].device)
 
 
@@ -64,7 +64,7 @@ def _learned_pass(
     layout = Layout.of(weight, axis, 0, qmax)
     out, new = _learned_gradients(grad, weight, axis, qmax, scales, first, scale_grad, factor)
     to_scale = new[0] if scale_grad is None else scale_grad
-    own = scales[first : first + layout.count]
+    own = scales[first : first + layout.scale_count]
     kernels.learned_pass(grad, weight, layout, own, out, to_scale, factor, add=scale_grad is not None)
     return out, new
 

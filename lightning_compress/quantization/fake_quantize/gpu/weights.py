@@ -236,7 +236,7 @@ def quantize(
     y = torch.empty(size, dtype=dtype, device=device)
     ratio = factors is not None and not given
     outside = torch.empty(size if ratio else 0, dtype=torch.bool, device=device)
-    scales = torch.empty(sum(one.count for one in layouts), dtype=torch.float32, device=device)
+    scales = torch.empty(sum(one.scale_count for one in layouts), dtype=torch.float32, device=device)
     maxima = scales
     grid = (tiles.shape[0],)
     if cut and not given:
@@ -255,7 +255,7 @@ def search(
     """Scales of least squared error and of the min-max range, each float32 in a row: two launches."""
     table, tiles, _ = listed(weights, layouts, cut=False)
     device = weights[0].device
-    found = torch.empty(sum(one.count for one in layouts), dtype=torch.float32, device=device)
+    found = torch.empty(sum(one.scale_count for one in layouts), dtype=torch.float32, device=device)
     largest = torch.empty_like(found)
     _search_all[(tiles.shape[0],)](
         table, tiles, weights[0], fractions_on(device, fractions), found, largest, len(fractions),
@@ -278,7 +278,7 @@ def learned_pass(
 ) -> None:
     """Write a weight's gradient to ``out``, and write or add that of its log scales: two launches."""
     table, _, _ = listed([weight], [layout], cut=True)
-    rows, parts = layout.count, layout.parts
+    rows, parts = layout.scale_count, layout.parts
     sums = torch.empty(parts, dtype=torch.float64, device=weight.device)
     _learned_pass[(triton.cdiv(parts, ROWS),)](
         grad, weight, out, scales, sums, table, parts, COLUMNS=_COLUMNS, ROWS=ROWS, **EXACT
