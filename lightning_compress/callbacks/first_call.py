@@ -70,8 +70,12 @@ class FirstCall:
         watch = self._watch
         self.close()
         if watch is not None and (watch.names or required):
-            # A file that holds the module whole needs no call of it.
-            self._entry = watch.entry() if self._traced or len(watch.names) < 2 else Entry("", (), {})
+            try:
+                self._entry = watch.entry()
+            except CompressionError as error:
+                # A file that holds the module whole needs no call of it.
+                self._entry, self._rehearsed = Entry("", (), {}), True
+                self._refuse(dict.fromkeys(self._traced, str(error)))
 
     def close(self) -> None:
         """Stop watching."""
@@ -120,7 +124,10 @@ class FirstCall:
                     refused = refusals(copied, entry.example_inputs, self._traced, dynamic_batch=self._dynamic_batch)
                 except Exception as error:  # Of any kind: the module is the user's.
                     refused = dict.fromkeys(self._traced, reason(error))
-        refused = trainer.strategy.broadcast(refused)
+        self._refuse(trainer.strategy.broadcast(refused))
+
+    def _refuse(self, refused: dict[str, str]) -> None:
+        """End the fit for formats that cannot be written, or leave them out."""
         if not refused:
             return
         why = " ".join(dict.fromkeys(refused.values()))

@@ -57,7 +57,7 @@ def keep_plateau_metrics(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None
     Lightning steps such schedulers after the checkpoints of an epoch's end are written, and does not make up for it
     in a run that goes on from one: its learning rates lag behind by an epoch.
     """
-    progress = trainer.fit_loop.epoch_progress.current
+    progress: Any = trainer.fit_loop.epoch_progress.current
     ended = progress.processed > progress.completed or (trainer.validating and trainer.is_last_batch)
     if trainer.state.fn != "fit" or not ended or not trainer.lightning_module.automatic_optimization:
         return

@@ -337,7 +337,11 @@ class QuantizationAwareTraining(Callback):
     def __getstate__(self) -> dict[str, Any]:
         # The module is not the callback's: from a pickle it takes its quantizers to the next module that it meets.
         saved = self._saved if self.quantization is None else self.state_dict()
-        fresh = {"quantization": None, "_ranges": RangeOptimizer(self._ranges.lr), "_frozen_norms": set()}
+        fresh: dict[str, Any] = {
+            "quantization": None,
+            "_ranges": RangeOptimizer(self._ranges.lr),
+            "_frozen_norms": set(),
+        }
         return {**self.__dict__, **fresh, "_saved": saved}
 
     def _say_float(self, trainer: L.Trainer) -> None:

@@ -12,7 +12,8 @@ import torch
 
 def random_states() -> dict[str, Any]:
     """The states of Python's, NumPy's and PyTorch's generators: tensors and primitives."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    legacy: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, gauss = legacy
     states: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),

@@ -79,6 +79,8 @@ class ExportDirectory:
     def new_set(self) -> Iterator[None]:
         """Write aside what is written meanwhile; the end of the block, or ``commit`` in it, puts it in place.
 
+        Where the block raises, an earlier export stays as it was; without one, what was written is kept.
+
         Raises:
             CompressionError: Nothing can be written.
         """
@@ -92,8 +94,12 @@ class ExportDirectory:
         self.path = partial
         try:
             yield
+        except BaseException:
+            if self.path == partial and (directory / REPORTS[0]).exists():
+                self.path = directory
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
         finally:
-            self.path = partial
             self.commit()
 
     def commit(self) -> None:

@@ -232,6 +232,9 @@ class EntryWatch:
                 f"{self._field}: the step called no module that has parameters, so there is nothing to export. Call "
                 f"the network as a module (self(x) or self.net(x), not self.net.forward(x))."
             )
+        if "" in self._calls:
+            # The module's own forward is what it predicts with; a loss may call parts of it besides.
+            return self._calls[""]
         if len(self._calls) > 1:
             called = ", ".join(name or "self" for name in self._calls)
             raise CompressionError(

@@ -25,7 +25,7 @@ _CONVOLUTIONS = tuple(f"conv{transposed}{n}d" for n in (1, 2, 3) for transposed 
 _PRODUCTS = {
     **dict.fromkeys(("linear", *_CONVOLUTIONS, "convolution"), (1,)),
     **dict.fromkeys(("addmm", "addbmm", "baddbmm", "addmv"), (1, 2)),
-    **dict.fromkeys(("matmul", "rmatmul", "mm", "bmm", "mv", "inner", "tensordot", "chain_matmul"), (0, 1)),
+    **dict.fromkeys(("matmul", "rmatmul", "mm", "bmm", "mv", "inner", "tensordot", "grouped_mm"), (0, 1)),
     "bilinear": (2,),
     "einsum": tuple(range(16)),
 }
@@ -183,8 +183,9 @@ class _Follow(TorchFunctionMode):
         lost = [source for source in sources if source is not None and source is not keeps]
         for source in lost:
             other |= source.other
-        for source in lost:
-            other |= dict.fromkeys(source.zeros - zeros, name)
+        for found in {found for source in lost for found in source.zeros - zeros}:
+            if keeps is None or found not in other:
+                other[found] = name
         dims = None
         if keeps is not None and keeps.dims is not None:
             dims = _moved(name, keeps.dims, args)

@@ -85,7 +85,7 @@ class Shards:
         return cls(mesh.get_local_rank(dims[first]), len(ranks), group, device)
 
     def total(self, counts: Tensor) -> Tensor:
-        """Sum a tensor over the processes, on the CPU; one collective. For a single process, the tensor where it lies."""
+        """Sum a tensor over the processes, on the CPU; one collective. One process gets it back where it lies."""
         if self.group is None:
             return counts
         summed = counts.to(self.device, copy=True)

@@ -135,7 +135,8 @@ def _dense_because(
         return EXPECTED
     in_layer = all(isinstance(module, _LAYERS) for module in modules)
     own_name = name.rpartition(".")[2]
-    if not in_layer and (
+    named_weight = _WEIGHT_NAME.search(own_name) is not None
+    if not (in_layer and named_weight) and (
         sum(size > 1 for size in parameter.shape) < 2
         or _TABLE_NAME.search(own_name)
         or (use is not None and name in use.tables)
@@ -149,10 +150,11 @@ def _dense_because(
         return None
     if any(_TABLE_CLASS.search(base.__name__) for module in modules for base in type(module).__mro__):
         return EXPECTED
+    if named_weight:
+        # Also where an operation that is unknown here reads it.
+        return None
     if use is not None and name in use.seen:
         return "no product or convolution reads it as its weight"
-    if _WEIGHT_NAME.search(own_name):
-        return None
     return "it is in no known layer; with example_inputs one forward shows whether it is a weight"
 
 

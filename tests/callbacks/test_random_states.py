@@ -109,25 +109,30 @@ def test_states_are_tensors_and_primitives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("callbacks", "settings", "said"),
+    ("make", "settings", "said"),
     [
-        ([], {}, []),
-        ([CompressedCheckpoint("x")], {}, []),
-        ([ModelCheckpoint("x")], {}, ["Dropout"]),
-        ([ModelCheckpoint("x", save_weights_only=True)], {}, []),
-        ([CompressedCheckpoint("x"), StochasticWeightAveraging(1e-3)], {}, ["StochasticWeightAveraging"]),
+        (lambda folder: [], {}, []),
+        (lambda folder: [CompressedCheckpoint(folder)], {}, []),
+        (lambda folder: [ModelCheckpoint(folder)], {}, ["Dropout"]),
+        (lambda folder: [ModelCheckpoint(folder, save_weights_only=True)], {}, []),
         (
-            [CompressedCheckpoint("x", save_on_exception=True)],
+            lambda folder: [CompressedCheckpoint(folder), StochasticWeightAveraging(1e-3)],
+            {},
+            ["StochasticWeightAveraging"],
+        ),
+        (
+            lambda folder: [CompressedCheckpoint(folder, save_on_exception=True)],
             {"accumulate_grad_batches": 4},
             ["up to 3 batches", "keeps no place"],
         ),
-        ([CompressedCheckpoint("x", every_n_train_steps=3)], {}, ["keeps no place"]),
+        (lambda folder: [CompressedCheckpoint(folder, every_n_train_steps=3)], {}, ["keeps no place"]),
     ],
 )
 def test_a_run_says_what_a_resume_would_not_give_back(
-    callbacks: list[Any], settings: dict[str, Any], said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[Path], list[Any]], settings: dict[str, Any], said: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    # Made here: a checkpoint callback resolves its directory when it is made.
+    callbacks = make(tmp_path)
     found: list[str] = []
 
     class Look(L.Callback):

@@ -75,18 +75,19 @@ def test_a_kill_while_files_are_moved_leaves_no_report_and_the_next_export_finis
     assert not (tmp_path / READY).exists()
 
 
-def test_an_export_that_fails_keeps_what_it_wrote_and_no_report_of_something_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("written", [0, 1, 4])
+def test_an_export_that_fails_leaves_the_earlier_one(written: int, tmp_path: Path) -> None:
     export(tmp_path, "old")
+    with pytest.raises(RuntimeError, match="stopped"):
+        export(tmp_path, "new", stop_after=written)
+    assert found(tmp_path) == dict.fromkeys(FILES, "old")
+    assert sorted(os.listdir(tmp_path)) == sorted([*FILES, "manifest.json"])
+
+
+def test_a_first_export_that_fails_keeps_what_it_wrote(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stopped"):
         export(tmp_path, "new", stop_after=1)
-    assert found(tmp_path) == {"model.onnx": "new", "model.packed": "old"}
-
-
-def test_an_export_that_wrote_nothing_leaves_everything(tmp_path: Path) -> None:
-    export(tmp_path, "old")
-    with pytest.raises(RuntimeError, match="stopped"):
-        export(tmp_path, "new", stop_after=0)
-    assert found(tmp_path) == dict.fromkeys(FILES, "old")
+    assert found(tmp_path) == {"model.onnx": "new"}
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -235,3 +235,19 @@ def test_a_part_that_cannot_be_traced_is_not_advised():
         root["small"](root["large"](torch.ones(2, 4)))
     with pytest.raises(CompressionError, match="module='small'"):
         watch.entry()
+
+
+def test_a_step_that_calls_itself_and_parts_besides_is_exported_as_itself():
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+    root = Whole()
+    with EntryWatch(root) as watch:
+        root.net(torch.zeros(3, 2))
+        root(torch.zeros(3, 2))
+    assert watch.entry().name == ""

@@ -184,6 +184,22 @@ def test_norms_biases_embeddings_and_positions_stay_dense(net) -> None:
     }
 
 
+class Gained(nn.Conv2d):
+    """A convolution with a gain of its own, as in NFNet."""
+
+    def __init__(self):
+        super().__init__(3, 8, 3)
+        self.gain = nn.Parameter(torch.ones(8, 1, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * self.gain)
+
+
+@pytest.mark.parametrize("x", [IMAGE, None])
+def test_a_gain_of_a_convolution_is_no_weight(x) -> None:
+    assert pruned(nn.Sequential(Gained()), x) == {"0.weight"}
+
+
 @pytest.mark.parametrize("pattern", ["re:.*", "re:.*weight"])
 def test_an_override_changes_settings_and_selects_nothing(pattern: str) -> None:
     net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))

@@ -41,7 +41,7 @@ def normalized(net: Reader, x: torch.Tensor) -> torch.Tensor:
 
 
 def transposed(net: Reader, x: torch.Tensor) -> torch.Tensor:
-    return x @ net.head.weight.T @ net.head.weight.data
+    return x @ net.head.weight.T @ net.head.weight
 
 
 def scaled(net: Reader, x: torch.Tensor) -> torch.Tensor:

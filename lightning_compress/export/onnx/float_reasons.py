@@ -76,7 +76,26 @@ class _Reasons:
                 "no quantizer stands behind its output, where ONNX Runtime's integer convolution writes integers; "
                 "train with backend='onnxruntime', and make its output a module's"
             )
+        if any(reader.op_type in ("Relu", "Clip") for reader in self.readers.get(node.output[0], [])):
+            return (
+                "no quantizer stands behind its activation, which ONNX Runtime then fuses into a float kernel; "
+                "quantize the layer that reads it"
+            )
+        if node.op_type == "MatMul" and self._adds_float(node.output[0]):
+            return (
+                "its bias is stored in float, with which ONNX Runtime makes a float Gemm of it where sizes are fixed; "
+                "leave the batch free"
+            )
         return "ONNX Runtime chose a float kernel though input, weight and output are quantized"
+
+    def _adds_float(self, name: str) -> bool:
+        """Whether a bias in float is added to a value."""
+        return any(
+            reader.op_type == "Add"
+            and any(i in self.stored or not self._is_activation(i) for i in reader.input)
+            and not any(self._is_dequantized(i) for i in reader.input)
+            for reader in self.readers.get(name, [])
+        )
 
     def _of_sum(self, node: Any) -> str:
         if self._meets_quantizer(node.output[0]):

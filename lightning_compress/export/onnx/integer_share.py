@@ -132,7 +132,7 @@ def integer_share(path: str | Path, feed: Mapping[str, Any] | None = None) -> In
 
 def _kernel(node: str, weight: str, kernels: Sequence[tuple[str, str, list[str]]]) -> str:
     """The kernel that stands for a node, by the name that ONNX Runtime keeps or else by the stored weight."""
-    same = re.compile(re.escape(node) + r"(_token_\d+)?(/.*)?")
+    same = re.compile("(fused )?" + re.escape(node) + r"(_token_\d+)?(/.*)?")
     for name, kind, _ in kernels:
         if same.fullmatch(name):
             return kind

@@ -25,7 +25,8 @@ def move_weights(graph: Any) -> None:
         if moved is None:
             continue
         for output, (weight, parameters, attributes) in zip(node.outputs, moved, strict=True):
-            name = output.name
+            # Behind the weight's own name, which tells whose it is.
+            name = f"{dequantize.inputs[0].name}_{output.name}"
             stored = [initializer(graph, f"{name}_stored", weight)]
             stored += [initializer(graph, f"{name}_parameter{i}", array) for i, array in enumerate(parameters)]
             made = node_of("DequantizeLinear", stored, attributes, f"{name}_dequantize")
@@ -57,6 +58,10 @@ def _moved(node: Any, dequantize: Any) -> list[_Stored] | None:
     places = np.broadcast_to(np.arange(parameters[0].size).reshape(shape), weight.shape)
     found = []
     for result, place in zip(results, _run(node, np.ascontiguousarray(places)), strict=True):
+        if (place == place.flat[0]).all():
+            one = [array[place.flat[0]].reshape(()) for array in parameters]
+            found.append((result, one, {"axis": 0, "block_size": 0}))
+            continue
         along = _axis_of(place)
         if along is None:
             return None
@@ -66,9 +71,9 @@ def _moved(node: Any, dequantize: Any) -> list[_Stored] | None:
 
 
 def _axis_of(places: np.ndarray[Any, Any]) -> int | None:
-    """The one dimension along which scales differ; ``None`` where there is no single one."""
+    """The one dimension along which scales differ, as somewhere they do; ``None`` where there are several."""
     axes = [i for i, size in enumerate(places.shape) if size > 1 and (np.take(places, [0], i) != places).any()]
-    return None if len(axes) > 1 else axes[0] if axes else 0
+    return axes[0] if len(axes) == 1 else None
 
 
 def _run(node: Any, data: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:

@@ -179,7 +179,7 @@ def scale_shape(entry: Entry) -> tuple[int, ...] | None:
 
 def _check_references(layout: Layout, reader: Reader) -> None:
     """Check what entries say of each other and of chunks, so that nothing is decoded twice or as another type."""
-    entries, coded = layout.entries, set()
+    entries, coded = layout.entries, set[int]()
     pools: dict[int, list[Entry]] = {}
     for index, entry in enumerate(entries):
         # Sizes of 0 do not hide what the others come to.
