@@ -108,7 +108,9 @@ class _Ranked:
             kept = [rank != -math.inf for rank in ranks]
         # A floor can bind only where a free choice could go beyond it.
         most = sum(site.units for site in job.sites) if isinstance(job.count, Tensor) else job.count
-        capped = any(site.cap < min(site.units, most) for site in job.sites)
+        # Of a single site ``check_floors`` has seen to it, and what was pruned before lies within its cap.
+        alone = len(job.sites) == 1 and isinstance(job.count, Tensor)
+        capped = not alone and any(site.cap < min(site.units, most) for site in job.sites)
         before = [mask.clone() for mask in kept] if capped else []
         return cls(job.sites, job.scores, ranks, kept, before, list(range(len(job.sites))), [], job.count, job.absolute)
 

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """What the Triton kernels compute with: the float32 operations of the eager reference, in the same order.
 
 Every launch passes ``EXACT``, which keeps the compiler from fusing a multiplication and an addition.
