@@ -107,7 +107,8 @@ TESTS = {
     ],
     "Iterable loaders": [
         "test_compatibility.py::test_iterable_loaders_take_steps",
-        "callbacks/test_pruning_callback.py::test_a_run_of_unknown_length_takes_steps_and_refuses_fractions",
+        "callbacks/test_open_epochs.py::test_pruning_follows_epochs_that_nobody_knew_the_length_of",
+        "callbacks/test_open_epochs.py::test_a_point_inside_the_first_epoch_is_refused_with_what_can_be_given",
     ],
     "`ModelCheckpoint`": ["callbacks/test_checkpoint_callback.py::test_a_dense_epoch_is_never_the_best"],
     "`save_weights_only`": [
@@ -125,8 +126,24 @@ TESTS = {
         "test_compatibility.py::test_fabric",
         "test_compatibility.py::test_a_plain_loop",
     ],
+    "`ReduceLROnPlateau`": ["callbacks/test_resume.py::test_learning_rates_on_a_plateau_go_on_as_in_the_whole_run"],
+    "`pytorch_lightning`": [
+        "test_lightning_packages.py::test_every_callback_works_and_all_files_are_written",
+        "test_lightning_packages.py::test_a_module_of_one_package_under_a_trainer_of_the_other_is_refused",
+    ],
+    "`on_validation_model_eval`": [
+        "callbacks/test_export_failures.py::test_all_metrics_go_through_the_modules_own_evaluation_hooks"
+    ],
+    "`torch.save(module)`": [
+        "callbacks/test_pickles.py::test_a_pruned_and_distilled_module_carries_nothing_of_ours",
+        "callbacks/test_pickles.py::test_a_quantized_module_carries_nothing_once_it_is_stripped",
+    ],
     "DDP": ["test_distributed.py::test_all_ranks_have_the_same"],
-    "FSDP": ["test_compatibility.py::test_sharded_strategies_are_refused"],
+    "`ModelParallelStrategy`": [
+        "test_fsdp.py::test_shards_are_pruned_as_one_process_prunes_the_whole",
+        "test_fsdp.py::test_what_shards_cannot_do_is_refused_in_every_process",
+    ],
+    "FSDP1": ["test_compatibility.py::test_sharded_strategies_are_refused"],
 }
 """Beginning of a row of the table of Lightning's features → its tests."""
 
