@@ -64,8 +64,10 @@ def attend(
         k, v = (F.pad(x, (0, 0, 0, 0, 0, 1)) for x in (k, v))
         mask = None if mask is None else F.pad(mask, (0, 1))
     heads = batch * module.num_heads
+    # Shapes and not len(), which is a plain number in a trace.
     q, k, v = (
-        x.reshape(len(x), heads, -1).transpose(0, 1).reshape(batch, module.num_heads, len(x), -1) for x in (q, k, v)
+        x.reshape(x.shape[0], heads, -1).transpose(0, 1).reshape(batch, module.num_heads, x.shape[0], -1)
+        for x in (q, k, v)
     )
     dropout = module.dropout if module.training else 0.0
     weights: Tensor | None = None
