@@ -281,7 +281,7 @@ def test_the_checkpoint_has_the_keys_of_the_plain_module(tmp_path: Path) -> None
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert list(saved["state_dict"]) == list(PlainModule().state_dict())
-    assert list(saved["callbacks"]["KnowledgeDistillation"]) == ["digest", "teacher", "settings"]
+    assert list(saved["callbacks"]["KnowledgeDistillation"]) == ["digest", "teacher", "settings", "epoch_steps"]
     # Another module's weights are its owner's to keep.
     assert saved["callbacks"]["KnowledgeDistillation"]["teacher"] is None
     assert len(trainer.optimizers[0].param_groups[0]["params"]) == len(list(PlainModule().parameters()))
