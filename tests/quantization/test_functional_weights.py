@@ -145,7 +145,7 @@ def test_patterns_name_them() -> None:
 
 
 def test_a_parameter_that_no_function_reads_as_a_weight_is_refused_as_a_target() -> None:
-    with pytest.raises(CompressionError, match=r"targets.*table.*no F\.linear or F\.conv"):
+    with pytest.raises(CompressionError, match=r"targets.*table.*no F\.linear, F\.conv"):
         prepare(Perceptron(), targets=["table"], example_inputs=images())
 
 
