@@ -105,7 +105,7 @@ def test_layers_that_a_global_threshold_cuts_dead_are_warned_of() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8))
     with torch.no_grad():
         model[1].weight.mul_(1e-3)
-    found = diagnose(model, Run(100), pruning=pruning(0.9))
+    found = diagnose(model, Run(100), pruning=pruning(0.9, layer_floor=0.0))
     assert any("1.weight keeps 0 of 512 weights" in line for line in found.warnings)
     assert not any("0.weight keeps" in line for line in found.warnings)
 
@@ -155,7 +155,7 @@ def test_a_fraction_of_a_run_of_unknown_length_is_an_error_of_each_part() -> Non
     found = diagnose(
         ResidualNet(), Run(), pruning=pruning(), quantization=quantizing(), times=times(start=0.5), example_inputs=IMAGE
     )
-    assert [error.split(":")[0] for error in found.errors] == ["Pruning.end", "Quantization.start"]
+    assert [error.split(":")[0] for error in found.errors] == ["Pruning.start", "Quantization.start"]
 
 
 def test_phases_and_mask_updates_are_in_optimizer_steps() -> None:
