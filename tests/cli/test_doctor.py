@@ -122,3 +122,29 @@ def test_a_module_of_ones_own_is_diagnosed_by_its_first_batch(
         "net.3.weight": 8,
     }
     assert any("no example_input_array" in note for note in result["notes"])
+
+
+def test_what_an_export_would_refuse_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "validated.py").write_text(
+        "import lightning as L, torch\n"
+        "class Validated(L.LightningModule):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+        "    def loss(self, batch):\n"
+        "        return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])\n"
+        "    def training_step(self, batch, _):\n"
+        "        return self.loss(batch)\n"
+        "    def validation_step(self, batch, _):\n"
+        "        self.log('val/loss', self.loss(batch))\n"
+        "    def configure_optimizers(self):\n"
+        "        return torch.optim.SGD(self.parameters(), 0.1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["model=custom", "model._target_=validated.Validated", "quantization=w8a8", "trainer.accelerator=cpu"]
+    assert main(["doctor", *words, "export=default", "export.split=val"]) == 0
+    capsys.readouterr()
+    assert main(["doctor", *words, "export=default"]) != 0  # it evaluates on test data, and there is no test_step
+    assert "split" in "".join(capsys.readouterr())

@@ -101,12 +101,10 @@ def run_dense(cfg: DictConfig, output_dir: str | Path, overrides: Sequence[str] 
 
 
 def rehearse(cfg: DictConfig, output_dir: str | Path, overrides: Sequence[str], watch: Callback) -> None:
-    """Set the compressed training up as ``run`` would, and train until a callback has seen enough.
-
-    The export is made from its settings, so that bad ones are refused, and left out: it would claim its directory.
+    """Set the compressed training up as ``run`` would, its export included, and train until a callback has seen enough.
 
     Args:
-        cfg: The composed config.
+        cfg: The composed config; the export's directory is changed to one in ``output_dir``.
         output_dir: Where callbacks write what they write at the start of a fit.
         overrides: The command line's overrides.
         watch: Comes before all other callbacks, and ends the fit by raising ``Rehearsed``.
@@ -114,11 +112,11 @@ def rehearse(cfg: DictConfig, output_dir: str | Path, overrides: Sequence[str], 
     Raises:
         CompressionError: Something in the config cannot be done.
     """
-    with _job(cfg, Path(output_dir), overrides) as job:
-        callbacks = job.callbacks()
-        kept = callbacks[: len(callbacks) - bool(cfg.get("export"))]
-        with contextlib.suppress(Rehearsed):
-            job.fit(job.trainer(False, [watch, *kept]), job.model(), None, job.wanted.ckpt_path, "ckpt_path", [])
+    if cfg.get("export"):
+        cfg.export.dirpath = str(Path(output_dir) / "compressed")
+    with _job(cfg, Path(output_dir), overrides) as job, contextlib.suppress(Rehearsed):
+        trainer = job.trainer(False, [watch, *job.callbacks()])
+        job.fit(trainer, job.model(), None, job.wanted.ckpt_path, "ckpt_path", [])
 
 
 @contextlib.contextmanager
