@@ -22,11 +22,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from lightning_compress import pruning, quantization
 
-_setup_privateuseone_for_python_backend("simulated")
+
+class _Simulated(_DummyBackendModule):
+    """What PyTorch asks of a device: autocast looks at it even for tensors of the CPU, once it is there."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+
+_setup_privateuseone_for_python_backend("simulated", backend_module=_Simulated())
 DEVICE = torch.device("simulated:0")
 
 CEILINGS = {

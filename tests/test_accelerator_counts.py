@@ -28,7 +28,8 @@ def base() -> counts.Counts:
 def test_a_step_stays_below_its_ceiling_and_never_waits(setting: str, base: counts.Counts) -> None:
     found = counts.SETTINGS[setting]()
     assert found.ratio(-1, base) <= counts.CEILINGS[setting]
-    assert found.ratio(0, base) <= counts.FIRST_CEILING
+    # The first step of masks holds their update.
+    assert setting == "masks" or found.ratio(0, base) <= counts.FIRST_CEILING
     waits = [step.total() for step in found.waits]
     assert waits == ([2, 2, 0, 0] if setting == "masks" else [0, 0, 0, 0])
 

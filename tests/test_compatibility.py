@@ -608,5 +608,8 @@ def test_sharded_strategies_are_refused(
     trainer = quiet_trainer(callbacks=[callback])
     # DeepSpeed need not be installed to be refused.
     monkeypatch.setattr(type(trainer), "strategy", object.__new__(strategy))
-    with pytest.raises(CompressionError, match=rf"{type(callback).__name__}: Trainer\.strategy: .*strategy='ddp'"):
+    if (kind, strategy) == ("pruning", ModelParallelStrategy):
+        return  # it works, see tests/test_fsdp.py
+    remedy = "use ModelParallelStrategy" if (kind, strategy) == ("pruning", FSDPStrategy) else "strategy='ddp'"
+    with pytest.raises(CompressionError, match=rf"{type(callback).__name__}: Trainer\.strategy: .*{remedy}"):
         callback.setup(trainer, Module(), "fit")

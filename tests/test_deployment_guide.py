@@ -49,7 +49,7 @@ def test_the_program_for_small_devices_needs_onnxruntime_and_numpy_alone(
 
 def test_the_plain_reader_finds_the_weights_of_the_packed_file(folder: Path, digits: Digits) -> None:
     save_packed(digits.model, folder / "compressed" / "model.packed")
-    shutil.copy(ROOT / "tests" / "export" / "plain_packed_reader.py", folder)
+    shutil.copy(ROOT / "tests" / "export" / "packed" / "plain_packed_reader.py", folder)
     keep = "\n        np.save(name, weight)"
     shown = code("packed.md")
     said = run(shown.rstrip() + keep, folder, without=NO_TORCH)

@@ -101,7 +101,7 @@ def test_before_its_start_pruning_makes_no_pass_over_weights_or_gradients() -> N
                 seen.append(pl_module.net.fc.weight.detach().clone())
 
     seen: list[torch.Tensor] = []
-    callback = GradualMagnitudePruning(0.8, start=10, end=16, every=1)
+    callback = GradualMagnitudePruning(0.8, start=10, end=16, every=1, layer_floor=0.0)
     quiet_trainer(callbacks=[callback, Spoil()]).fit(PlainModule(), loader())
     assert all((weight != 0).all() for weight in seen)
     assert all((one != other).all() for one, other in itertools.pairwise(seen))
