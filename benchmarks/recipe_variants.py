@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import results
-from accuracy import folder_of, train
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -24,6 +25,23 @@ from lightning_compress.apps.configuration.settings import COMPRESSION
 
 NAMES = {"pruning": "pruned", "quantization": "quantized"}
 OFF = [f"{group}=none" for group in COMPRESSION]
+
+
+def train(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Run the product's command, unless its result is there."""
+    result = folder / "result.json"
+    if not result.exists():
+        command = [sys.executable, "-m", "lightning_compress.cli.main", "train", *overrides, f"hydra.run.dir={folder}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+    content: dict[str, Any] = json.loads(result.read_text())
+    return content
+
+
+def folder_of(work: Path, row: str, seed: int) -> Path:
+    """Directory of one run, named after its row."""
+    return work / re.sub(r"\W+", "_", row).strip("_") / f"seed{seed}"
 
 
 def composed(recipe: Path, *overrides: str) -> DictConfig:
