@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import results
+from accuracy import Runner
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -25,23 +24,6 @@ from lightning_compress.apps.configuration.settings import COMPRESSION
 
 NAMES = {"pruning": "pruned", "quantization": "quantized"}
 OFF = [f"{group}=none" for group in COMPRESSION]
-
-
-def train(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Run the product's command, unless its result is there."""
-    result = folder / "result.json"
-    if not result.exists():
-        command = [sys.executable, "-m", "lightning_compress.cli.main", "train", *overrides, f"hydra.run.dir={folder}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
-    content: dict[str, Any] = json.loads(result.read_text())
-    return content
-
-
-def folder_of(work: Path, row: str, seed: int) -> Path:
-    """Directory of one run, named after its row."""
-    return work / re.sub(r"\W+", "_", row).strip("_") / f"seed{seed}"
 
 
 def composed(recipe: Path, *overrides: str) -> DictConfig:
@@ -63,11 +45,12 @@ def variants(recipe: Path) -> dict[str, list[str]]:
 def measure(recipe: Path, seed: int, work: Path, overrides: list[str]) -> list[dict[str, Any]]:
     """The dense control of a seed, then every variant."""
     common = ["--config-dir", str(recipe), "--config-name", "recipe", "logger=none", f"seed={seed}", *overrides]
-    control = train(folder_of(work, "dense", seed), [*common, *OFF, "dense_baseline=false"])
+    runner = Runner(task=recipe.name, root="", work=work)
+    control = runner.train(runner.folder("dense", seed), [*common, *OFF, "dense_baseline=false"])
     rows: list[dict[str, Any]] = []
     for name, more in variants(recipe).items():
-        folder = folder_of(work, name, seed)
-        train(folder, [*common, *more, f"dense_checkpoint={control['checkpoint']}"])
+        folder = runner.folder(name, seed)
+        runner.train(folder, [*common, *more, f"dense_checkpoint={control['checkpoint']}"])
         report = json.loads((folder / "compressed" / "report.json").read_text())
         found = report["results"]
         files = {artifact["format"]: artifact["bytes"] for artifact in report["artifacts"]}

@@ -17,7 +17,7 @@ class CompressionError(ValueError):
         Args:
             name: Full name of the field, for example ``GradualMagnitudePruning.final_sparsity``.
             expected: What is allowed.
-            got: What came.
+            got: What was given.
             fix: How to mend it.
 
         Example:
