@@ -1,26 +1,36 @@
 """What compression costs on a GPU, in eight minutes at most; every number is printed as it is found.
 
     python benchmarks/gpu.py --write
+    python benchmarks/gpu.py --device cpu --small        # tries the script
 
-Steps of quantization-aware training ÷ float step and peak memory for ResNet-50, a ViT-S and a GPT of 124M weights in
-bfloat16, eager and compiled, with PyTorch's fused observers beside it; mask updates of 100M and 1B weights; masks that
-are kept; equality with the CPU. Results are merged into ``benchmarks/results/gpu.json`` part by part. Written without a
-GPU at hand: no number of it is published yet.
+Masks and 4-bit weights beside those of the CPU; mask updates of 100M and 1B weights beside ``torch.nn.utils.prune``;
+2:4 weights in PyTorch's semi-structured form; and of ResNet-50, a ViT-S and a GPT of 124M weights, in bfloat16, the
+step of quantization-aware training ÷ float step and its peak memory, eager beside other libraries, and compiled. Each
+part is a process that is ended when its share of the time is over. With ``--write`` rows are merged into
+``benchmarks/results/gpu.json`` one by one.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
+import importlib.util
+import itertools
 import json
+import multiprocessing
+import os
+import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import results
 import torch
-import torch.nn.functional as F
+from gpu_networks import network
+from quantization_peers import with_modelopt, with_torchao
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
@@ -28,65 +38,27 @@ from lightning_compress import pruning, quantization
 from lightning_compress.quantization.ranges.optimizer import RangeOptimizer
 
 SECONDS = 480.0
-Row = dict[str, str | int | float]
-
-
-class Attention(nn.Module):
-    """A pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int, causal: bool) -> None:
-        super().__init__()
-        self.heads, self.causal = heads, causal
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.act, self.down = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, length, width = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-        return x + self.down(self.act(self.up(self.norm2(x))))
-
-
-class Transformer(nn.Module):
-    """Blocks over patches of an image, or over tokens."""
-
-    def __init__(self, entry: nn.Module, width: int, depth: int, heads: int, outputs: int, causal: bool) -> None:
-        super().__init__()
-        self.entry = entry
-        self.blocks = nn.Sequential(*(Attention(width, heads, causal) for _ in range(depth)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, outputs)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.entry(x)
-        x = x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
-        return self.head(self.norm(self.blocks(x)))
-
-
-def networks(small: bool) -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
-    """Name, network and a batch."""
-    try:
-        from torchvision.models import resnet50
-
-        batch, size = (2, 64) if small else (128, 224)
-        images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
-        yield "ResNet-50", resnet50().to(memory_format=torch.channels_last), images
-    except ImportError:
-        print("ResNet-50: torchvision is not installed", flush=True)
-    depth, width, batch = (1, 64, 2) if small else (12, 384, 128)
-    patches = nn.Conv2d(3, width, 16, 16)
-    yield "ViT-S", Transformer(patches, width, depth, width // 64, 1000, False), torch.randn(batch, 3, 224, 224)
-    width, length, words = (64, 32, 100) if small else (768, 1024, 50304)
-    tokens = torch.randint(words, (2 if small else 8, length))
-    yield "GPT-124M", Transformer(nn.Embedding(words, width), width, depth, width // 64, words, True), tokens
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "moving": {"range": "minmax"},
-    "learned": {"range": "learned"},
-    "4-bit groups": {"weight_bits": 4, "activation_bits": None, "weight_granularity": "group:32"},
+Row = dict[str, str | float | None]
+COLUMNS = {
+    "what": "what",
+    "ms": ("ms", ".2f"),
+    "ratio": ("ratio", ".3f"),
+    "of": "of what",
+    "peak_mb": ("peak MB", ".0f"),
 }
+
+
+def row(what: str, seconds: float | None, ratio: float, of: str, peak_mb: float | None = None) -> Row:
+    """A row of the result.
+
+    Args:
+        what: What was measured.
+        seconds: Its time, if it is one.
+        ratio: To what ``of`` names.
+        of: Of what the ratio is.
+        peak_mb: Peak memory in MiB, where it was measured.
+    """
+    return {"what": what, "ms": seconds and seconds * 1e3, "ratio": ratio, "of": of, "peak_mb": peak_mb}
 
 
 def fused_observers(network: nn.Module) -> nn.Module:
@@ -101,6 +73,25 @@ def fused_observers(network: nn.Module) -> nn.Module:
             layer.register_forward_pre_hook(lambda _, args, a=activation: (a(args[0].float()),))
             parametrize.register_parametrization(layer, "weight", weight)
     return network
+
+
+def prepared(network: nn.Module, x: torch.Tensor, **settings: Any) -> nn.Module:
+    """The network with quantizers of this package."""
+    quantization.prepare(network, example_inputs=x[:2], **settings)
+    return network
+
+
+OURS: dict[str, Callable[[nn.Module, torch.Tensor], nn.Module]] = {
+    "8 bits, moving ranges": functools.partial(prepared, range="minmax"),
+    "8 bits, learned ranges": functools.partial(prepared, range="learned"),
+    "4-bit groups": functools.partial(prepared, weight_bits=4, activation_bits=None, weight_granularity="group:32"),
+}
+PEERS = {
+    "torch's fused observers": ("torch", lambda network, x: fused_observers(network)),
+    "torchao PT2E": ("torchao", with_torchao),
+    "ModelOpt": ("modelopt", with_modelopt),
+}
+"""Other libraries: the package that has to be installed, and what it makes of a network."""
 
 
 class Step:
@@ -143,82 +134,88 @@ def seconds_of(step: Callable[[], Any], device: str, rounds: int = 5, steps: int
     return statistics.median(found)
 
 
-def steps(device: str, small: bool) -> Iterator[Row]:
-    """Step ÷ float step and peak memory of each network and variant."""
-    for name, plain, batch in networks(small):
-        x = batch.to(device)
-        for compiled in (False, True):
-            base = 0.0
-            for variant in ("float", *VARIANTS, *(() if compiled else ("torch fused observers",))):
-                network = copy.deepcopy(plain).to(device)
-                if variant in VARIANTS:
-                    quantization.prepare(network, example_inputs=x[:2], **VARIANTS[variant])
-                elif variant != "float":
-                    fused_observers(network)
-                if device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                taken = seconds_of(Step(network, x, compiled), device)
-                base = base or taken
-                peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else 0.0
-                what = f"{name}, {'compiled' if compiled else 'eager'}, {variant}"
-                yield {"what": what, "ms": taken * 1e3, "ratio": taken / base, "peak_mb": peak}
-                del network
+def peak_mb(device: str) -> float | None:
+    """Peak memory since the last call, in MiB; only CUDA says it."""
+    if device != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated() / 2**20
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+def steps(name: str, device: str, small: bool, *, compiled: bool) -> Iterator[Row]:
+    """Steps of one network: float, by this package and, where eager, with masks and by other libraries."""
+    plain, batch = network(name, small)
+    x = batch.to(device)
+    how, base = "compiled" if compiled else "eager", 0.0
+    variants = {"float": lambda network, x: network, **OURS}
+    if not compiled:
+        variants |= {peer: make for peer, (package, make) in PEERS.items() if importlib.util.find_spec(package)}
+    for variant, make in variants.items():
+        try:
+            step = Step(make(copy.deepcopy(plain).to(device), x), x, compiled)
+            peak_mb(device)
+            taken = seconds_of(step, device)
+        except Exception as error:
+            if variant not in PEERS:
+                raise
+            print(f"{name}, {variant}: {type(error).__name__}: {error}", flush=True)
+            continue
+        base = base or taken
+        yield row(f"{name}, {how}, {variant}", taken, taken / base, "float", peak_mb(device))
+        del step
+    if not compiled:
+        masked = copy.deepcopy(plain).to(device)
+        pruner = pruning.Pruner(masked, final_sparsity=0.8, start=0, end=1, every=1)
+        step = Step(masked, x, compiled)
+        number = itertools.count(1)
+        taken = seconds_of(lambda: (step(), pruner.step(next(number))), device)
+        yield row(f"{name}, {how}, masks", taken, taken / base, "float", peak_mb(device))
 
 
 def masks(device: str, small: bool) -> Iterator[Row]:
-    """A global mask update beside ``torch.nn.utils.prune``, and a step that keeps masks."""
+    """Global mask updates beside ``torch.nn.utils.prune``."""
     for millions in (1,) if small else (100, 1000):
         layers = nn.Sequential(*(nn.Linear(1000, 1000, bias=False, device=device) for _ in range(millions)))
-
-        def update(layers: nn.Module = layers) -> None:
-            pruner = pruning.Pruner(layers, final_sparsity=0.8, start=0, end=1, every=1, schedule="linear")
-            pruner.step(1)
-
-        own = seconds_of(update, device, rounds=3, steps=1)
-        yield {"what": f"mask update, {millions}M weights", "ms": own * 1e3, "ratio": 1.0, "peak_mb": 0.0}
-        pruner = pruning.Pruner(layers, final_sparsity=0.8, start=0, end=1, every=1, schedule="linear")
-        pruner.step(1)
-        kept = seconds_of(pruner.apply, device)
-        yield {"what": f"masks applied, {millions}M weights", "ms": kept * 1e3, "ratio": kept / own, "peak_mb": 0.0}
+        pruner = pruning.Pruner(layers, final_sparsity=0.8, start=0, end=100, every=1)
+        number = itertools.count(1)
+        peak_mb(device)
+        own = seconds_of(lambda p=pruner, n=number: p.step(next(n)), device, rounds=3, steps=1)
+        yield row(f"mask update, {millions}M weights", own, 1.0, "itself", peak_mb(device))
         if millions <= 100:
             chosen = [(layer, "weight") for layer in layers]
+            wait(device)
             begin = time.perf_counter()
             prune.global_unstructured(chosen, pruning_method=prune.L1Unstructured, amount=0.8)
             wait(device)
             taken = time.perf_counter() - begin
-            yield {
-                "what": f"torch.nn.utils.prune, {millions}M",
-                "ms": taken * 1e3,
-                "ratio": taken / own,
-                "peak_mb": 0.0,
-            }
-        del layers
+            yield row(f"torch.nn.utils.prune, {millions}M weights", taken, taken / own, "mask update", peak_mb(device))
 
 
 def equality(device: str, small: bool) -> Iterator[Row]:
-    """Scales and masks of the same weights on the CPU and here: share that is equal to the bit."""
+    """Share of masks, scales, values and losses of three steps that equal the CPU's to the bit."""
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(300, 200), nn.Linear(200, 100))
-    other = copy.deepcopy(layers).to(device)
-    for network in (layers, other):
-        pruning.Pruner(network, final_sparsity=0.7, start=0, end=1, every=1, schedule="linear").step(1)
-        quantization.prepare(network, activation_bits=None, weight_bits=4)
-    pairs = list(zip(layers, other, strict=True))
-    same = [torch.equal(a.weight, b.weight.cpu()) for a, b in pairs]
-    found = [quantization.find(network) for network in (layers, other)]
-    values = [[q.fake_quantize().detach().cpu() for q in f.layers.values()] for f in found if f is not None]
-    same += [torch.equal(a, b) for a, b in zip(*values, strict=True)]
-    yield {
-        "what": "masks and 4-bit weights equal to the CPU's",
-        "ms": 0.0,
-        "ratio": sum(same) / len(same),
-        "peak_mb": 0.0,
-    }
+    x, found = torch.randn(64, 300), []
+    for place in ("cpu", device):
+        here = copy.deepcopy(layers).to(place)
+        pruner = pruning.Pruner(here, final_sparsity=0.7, start=0, end=1, every=1)
+        pruner.step(1)
+        quantization.prepare(here, weight_bits=4, example_inputs=x[:2].to(place))
+        quantizers = quantization.find(here)
+        assert quantizers is not None
+        weights = [value for q in quantizers.layers.values() for value in (q.scale(), q.fake_quantize())]
+        losses = [here(x.to(place)).square().mean() for _ in range(3)]
+        found.append([value.detach().cpu() for value in (*pruner.masks.values(), *weights, *losses)])
+    for what, part in (("masks", slice(2)), ("scales and 4-bit weights", slice(2, 6)), ("losses", slice(6, 9))):
+        equal = [torch.equal(a, b) for a, b in zip(*(values[part] for values in found), strict=True)]
+        yield row(f"{what} equal to the CPU's", None, sum(equal) / len(equal), "all")
 
 
 def semi_structured(device: str, small: bool) -> Iterator[Row]:
     """A linear layer with 2:4 masks in PyTorch's semi-structured form ÷ dense."""
     if device != "cuda":
+        print("semi-structured: only on CUDA", flush=True)
         return
     layer = nn.Linear(4096, 4096, bias=False, device=device, dtype=torch.float16)
     pruning.Pruner(layer, final_sparsity=0.5, pattern="2:4", start=0, end=1, every=1).step(1)
@@ -227,18 +224,40 @@ def semi_structured(device: str, small: bool) -> Iterator[Row]:
         dense = seconds_of(lambda: layer(x), device, steps=20)
         layer.weight = nn.Parameter(torch.sparse.to_sparse_semi_structured(layer.weight))
         sparse = seconds_of(lambda: layer(x), device, steps=20)
-    yield {"what": "2:4 semi-structured ÷ dense", "ms": sparse * 1e3, "ratio": sparse / dense, "peak_mb": 0.0}
+    yield row("2:4 semi-structured", sparse, sparse / dense, "dense")
 
 
-PARTS = {"equality": equality, "masks": masks, "semi-structured": semi_structured, "steps": steps}
+PARTS: dict[str, Callable[[str, bool], Iterator[Row]]] = {
+    "equality": equality,
+    "masks": masks,
+    "semi-structured": semi_structured,
+    **{
+        f"{name}, {'compiled' if compiled else 'eager'}": functools.partial(steps, name, compiled=compiled)
+        for compiled in (False, True)
+        for name in ("ResNet-50", "ViT-S", "GPT-124M")
+    },
+}
 
 
-def merged(rows: list[Row]) -> list[Row]:
-    """New rows in place of the file's of the same name."""
+def merged(new: Row) -> list[Row]:
+    """The rows of the file, with a new one instead of that of the same name."""
     path = results.FOLDER / "gpu.json"
     before = json.loads(path.read_text())["rows"] if path.exists() else []
-    new = {row["what"] for row in rows}
-    return [row for row in before if row["what"] not in new] + rows
+    return [old for old in before if old["what"] != new["what"]] + [new]
+
+
+def run(name: str, device: str, small: bool, write: bool) -> None:
+    """Measure one part, in a process group of its own."""
+    os.setsid()
+    try:
+        for found in PARTS[name](device, small):
+            ms, peak = found["ms"], found["peak_mb"]
+            time_, memory = "" if ms is None else f"{ms:.2f} ms", "" if peak is None else f"{peak:.0f} MB"
+            print(f"{found['what']:44} {time_:>14} {found['ratio']:8.3f} of {found['of']:12} {memory:>10}", flush=True)
+            if write:
+                results.write("gpu", merged(found), columns=COLUMNS)
+    except ImportError as error:
+        print(f"{name}: {error}", flush=True)
 
 
 def main() -> None:
@@ -249,25 +268,26 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try the script")
     parser.add_argument("--write", action="store_true", help="merge into benchmarks/results/gpu.json")
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
+    # Counted without starting CUDA, which a forked process could not start again.
+    if options.device == "cuda" and not torch.cuda.device_count():
         parser.error("there is no GPU here; --device cpu --small tries the script")
-    rows: list[Row] = []
-    until = time.perf_counter() + options.seconds
-    for name in options.parts:
-        try:
-            for row in PARTS[name](options.device, options.small):
-                rows.append(row)
-                print(
-                    f"{row['what']:44} {row['ms']:10.2f} ms  {row['ratio']:6.3f}  {row['peak_mb']:8.0f} MB", flush=True
-                )
-                if options.write:
-                    columns = {"what": "what", "ms": ("ms", ".2f"), "ratio": ("ratio", ".3f"), "peak_mb": ("MB", ".0f")}
-                    results.write("gpu", merged(rows), columns=columns)
-                if time.perf_counter() > until:
-                    print("out of time", flush=True)
-                    return
-        except (RuntimeError, ImportError) as error:
-            print(f"{name}: {type(error).__name__}: {error}", flush=True)
+    until, failed = time.monotonic() + options.seconds, []
+    for i, name in enumerate(options.parts):
+        # What earlier parts left over is shared by those that follow.
+        share = (until - time.monotonic()) / (len(options.parts) - i)
+        part = multiprocessing.get_context("fork").Process(
+            target=run, args=(name, options.device, options.small, options.write)
+        )
+        part.start()
+        part.join(share)
+        if part.is_alive():
+            print(f"{name}: ended after its {share:.0f} s", flush=True)
+            os.killpg(part.pid, signal.SIGKILL)
+            part.join()
+        elif part.exitcode:
+            failed.append(name)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

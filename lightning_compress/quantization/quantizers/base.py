@@ -192,10 +192,13 @@ class ActivationQuantizer:
 
     @property
     def observed(self) -> bool:
-        """Whether there is a range. On an accelerator it may be read from the device, once, which waits for it."""
-        if self._observed is None:
+        """Whether there is a range. On an accelerator it may be read from the device, once, which waits for it.
+
+        Reading would break a compiled graph, which takes it for granted instead.
+        """
+        if self._observed is None and not torch.compiler.is_compiling():
             self._observed = bool(self.range.isfinite().all())
-        return self._observed
+        return self._observed is not False
 
     @observed.setter
     def observed(self, observed: bool | None) -> None:

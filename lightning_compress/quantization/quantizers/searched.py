@@ -71,7 +71,11 @@ class SearchedWeightQuantizer(WeightQuantizer):
         found = searched_together(quantizers) if quantizers[0].spec.range == "mse" else None
         for i, one in enumerate(quantizers):
             scale, largest = (super(cls, one).scale(), one._largest()) if found is None else found[i]
-            one.ratio, one._forwards = scale / largest, 0
+            one._forwards = 0
+            if one.ratio is None:
+                one.ratio = scale / largest
+            else:
+                one.ratio.copy_(scale / largest)
 
     @classmethod
     def factors(cls, quantizers: Sequence[SearchedWeightQuantizer]) -> tuple[torch.Tensor, bool]:

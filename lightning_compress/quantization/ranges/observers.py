@@ -1,11 +1,14 @@
-"""From a tensor to its quantization range: pure functions, without a host synchronization."""
+"""From a tensor to its quantization range: pure functions, without a host synchronization.
+
+A search tries 88 ranges. ``torch.compile`` sees it as one operator, which would take a minute to trace otherwise.
+"""
 
 from __future__ import annotations
 
 import torch
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.foundation.device_operators import dense
+from lightning_compress.foundation.device_operators import dense, operator
 from lightning_compress.quantization.fake_quantize import cpu as native
 from lightning_compress.quantization.ranges.qparams import _usable, affine_qparams, symmetric_qparams
 
@@ -121,6 +124,9 @@ def observe(x: torch.Tensor, method: str, bits: int, *, symmetric: bool = False)
     """
     if method == "minmax":
         return minmax(x)
+    if _compiling():
+        found: torch.Tensor = _searched_range(x.detach(), method, bits, symmetric)
+        return found
     if method == "percentile":
         return percentile(x)
     return mse(x, bits, symmetric=symmetric)
@@ -229,6 +235,9 @@ def weight_scale(
     """
     if method == "minmax" and group_size is None and (lib := native.library(w)) is not None and w.numel():
         return native.weight_scale(lib, w, axis, qmax)
+    if method == "mse" and _compiling():
+        found: torch.Tensor = _searched_scale(w.detach(), axis, qmax, group_size)
+        return found
     rows = _rows(w.detach(), axis, group_size).float()
     if method == "minmax":
         scale = rows.abs().amax(-1) / qmax
@@ -273,3 +282,28 @@ def _rows(w: torch.Tensor, axis: int | None, group_size: int | None) -> torch.Te
         return rows
     missing = -rows.shape[1] % group_size
     return torch.nn.functional.pad(rows, (0, missing)).reshape(rows.shape[0], -1, group_size)
+
+
+def _compiling() -> bool:
+    """Whether a search is to be one operator; an exported program would need this package then."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def _empty_scale(w: torch.Tensor, axis: int | None, qmax: int, group_size: int | None) -> torch.Tensor:
+    if axis is None:
+        return w.new_empty((), dtype=torch.float32)
+    rows = w.shape[axis]
+    shape = (rows,) if group_size is None else (rows, -(-(w.numel() // rows) // group_size))
+    return w.new_empty(shape, dtype=torch.float32)
+
+
+_searched_range = operator(
+    "searched_range(Tensor x, str method, int bits, bool symmetric) -> Tensor",
+    lambda x, method, bits, symmetric: observe(x, method, bits, symmetric=symmetric),
+    lambda x, method, bits, symmetric: x.new_empty((2,), dtype=torch.float32),
+)
+_searched_scale = operator(
+    "searched_scale(Tensor w, int? axis, int qmax, int? group_size) -> Tensor",
+    lambda w, axis, qmax, group_size: weight_scale(w, axis, qmax, "mse", group_size=group_size),
+    _empty_scale,
+)
