@@ -65,6 +65,9 @@ class Simulated(FakeTensorMode):
             # One: something changed, or is true, and nothing is wrong.
             return {True: 1.0, False: 1}[args[0].dtype.is_floating_point] if args[0].dtype != torch.bool else True
         self.operations[str(func)] += 1
+        to = torch.device((kwargs or {}).get("device") or "cpu")
+        if func is torch.ops.aten._to_copy.default and to == DEVICE and not isinstance(args[0], FakeTensor):
+            return self.tensor(args[0])
         moved = func is torch.ops.aten._to_copy.default and args[0].device.type == DEVICE.type
         if moved and torch.device((kwargs or {}).get("device") or DEVICE).type == "cpu":
             self.waits[_caller()] += 1

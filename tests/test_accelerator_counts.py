@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -16,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import accelerator_counts as counts
 
 from lightning_compress import pruning, quantization
+from lightning_compress.foundation.nested import tensors
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer
 
 
@@ -110,3 +113,73 @@ def test_ranges_of_a_checkpoint_from_the_cpu_go_to_the_networks_device(range_: s
         assert {value.device for value in vars(quantizer).values() if isinstance(value, torch.Tensor)} == {
             counts.DEVICE
         }
+
+
+def devices(quantizers: Iterable[Any]) -> set[str]:
+    return {v.device.type for one in quantizers for v in vars(one).values() if isinstance(v, torch.Tensor)}
+
+
+@pytest.fixture
+def _new_parameters() -> Iterator[None]:
+    """``.to`` makes parameters anew: data of the CPU cannot be exchanged for that of a tensor without values."""
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+@pytest.mark.usefixtures("_new_parameters")
+@pytest.mark.parametrize("range_", ["minmax", "percentile", "mse"])
+def test_ranges_follow_a_network_that_is_moved_after_it_was_prepared(range_: str) -> None:
+    network, x = counts.Network(), torch.randn(4, 3, 16, 16)
+    quantization.prepare(network, range=range_, example_inputs=x)
+    network(x)
+    found, mode = quantization.find(network), counts.Simulated()
+    assert found is not None
+    assert devices(found.activations.values()) == {"cpu"}
+    with mode:
+        network.to(counts.DEVICE)
+        network(mode.tensor(x)).square().mean().backward()
+    assert devices(found.activations.values()) == {counts.DEVICE.type}
+    assert {parameter.grad.device for parameter in network.parameters() if parameter.grad is not None} == {
+        counts.DEVICE
+    }
+
+
+@pytest.mark.usefixtures("_new_parameters")
+def test_ranges_follow_a_module_that_lightnings_strategy_moves() -> None:
+    module, x = L.LightningModule(), torch.randn(4, 3, 16, 16)
+    module.net = counts.Network()
+    quantization.prepare(module.net, example_inputs=x)
+    module.net(x)
+    strategy, mode = SingleDeviceStrategy(device=counts.DEVICE), counts.Simulated()
+    strategy.connect(module)
+    with mode:
+        strategy.model_to_device()
+        module.net(mode.tensor(x)).square().mean().backward()
+    assert module.device == counts.DEVICE
+    found = quantization.find(module.net)
+    assert found is not None
+    assert devices(found.activations.values()) == {counts.DEVICE.type}
+
+
+@pytest.mark.parametrize("range_", ["minmax", "percentile", "mse", "learned"])
+def test_a_checkpoint_from_the_accelerator_holds_tensors_of_the_cpu(range_: str) -> None:
+    network, _, mode = on_simulated(lambda net, x: quantization.prepare(net, range=range_, example_inputs=x))
+    with mode:
+        network(mode.tensor(torch.randn(4, 3, 16, 16))).square().mean().backward()
+        found = quantization.find(network)
+        assert found is not None
+        saved = list(tensors(found.state_dict()))
+    assert len(saved) > 40
+    assert {tensor.device.type for _, tensor in saved} == {"cpu"}
+
+
+def test_masks_of_a_checkpoint_from_the_cpu_go_to_the_networks_device() -> None:
+    settings: dict[str, Any] = {"final_sparsity": 0.5, "start": 0, "end": 2, "every": 1}
+    before = pruning.Pruner(counts.Network(), **settings)
+    before.step(1)
+    saved = before.state_dict()
+    _, pruner, mode = on_simulated(lambda net, x: pruning.Pruner(net, **settings))
+    with mode:
+        pruner.load_state_dict(saved)
+        assert {mask.device for mask in pruner.masks.values()} == {counts.DEVICE}

@@ -192,10 +192,7 @@ class ActivationQuantizer:
 
     @property
     def observed(self) -> bool:
-        """Whether there is a range. On an accelerator it may be read from the device, once, which waits for it.
-
-        Reading would break a compiled graph, which takes it for granted instead.
-        """
+        """Whether there is a range: read once from an accelerator, which waits for it; assumed in a compiled graph."""
         if self._observed is None and not torch.compiler.is_compiling():
             self._observed = bool(self.range.isfinite().all())
         return self._observed is not False
