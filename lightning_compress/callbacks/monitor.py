@@ -315,7 +315,7 @@ class CompressionMonitor(Callback):
         self._remember_layers(rows, step)
         sparsity, target = self._series["compress/sparsity/global"], self._series["compress/sparsity/target"]
         self._alert(trainer, alerts.find(rows, {}, before={}, sparsity=sparsity, target=target))
-        trainer.progress_bar_metrics.update(bar_text(self._series, self._measured[0]))  # type: ignore[arg-type]
+        trainer.progress_bar_metrics.update(bar_text(self._series))  # type: ignore[arg-type]
 
     def _remember_layers(self, rows: Sequence[LayerRow], step: int) -> None:
         """Add the layers' weights that are not as they were at the last measurement."""

@@ -71,17 +71,16 @@ def phase(step: int, schedule: SparsitySchedule | None, quantization: Quantizati
     return " + ".join(words) or "dense"
 
 
-def bar_text(found: Mapping[str, float], phase: str) -> dict[str, str]:
-    """What a progress bar shows: phase, sparsity, bits of weights and activations.
+def bar_text(found: Mapping[str, float]) -> dict[str, str]:
+    """What a progress bar shows: sparsity, and bits of weights and activations.
 
     Example:
         >>> bits = {"compress/bits/weight": 8.0, "compress/bits/activation": 8.0}
-        >>> bar_text({"compress/sparsity/global": 0.8, **bits}, "pruned + quantized")
-        {'phase': 'pruned + quantized', 'sparsity': '80.0%', 'bits': '8/8'}
+        >>> bar_text({"compress/sparsity/global": 0.8, **bits})
+        {'sparsity': '80.0%', 'bits': '8/8'}
     """
     weight, activation = found["compress/bits/weight"], found["compress/bits/activation"]
     return {
-        "phase": phase,
         "sparsity": f"{found['compress/sparsity/global']:.1%}",
         "bits": f"{weight:.3g}/{activation:.3g}",
     }

@@ -141,13 +141,15 @@ def explain(error: Exception, overrides: Sequence[str]) -> CompressionError:
         key, known = bad[1], _known_keys(overrides)
         parent = key.rpartition(".")[0]
         if parent in known and not any(name.startswith(f"{parent}.") for name in known):
-            fix = f"{parent} has no settings as chosen; see --help for the choices."
+            fix = f"{parent} is none; add {parent}={_USUAL[parent]}." if parent in _USUAL else f"{parent} has none."
         else:
             fix = f"{closest(key, known)} To add a new one, write +{key}=..."
         return CompressionError(f"{key}: there is no such setting. {fix}")
     return CompressionError(_line(error))
 
 
+_USUAL = {"pruning": "global", "quantization": "w8a8", "distillation": "logits", "export": "default"}
+"""The usual choice of each group that is none by default."""
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
 """What composing a config raises for bad input."""
 
