@@ -134,7 +134,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> CompressionError:
     if isinstance(error, OverrideParseException):
         return CompressionError(
             f"{error.override}: expected key=value as Hydra reads it. Quote a value with other signs than letters, "
-            f"digits and ./:-_ twice, once for the shell: \"key='value'\"."
+            f"digits and ./:-_ twice, once for the shell: \"key='value'\". A pattern that is no plain name goes into a "
+            "list: 'pruning.overrides=[{pattern: \"re:.*conv1\", final_sparsity: 0.5}]'."
         )
     bad = re.search(r"Could not override '([^']+)'", str(error))
     if isinstance(error, ConfigCompositionException) and bad is not None:
