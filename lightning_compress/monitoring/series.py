@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_compress.metrics import functional
 from lightning_compress.metrics.layer_table import LayerRow
@@ -69,6 +69,24 @@ def phase(step: int, schedule: SparsitySchedule | None, quantization: Quantizati
     if quantization is not None and quantization.enabled:
         words.append("quantized")
     return " + ".join(words) or "dense"
+
+
+def history_point(step: int, found: Mapping[str, float], phase: str) -> dict[str, Any]:
+    """One measurement as the report's history and its pictures take it.
+
+    Args:
+        step: Optimizer steps done.
+        found: The series.
+        phase: Name of the phase.
+    """
+    return {
+        "step": step,
+        "sparsity": found["compress/sparsity/global"],
+        "sparsity_target": found["compress/sparsity/target"],
+        "weight_bits": found["compress/bits/weight"],
+        "activation_bits": found["compress/bits/activation"],
+        "phase": phase,
+    }
 
 
 def bar_text(found: Mapping[str, float]) -> dict[str, str]:
