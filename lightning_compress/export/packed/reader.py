@@ -22,7 +22,7 @@ from lightning_compress.export.packed.layout import INTEGERS, PLAIN, SAME, SPARS
 from lightning_compress.export.packed.state_json import is_deep, with_tensors
 from lightning_compress.export.packed.varints import Reader
 from lightning_compress.quantization import attach, strip
-from lightning_compress.quantization.fake_quantize.functional import spread_scale
+from lightning_compress.quantization.fake_quantize.scale_shapes import spread_scale
 
 LARGEST_EXPANSION = 1000
 """Without a model to compare shapes with, all tensors together may take this many times the file's bytes."""

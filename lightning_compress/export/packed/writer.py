@@ -20,7 +20,7 @@ from lightning_compress.export.packed.codec.nonzero_values import LARGEST
 from lightning_compress.export.packed.layout import INTEGERS, PLAIN, POOLED, SAME, SPARSE, Entry
 from lightning_compress.export.packed.state_json import DEEPEST, is_deep, without_tensors
 from lightning_compress.quantization import Quantization, find
-from lightning_compress.quantization.fake_quantize.functional import quantize_weight_integers
+from lightning_compress.quantization.fake_quantize.integers import quantize_weight_integers
 from lightning_compress.quantization.quantizers.base import WeightQuantizer
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
-from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.fake_quantize import cpu as native
 from lightning_compress.quantization.fake_quantize import reference as eager
+from lightning_compress.quantization.fake_quantize.scale_shapes import check_scale, spread_scale
 from lightning_compress.quantization.fake_quantize.transforms import straight_through, transformed
 
 Clip = tuple[float, float]
@@ -121,93 +120,6 @@ def fake_quantize_weight(
         wide = spread_scale(scale, w.shape, axis, group_size)
         return straight_through(w, *eager.quantize(w, wide, None, qmin, qmax, mask=clips))
     return _FakeQuantizeWeight.apply(w, scale, axis, qmin, qmax, group_size, clips)
-
-
-def quantize_integers(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
-    axis: int | None,
-    qmin: int,
-    qmax: int,
-    *,
-    group_size: int | None = None,
-) -> torch.Tensor:
-    """The integers behind a fake-quantized tensor: int8 where the range allows, else uint8.
-
-    Args:
-        x: Float tensor without NaN.
-        scale: As in ``fake_quantize`` and ``fake_quantize_weight``.
-        zero_point: float32, ``[]``, or ``None`` for zero.
-        axis: Dimension of the channels; ``None`` with a single scale.
-        qmin: Smallest integer.
-        qmax: Largest integer.
-        group_size: As in ``fake_quantize_weight``.
-
-    Raises:
-        CompressionError: The tensor holds NaN, or the scale does not fit it.
-
-    Example:
-        >>> quantize_integers(torch.tensor([-1.0, 0.26, 9.0]), torch.tensor(0.5), None, None, -3, 3)
-        tensor([-2,  1,  3], dtype=torch.int8)
-    """
-    check_scale(scale, x.shape, axis, group_size)
-    if x.isnan().any():
-        raise CompressionError(f"A tensor of shape {tuple(x.shape)} holds NaN: no integer stands for it.")
-    q = eager.integers(x.detach(), spread_scale(scale, x.shape, axis, group_size), zero_point, qmin, qmax)
-    return q.to(torch.int8 if qmin >= -128 and qmax <= 127 else torch.uint8)
-
-
-def quantize_weight_integers(
-    w: torch.Tensor,
-    scale: torch.Tensor,
-    axis: int | None,
-    qmin: int,
-    qmax: int,
-    *,
-    group_size: int | None = None,
-) -> torch.Tensor:
-    """``quantize_integers`` with zero point 0: int8, the shape of ``w``."""
-    return quantize_integers(w, scale, None, axis, qmin, qmax, group_size=group_size)
-
-
-def check_scale(scale: torch.Tensor, shape: torch.Size, axis: int | None, group_size: int | None) -> None:
-    """Refuse scales that do not fit the tensor they are meant for.
-
-    Raises:
-        CompressionError: Their shape is not ``[]``, ``[C]`` or, with groups, ``[C, groups]``.
-    """
-    if scale.ndim == 0:
-        return
-    wanted: tuple[int, ...] = ()
-    if axis is not None:
-        wanted = (shape[axis],)
-        if group_size is not None:
-            wanted += (-(-math.prod(shape) // shape[axis] // group_size),)
-    if tuple(scale.shape) != wanted:
-        raise CompressionError(
-            f"The scale of a tensor of shape {tuple(shape)} with axis={axis} and group_size={group_size}: expected "
-            f"shape () or {wanted}, got {tuple(scale.shape)}."
-        )
-
-
-def spread_scale(
-    scale: torch.Tensor, shape: torch.Size, axis: int | None, group_size: int | None = None
-) -> torch.Tensor:
-    """Reshape or repeat scales so that they broadcast with the tensor they belong to.
-
-    Example:
-        >>> spread_scale(torch.ones(8), torch.Size([8, 3, 3, 3]), 0).shape
-        torch.Size([8, 1, 1, 1])
-    """
-    if scale.ndim == 0 or axis is None:
-        return scale
-    axis %= len(shape)
-    if scale.ndim == 1:
-        return scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    rest = [size for i, size in enumerate(shape) if i != axis]
-    wide = scale.repeat_interleave(group_size or 1, 1)[:, : math.prod(rest)]
-    return wide.reshape([shape[axis], *rest]).movedim(0, axis)
 
 
 def _fake_quantize(

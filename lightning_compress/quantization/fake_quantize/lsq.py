@@ -10,6 +10,7 @@ import torch
 from lightning_compress.quantization.fake_quantize import cpu as native
 from lightning_compress.quantization.fake_quantize import functional as kernels
 from lightning_compress.quantization.fake_quantize import reference as eager
+from lightning_compress.quantization.fake_quantize.scale_shapes import check_scale, spread_scale
 from lightning_compress.quantization.fake_quantize.step_memory import StepMemory
 from lightning_compress.quantization.fake_quantize.transforms import learned, transformed
 
@@ -46,9 +47,9 @@ def learned_fake_quantize(
         >>> s.grad
         tensor(2.7000)
     """
-    kernels.check_scale(scale, x.shape, axis, None)
+    check_scale(scale, x.shape, axis, None)
     if transformed():
-        return learned(x, kernels.spread_scale(scale.clamp_min(_SMALLEST_SCALE), x.shape, axis), qmin, qmax, grad_scale)
+        return learned(x, spread_scale(scale.clamp_min(_SMALLEST_SCALE), x.shape, axis), qmin, qmax, grad_scale)
     return _LearnedFakeQuantize.apply(x, scale, qmin, qmax, grad_scale, axis)
 
 
@@ -91,7 +92,7 @@ def learned_activation(
         >>> s.grad
         tensor(2.7500)
     """
-    kernels.check_scale(scale, x.shape, None, None)
+    check_scale(scale, x.shape, None, None)
     if scratch is not None:
         scratch = scratch.detach()
     if transformed():
@@ -156,7 +157,7 @@ class _LearnedFakeQuantize(torch.autograd.Function):
         if (lib := native.library(x)) is not None and x.numel():
             to_x, to_scale = native.learned_gradient(lib, grad, x, scale, axis, qmin, qmax, grad_scale)
         else:
-            to_x, slopes = eager.learned_gradient(grad, x, kernels.spread_scale(scale, x.shape, axis), qmin, qmax)
+            to_x, slopes = eager.learned_gradient(grad, x, spread_scale(scale, x.shape, axis), qmin, qmax)
             dims = [i for i in range(x.ndim) if scale.ndim == 0 or i != axis % x.ndim]
             # Summed in float64, so that the order of summation does not show.
             to_scale = slopes.sum(dims, dtype=torch.float64) * grad_scale

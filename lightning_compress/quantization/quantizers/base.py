@@ -15,6 +15,7 @@ from lightning_compress.quantization.candidates import Use, Weight
 from lightning_compress.quantization.fake_quantize import functional as kernels
 from lightning_compress.quantization.fake_quantize.gpu import autograd as device
 from lightning_compress.quantization.fake_quantize.gpu import operators
+from lightning_compress.quantization.fake_quantize.integers import quantize_weight_integers
 from lightning_compress.quantization.fake_quantize.transforms import look, transformed
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
 from lightning_compress.quantization.quantizers.weight_group import Ready, WeightGroup, connected
@@ -151,14 +152,8 @@ class WeightQuantizer:
 
     def integers(self) -> torch.Tensor:
         """The integers that an export stores: int8, the weight's shape."""
-        return kernels.quantize_weight_integers(
-            self.weight.detach(),
-            self.scale(),
-            self.axis,
-            -self.spec.qmax,
-            self.spec.qmax,
-            group_size=self.spec.group_size,
-        )
+        grid = (self.scale(), self.axis, -self.spec.qmax, self.spec.qmax)
+        return quantize_weight_integers(self.weight.detach(), *grid, group_size=self.spec.group_size)
 
 
 class ActivationQuantizer:

@@ -14,6 +14,8 @@ from onnx.reference import ReferenceEvaluator
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.fake_quantize import cpu as native
 from lightning_compress.quantization.fake_quantize import functional as kernels
+from lightning_compress.quantization.fake_quantize.integers import quantize_integers, quantize_weight_integers
+from lightning_compress.quantization.fake_quantize.scale_shapes import spread_scale
 from lightning_compress.quantization.ranges import observers
 
 AFFINE = (torch.tensor(0.05), torch.tensor(100.0), 0, 255)
@@ -264,7 +266,7 @@ def test_the_grid_is_that_of_onnx(mode: bool, bits: int, signed: bool) -> None:
     q, y = ReferenceEvaluator(model).run(None, {"x": x.numpy()})
     scale, zero_point = torch.tensor(0.3), torch.tensor(float(zero))
     np.testing.assert_array_equal(kernels.fake_quantize(x, scale, zero_point, qmin, qmax).numpy(), y)
-    integers = kernels.quantize_integers(x, scale, zero_point, None, qmin, qmax)
+    integers = quantize_integers(x, scale, zero_point, None, qmin, qmax)
     np.testing.assert_array_equal(integers.numpy(), q)
     assert len(np.unique(q)) == qmax - qmin + 1
 
@@ -347,15 +349,15 @@ def test_scales_that_do_not_fit_are_refused(scale: torch.Tensor, axis: int | Non
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_integers_times_the_scale_are_the_fake_quantized_weight(shape: tuple[int, ...], axis: int) -> None:
     w, scale = torch.randn(shape), torch.rand(shape[axis]) * 0.1 + 0.01
-    q = kernels.quantize_weight_integers(w, scale, axis, -7, 7)
+    q = quantize_weight_integers(w, scale, axis, -7, 7)
     assert q.dtype == torch.int8
-    restored = q.float() * kernels.spread_scale(scale, w.shape, axis)
+    restored = q.float() * spread_scale(scale, w.shape, axis)
     assert torch.equal(restored, kernels.fake_quantize_weight(w, scale, axis, -7, 7))
 
 
 def test_integers_of_nan_are_refused() -> None:
     with pytest.raises(CompressionError, match=r"shape \(2,\) holds NaN"):
-        kernels.quantize_integers(torch.tensor([1.0, math.nan]), torch.tensor(1.0), None, None, 0, 255)
+        quantize_integers(torch.tensor([1.0, math.nan]), torch.tensor(1.0), None, None, 0, 255)
 
 
 def test_threads_may_call_at_the_same_time(mode: bool) -> None:

@@ -13,6 +13,7 @@ from lightning_compress.quantization.fake_quantize import functional, lsq, refer
 from lightning_compress.quantization.fake_quantize.gpu import operators as ops
 from lightning_compress.quantization.fake_quantize.gpu import weight_operators
 from lightning_compress.quantization.fake_quantize.gpu.layout import PART
+from lightning_compress.quantization.fake_quantize.scale_shapes import spread_scale
 from lightning_compress.quantization.ranges import observers
 
 Clip = tuple[float, float] | None
@@ -187,7 +188,7 @@ def test_scales_of_least_error_and_the_weights_clipped_by_them() -> None:
         scale = observers.weight_scale(w, axis, qmax, group_size=group)
         scale = scale * ratio[first : first + scale.numel()].reshape(scale.shape)
         first += scale.numel()
-        wide = functional.spread_scale(scale, w.shape, axis, group)
+        wide = spread_scale(scale, w.shape, axis, group)
         wanted, inside = reference.quantize(w, wide, None, -qmax, qmax, mask=True)
         assert inside is not None
         assert torch.equal(y.nan_to_num(99), wanted.nan_to_num(99))
