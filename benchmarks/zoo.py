@@ -35,6 +35,7 @@ from lightning_compress.export import to_onnx
 from lightning_compress.foundation.atomic_write import replacing
 
 SECONDS, GIGABYTES = 400, 10
+HIGH = 0.95
 RESULT = results.FOLDER / "zoo.json"
 PAGE = results.ROOT / "docs" / "zoo.md"
 PACKAGES = {
@@ -128,10 +129,12 @@ def summary(found: Sequence[Mapping[str, Any]]) -> str:
     told = f"{sum(row['whole'] for row in found)} of {len(found)} architectures whole"
     if not shares:
         return f"{told}."
-    high = sum(share >= 0.95 for share in shares)
+    high = sum(share >= HIGH for share in shares)
+    refused = sum(bool(row.get("refused")) for row in found)
+    of_the_rest = f", {refused} refused before training" if refused else ""
     return (
-        f"{told}; integer share of multiply-adds: median {statistics.median(shares):.2f}, at least 0.95 in {high} of "
-        f"{len(shares)} written."
+        f"{told}{of_the_rest}; integer share of multiply-adds: median {statistics.median(shares):.2f}, at least {HIGH} "
+        f"in {high} of {len(shares)} written."
     )
 
 
@@ -148,12 +151,17 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
     content = json.loads(RESULT.read_text(encoding="utf-8"))
     machine, versions = content["machine"], content["versions"]
     table = [
-        "| network | parameters | ONNX | packed, loaded | keys | largest difference | default session | integer share "
-        "| sparsity of all weights | in float |",
-        "|---|---:|---|---|---|---:|---:|---:|---:|---|",
+        "| network | parameters | ONNX | packed, loaded | keys | largest difference | default session | itself "
+        "| integer share | sparsity of all weights | in float |",
+        "|---|---:|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
     table += [f"| {' | '.join(_cells(row))} |" for row in found]
-    failed = [f"- **{row['network']}** ({row.get('stage', '–')}): {_escaped(row['error'])}" for row in _failed(found)]
+    failed = [f"- **{row['network']}** ({_stage(row)}): {_escaped(row['error'])}" for row in _failed(found)]
+    low = [
+        f"- **{row['network']}**, {row['share']:.2f}: {_escaped('; '.join(row['reasons']))}"
+        for row in found
+        if row.get("share") is not None and row["share"] < HIGH
+    ]
     return "\n".join(
         [
             "# The zoo: networks that others wrote",
@@ -169,20 +177,27 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             "- **keys**: names in `state_dict` and classes of modules are those of before.",
             "- **largest difference**: of any value of any output from the trained model's, in 255ths of the output's "
             "span, with the share of values that are more than one such step away; **default session**: the same in "
-            "a session with default options. A file is equal if at most 1 % are.",
+            "a session with default options. A file is equal if at most 1 % are, or not more than in the trained model "
+            "itself when each of its parameters is moved by one unit in the last place, **itself**: rounding that falls "
+            "to the other side then goes through all later layers.",
             "- **integer share**: multiply-adds that ONNX Runtime does in integers, of all.",
             "- **sparsity of all weights**: zeros in all parameters of two dimensions or more.",
-            "- **in float**: the kernels that do the rest, with their share, and how many places the report names.",
+            "- **in float**: the kernels that do the rest, with their share.",
             "",
             *table,
             "",
             *(["## Not whole", "", *failed, ""] if failed else []),
+            *([f"## Integer share below {HIGH}", "", *low, ""] if low else []),
             f"{machine['processor']}, 1 thread, PyTorch {versions['torch']}, ONNX Runtime {versions['onnxruntime']}; "
             f"each row has its date in `benchmarks/results/zoo.json`. `make zoo` measures what is missing there, and "
             f"writes this page.",
             "",
         ]
     )
+
+
+def _stage(row: Mapping[str, Any]) -> str:
+    return "refused before training" if row.get("refused") else str(row.get("stage", "–"))
 
 
 def _failed(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -196,13 +211,12 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     def number(key: str) -> str:
         return "–" if row.get(key) is None else f"{row[key]:.2f}"
 
-    named = len([line for line in row.get("stays_float", "").split("; ") if line])
-    in_float = ", ".join(filter(None, [row.get("float_kernels"), f"{named} named" if named else ""]))
     weights = "–" if row.get("weights") is None else f"{row['weights']:,d}"
     loaded = mark(row.get("packed") and row.get("loaded"))
     return [
         row["network"], weights, row.get("batch") or "no", loaded, mark(row.get("keys")), _difference(row, ""),
-        _difference(row, "default_"), number("share"), number("sparsity_of_all"), in_float or "–",
+        _difference(row, "default_"), "–" if "own_near" not in row else f"{1 - row['own_near']:.2%}", number("share"),
+        number("sparsity_of_all"), row.get("float_kernels") or "–",
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_compress.foundation.boundary import Boundary
 from lightning_compress.foundation.recorded_forward import Op, Tape, Value
 from lightning_compress.quantization.candidates import weights
-from lightning_compress.quantization.data_flow import only_user, source, users
+from lightning_compress.quantization.data_flow import activations, only_user, source, users
 from lightning_compress.quantization.operations import (
     ADDS,
     ATTENTION,
@@ -27,6 +27,8 @@ from lightning_compress.quantization.placement.boundaries import Want, locate
 from lightning_compress.quantization.placement.float_layers import float_layers
 from lightning_compress.quantization.placement.sites import Placement, Site, site_name
 from lightning_compress.quantization.settings import Backend
+
+_ATTENTION = "scaled_dot_product_attention"
 
 
 def place(
@@ -77,6 +79,7 @@ class _Placer:
         names = {name for candidate in weights(model) for name in candidate.names}
         self.folds = folds(tape, model, {op: next(iter(read)) for op, read in self.reads.items()}, names)
         self.unreached: list[str] = []
+        self.data = activations(tape)
 
     def run(self) -> Placement:
         joined = self._joined()
@@ -101,6 +104,9 @@ class _Placer:
                         self._want(value, op)
                 if op in joined or self._is_pool(op):
                     self._want(self._tail(op.outputs[0]))
+            if self.bits is not None and self._is_attention(op):
+                for value in self._data(op):
+                    self._want(value, op)
         return self._placement()
 
     def _read(self, op: Op) -> dict[str, list[Value]]:
@@ -122,7 +128,7 @@ class _Placer:
         """The activations that an operation reads, each once."""
         # States of recurrent layers and masks of attention come behind; a range cannot hold a mask's -inf.
         count = 1 if op.name in RECURRENT else 2 if op.name in CELLS else 3 if op.name in ATTENTION else None
-        values = op.inputs[:count]
+        values = op.inputs[:count] if count else _factors(op)
         return [v for v in dict.fromkeys(values) if source(v).parameter is None and v.floating and not _is_state(v)]
 
     def _is_pool(self, op: Op) -> bool:
@@ -132,11 +138,16 @@ class _Placer:
         return op.outputs[0].ndim >= 2
 
     def _is_product(self, op: Op) -> bool:
-        return (
-            op.name in self.rules.inputs
-            and op.name in PRODUCTS
-            and all(source(v).parameter is None and self._from_integers(v) for v in op.inputs)
-        )
+        if op.name not in self.rules.inputs or op.name not in PRODUCTS:
+            return False
+        if self.rules.all_products:
+            factors = _factors(op)
+            return len(self._data(op)) == len(set(factors)) > 0 and not self.data.isdisjoint(factors)
+        return all(source(v).parameter is None and self._from_integers(v) for v in op.inputs)
+
+    def _is_attention(self, op: Op) -> bool:
+        """Whether the two products inside of a function can be quantized."""
+        return self.rules.all_products and op.name == _ATTENTION and op.call is not None and bool(op.modules)
 
     def _from_integers(self, value: Value) -> bool:
         """Whether a quantized layer made this value, through whatever keeps it on its grid or fuses."""
@@ -223,6 +234,11 @@ class _Placer:
 
     def _placement(self) -> Placement:
         located = {want.source: self._boundaries(want) for want in self.wants.values()}
+        for op in self.tape.ops:
+            if self.bits is not None and self._is_attention(op):
+                weights = Value(serial=op.outputs[0].serial)
+                self.wants[weights] = Want(weights, common=True)
+                located[weights] = [Boundary(op.modules[-1], "weights", (), op.name, op.call or 0)]
         # A module that runs twice shows the same boundary for two tensors: they share a quantizer.
         groups: list[tuple[set[Value], list[Boundary], int, bool]] = []
         for start, boundaries in located.items():
@@ -264,6 +280,11 @@ class _Placer:
                 f"PyTorch, so that nothing can quantize it; wrap the operation that makes it in a module"
             )
         return found
+
+
+def _factors(op: Op) -> list[Value]:
+    """What an operation multiplies: not what a product is added to."""
+    return op.inputs[1:] if op.name in ("addmm", "baddbmm") else op.inputs
 
 
 def _is_state(value: Value) -> bool:
