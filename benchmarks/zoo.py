@@ -177,9 +177,9 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             "- **keys**: names in `state_dict` and classes of modules are those of before.",
             "- **largest difference**: of any value of any output from the trained model's, in 255ths of the output's "
             "span, with the share of values that are more than one such step away; **default session**: the same in "
-            "a session with default options. A file is equal if at most 1 % are, or not more than in the trained model "
-            "itself when each of its parameters is moved by one unit in the last place, **itself**: rounding that falls "
-            "to the other side then goes through all later layers.",
+            "a session with default options. A file is equal if at most 1 % are, or no more than in the trained "
+            "model itself when each of its parameters is moved by one unit in the last place, **itself**: rounding "
+            "that falls to the other side then goes through all later layers.",
             "- **integer share**: multiply-adds that ONNX Runtime does in integers, of all.",
             "- **sparsity of all weights**: zeros in all parameters of two dimensions or more.",
             "- **in float**: the kernels that do the rest, with their share.",
@@ -243,14 +243,16 @@ def wanted(options: argparse.Namespace) -> list[str]:
         and (not options.quick or architecture.quick)
         and installed(architecture)
     ]
-    if options.only or options.quick or options.again:
+    if options.only:
+        return sorted(names, key=options.only.index)
+    if options.quick or options.again:
         return names
     return [name for name in names if name not in found or (options.failed and not found[name]["whole"])]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these architectures")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these architectures, in this order")
     parser.add_argument("--quick", action="store_true", help="those that need PyTorch alone")
     parser.add_argument("--again", action="store_true", help="rows of the result file, too")
     parser.add_argument("--failed", action="store_true", help="rows of the result file that are not whole, too")
