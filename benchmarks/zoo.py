@@ -158,7 +158,7 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
     table += [f"| {' | '.join(_cells(row))} |" for row in found]
     failed = [f"- **{row['network']}** ({_stage(row)}): {_escaped(row['error'])}" for row in _failed(found)]
     low = [
-        f"- **{row['network']}**, {row['share']:.2f}: {_escaped('; '.join(row['reasons']))}"
+        f"- **{row['network']}**, {row['share']:.2f}: {_escaped(row['reasons'])}"
         for row in found
         if row.get("share") is not None and row["share"] < HIGH
     ]

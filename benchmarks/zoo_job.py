@@ -94,7 +94,7 @@ def measure(architecture: Architecture, folder: Path, row: Row) -> None:
     row["stage"] = "count"
     counted = integer_share(file, session.feed(*args, **kwargs))
     row["share"] = round(counted.share, 4)
-    row["reasons"] = [line for line in counted.lines() if "of the multiply-adds" in line]
+    row["reasons"] = "; ".join(line for line in counted.lines() if "of the multiply-adds" in line)
     row["float_kernels"] = ", ".join(
         f"{kernel} {count / counted.total:.2f}" for kernel, count in counted.floats.items() if count
     )
