@@ -21,7 +21,7 @@ from lightning_compress.quantization.candidates import (
     functional_uses,
     outside_uses,
 )
-from lightning_compress.quantization.late_layers import LateLayers, addition, merged
+from lightning_compress.quantization.late_layers import LateLayers, addition, merged, ran
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
 from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.placement.sites import Placement
@@ -165,7 +165,7 @@ class Quantization:
         self._attach_functional([*reads, *outside])
         self._set_ends(recorded_ends(tape, self._overrides))
         self._attach_activations(self._placed(tape))
-        self._wait_for(self._not_run(tape))
+        self._wait_for(set(self._owners()) - ran(tape, self._model, self.layers.values()))
 
     def place_late(self) -> bool:
         """Place the activation quantizers of layers that ran for the first time since; call it between two steps.
@@ -194,12 +194,6 @@ class Quantization:
     def _owners(self) -> list[str]:
         """Modules of quantized weights."""
         return [name.rpartition(".")[0] for name in self.layers if name not in self._loose]
-
-    def _not_run(self, tape: Tape) -> set[str]:
-        """Those of them that a recorded forward neither called nor read, as attention reads its output projection."""
-        names = {module: name for name, module in self._model.named_modules()}
-        read = {names[use.owner] for q in self.layers.values() for use in q.uses if names[use.host] in tape.calls}
-        return set(self._owners()) - set(tape.calls) - read
 
     def _wait_for(self, layers: Collection[str]) -> None:
         self._late = LateLayers(self._model, layers)

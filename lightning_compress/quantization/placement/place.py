@@ -80,6 +80,7 @@ class _Placer:
         self.folds = folds(tape, model, {op: next(iter(read)) for op, read in self.reads.items()}, names)
         self.unreached: list[str] = []
         self.data = activations(tape)
+        self.network = self._network(model)
 
     def run(self) -> Placement:
         joined = self._joined()
@@ -95,7 +96,7 @@ class _Placer:
                     self.weight_sources.setdefault(weight, []).append(source(value))
                 if op.name in self.rules.outputs and self.bits is not None:
                     self._want(self._tail(op.outputs[0]))
-            if read:
+            if read or op not in self.network:
                 continue
             if self.bits is not None and (op in joined or self._is_pool(op) or self._is_product(op)):
                 rest = self._sum_of_convolution(op) if op in joined else None
@@ -108,6 +109,16 @@ class _Placer:
                 for value in self._data(op):
                     self._want(value, op)
         return self._placement()
+
+    def _network(self, model: nn.Module) -> set[Op]:
+        """What is no loss: operations that a weight is read behind, or that run in a module with parameters."""
+        holders = {name for name, module in model.named_modules() if next(module.parameters(), None) is not None}
+        found: set[Op] = set()
+        for op in reversed(self.tape.ops):
+            behind = (user for value in op.outputs for user in value.consumers)
+            if op in self.reads or not holders.isdisjoint(op.modules) or any(user in found for user in behind):
+                found.add(op)
+        return found
 
     def _read(self, op: Op) -> dict[str, list[Value]]:
         """The quantized weights that an operation multiplies by, each with the activations that it multiplies."""
@@ -147,7 +158,8 @@ class _Placer:
 
     def _is_attention(self, op: Op) -> bool:
         """Whether the two products inside of a function can be quantized."""
-        return self.rules.all_products and op.name == _ATTENTION and op.call is not None and bool(op.modules)
+        hooked = op.call is not None and bool(op.modules)
+        return self.rules.all_products and op.name == _ATTENTION and hooked and op in self.network
 
     def _from_integers(self, value: Value) -> bool:
         """Whether a quantized layer made this value, through whatever keeps it on its grid or fuses."""
@@ -168,7 +180,9 @@ class _Placer:
         """
         joined: set[Op] = set()
         for op in reversed(self.tape.ops):
-            if op.name not in self.rules.joins or len(self._data(op)) != len(op.inputs) or len(op.inputs) < 2:
+            if op.name not in self.rules.joins or op not in self.network:
+                continue
+            if len(self._data(op)) != len(op.inputs) or len(op.inputs) < 2:
                 continue
             feeds = any(
                 consumer in joined
