@@ -31,7 +31,7 @@ from lightning_compress.callbacks.export import CompressedExport
 from lightning_compress.callbacks.interrupt import InterruptCheckpoint, Interrupted
 from lightning_compress.callbacks.starting_weights import StartingWeights
 from lightning_compress.errors import CompressionError, DoesNotHold
-from lightning_compress.lightning_packages import is_instance, is_overridden, refuse_mixed
+from lightning_compress.lightning_packages import PACKAGES, is_instance, is_overridden, refuse_mixed
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _job(cfg: DictConfig, output: Path, overrides: Sequence[str]) -> Iterator[_J
     drop_unused(cfg, overrides)
     wanted = settings(cfg)
     output.mkdir(parents=True, exist_ok=True)
-    for library in ("lightning.pytorch", "matplotlib", "onnx_ir", "onnxscript"):
+    for library in (*PACKAGES, "matplotlib", "onnx_ir", "onnxscript"):
         logging.getLogger(library).setLevel(logging.WARNING)
     for message in _QUIET:
         warnings.filterwarnings("ignore", message=f".*{message}")
