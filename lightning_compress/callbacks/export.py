@@ -79,7 +79,7 @@ class CompressedExport(Callback):
             raises before the first step and, once all else is written, after the training.
         export_checkpoint: ``"last"`` exports the weights of the fit's end, ``"best"`` those of the best checkpoint of
             the Trainer's checkpoint callback. The module keeps the last ones either way.
-        print_report: Whether to print the table of results and where the report is, to standard error.
+        print_report: Whether to print the table of results and where the report is.
         input_names: Names of the graph's inputs, in the order of the forward's parameters, whose names they have by
             default.
         output_names: Names of the graph's outputs; by default the keys or fields under which the forward returns them.

@@ -496,7 +496,7 @@ def test_fast_dev_run_writes_nothing_unless_asked(tmp_path):
 
 
 def test_a_split_without_a_step_is_refused_before_training(tmp_path):
-    with pytest.raises(CompressionError, match=r"CompressedExport\.split.*Define test_step"):
+    with pytest.raises(CompressionError, match=r"CompressedExport\.split.*Give split='val'\. Define test_step"):
         trainer(packed_only(tmp_path, split="test")).fit(Plain(), loader(), loader())
 
 

@@ -326,7 +326,7 @@ def test_a_best_checkpoint_that_is_not_there_does_not_cost_the_fit(tmp_path):
 
 def test_the_end_of_a_fit_shows_table_packed_size_and_the_page(tmp_path, capsys):
     fit(made(Module), QuantizationAwareTraining(), export(tmp_path, ("packed",), print_report=True))
-    printed = capsys.readouterr().err
+    printed = capsys.readouterr().out
     for text in ("Dense", "Fake-quantized", "Deployed", "val/acc", "Packed: ", "than dense float32"):
         assert text in printed
     assert f"Report: {tmp_path / 'report.html'}" in printed
