@@ -17,6 +17,7 @@ import importlib
 import json
 import multiprocessing
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -34,7 +35,8 @@ import zoo_job
 from lightning_compress.export import to_onnx
 from lightning_compress.foundation.atomic_write import replacing
 
-SECONDS, GIGABYTES = 400, 10
+SECONDS, GIGABYTES = 300, 10
+WAITING = 10
 HIGH = 0.95
 RESULT = results.FOLDER / "zoo.json"
 PAGE = results.ROOT / "docs" / "zoo.md"
@@ -65,26 +67,27 @@ Row = dict[str, Any]
 
 
 def measured(name: str, seconds: float) -> Row:
-    """The row of one architecture, from a process of its own."""
+    """The row of one architecture, from a process of its own that may take some seconds of the processor."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "row.json"
-        process = multiprocessing.get_context("fork").Process(target=_in_process, args=(name, target))
+        process = multiprocessing.get_context("fork").Process(target=_in_process, args=(name, target, seconds))
         process.start()
-        process.join(seconds)
+        process.join(WAITING * seconds)
         if process.is_alive():
             process.kill()
             process.join()
-            reason = f"not done after {seconds:.0f} s"
-        else:
-            reason = f"the process ended with {process.exitcode}"
+        late = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+        reason = f"not done after {seconds:.0f} s" if late else f"the process ended with {process.exitcode}"
         row = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {"network": name}
     if row.get("stage") != "done":
         row.setdefault("error", reason)
     return {**row, "whole": whole(row), "date": results.today(), "commit": commit()}
 
 
-def _in_process(name: str, target: Path) -> None:
+def _in_process(name: str, target: Path, seconds: float) -> None:
     memory = GIGABYTES * 2**30
+    # Of the processor, so that a loaded machine changes nothing.
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     zoo_job.main(name, target)
 
@@ -257,7 +260,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="rows of the result file, too")
     parser.add_argument("--failed", action="store_true", help="rows of the result file that are not whole, too")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="limit of one architecture")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="limit of one architecture, processor time")
     parser.add_argument("--write", action="store_true", help="merge each row into benchmarks/results/zoo.json")
     parser.add_argument("--page", action="store_true", help="write docs/zoo.md from the result file")
     options = parser.parse_args()
