@@ -14,7 +14,8 @@ from lightning_compress.foundation import number_text as text
 from lightning_compress.foundation.markdown_text import code, escaped
 
 FORMAT = 1
-HEADS = ("Pruning", "Bits", "Metric", "Change", "Size", "Smaller", "Latency", "In integers", "Training")
+HEADS = ("Pruning", "Bits", "Metric", "Change", "Size", "Smaller", "Latency", "int8", "Training")
+"""``int8`` is the share of the deployed file's multiply-adds in integer kernels."""
 
 
 def as_dict(sweep: Sweep, limits: Limits, choice: Choice, *, beside: Path | None = None) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def cells(job: Job, limits: Limits) -> list[str]:
         text.size(job.bytes),
         text.times(ratio),
         milliseconds(job.latency_ms),
-        text.NOTHING if job.integer_share is None else text.percent(job.integer_share, 1),
+        text.NOTHING if job.integer_share is None else text.percent(job.integer_share, 0),
         text.NOTHING if job.seconds is None else f"{job.seconds:.0f} s",
     ]
 

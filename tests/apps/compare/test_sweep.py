@@ -30,11 +30,11 @@ def test_a_job_has_the_numbers_of_its_report(tmp_path: Path) -> None:
 
 def test_the_share_of_integer_multiply_adds_stands_in_the_table(tmp_path: Path) -> None:
     report = write_job(tmp_path, "a") / "compressed" / "report.json"
-    for share, cell in ((0.9876, "98.8 %"), (None, "–")):
+    for share, cell in ((0.9876, "99 %"), (None, "–")):
         report.write_text(json.dumps({**json.loads(report.read_text()), "integer_share": share}))
         (job,) = read_sweep(tmp_path).jobs
         assert job.integer_share == share
-        assert dict(zip(HEADS, cells(job, Limits.of("test/acc")), strict=True))["In integers"] == cell
+        assert dict(zip(HEADS, cells(job, Limits.of("test/acc")), strict=True))["int8"] == cell
 
 
 def test_the_format_says_whose_bytes_count(tmp_path: Path) -> None:
