@@ -151,6 +151,8 @@ def installed(architecture: architectures.Architecture) -> bool:
 
 def page(found: Sequence[Mapping[str, Any]]) -> str:
     """The documentation's page: a row for each architecture."""
+    known = architectures.all_architectures()
+    missing = len(known) - len(found)
     content = json.loads(RESULT.read_text(encoding="utf-8"))
     machine, versions = content["machine"], content["versions"]
     table = [
@@ -175,6 +177,7 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             "",
             summary(found),
             "",
+            *([f"{missing} of the zoo's {len(known)} architectures are not measured yet.", ""] if missing else []),
             "- **ONNX**: written with a free or a fixed batch size, or not.",
             "- **packed, loaded**: written, and loaded into a new network with the same outputs.",
             "- **keys**: names in `state_dict` and classes of modules are those of before.",

@@ -64,6 +64,7 @@ def test_rows_are_merged_in_the_order_of_the_zoo_and_a_page_is_made_of_them(resu
     assert [row["network"] for row in json.loads(result_file.read_text())["rows"]] == [first, second]
     page = zoo.page(list(zoo.rows().values()))
     assert "1 of 2 architectures whole" in page
+    assert f"{len(KNOWN) - 2} of the zoo's {len(KNOWN)} architectures are not measured yet" in page
     assert f"**{first}** (write onnx): Error: a &lt; b" in page
 
 
