@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_compress.callbacks.hyper_parameters import leave_out_ours
 from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
 from lightning_compress.callbacks.run_length import EpochCount, refuse_sharded
 from lightning_compress.callbacks.teacher import (
@@ -173,6 +174,7 @@ class KnowledgeDistillation(Callback):
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         keep_plateau_metrics(trainer, checkpoint)
+        leave_out_ours(checkpoint)
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lightning_compress import loggers, report
 from lightning_compress.callbacks.first_call import FirstCall
+from lightning_compress.callbacks.hyper_parameters import leave_out_ours
 from lightning_compress.callbacks.kept_checkpoints import (
     Kept,
     KeptCheckpoints,
@@ -248,6 +249,10 @@ class CompressedExport(Callback):
                 self._finish(trainer, pl_module)
         finally:
             trainer.strategy.barrier("lightning_compress.export")
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        leave_out_ours(checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:

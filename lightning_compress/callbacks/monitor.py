@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_compress import loggers
 from lightning_compress.callbacks.distillation import KnowledgeDistillation
+from lightning_compress.callbacks.hyper_parameters import leave_out_ours
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
 from lightning_compress.callbacks.resume_limits import resume_limits
@@ -164,6 +165,10 @@ class CompressionMonitor(Callback):
                 from lightning_compress.report import images
 
                 loggers.log_image(trainer.loggers, loggers.SCHEDULE, images.schedule(self.history))
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        leave_out_ours(checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_compress.callbacks.hyper_parameters import leave_out_ours
 from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
 from lightning_compress.callbacks.run_length import EpochCount, measures_batchnorm, refuse_sharded
 from lightning_compress.errors import CompressionError
@@ -220,6 +221,7 @@ class GradualMagnitudePruning(Callback):
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         keep_plateau_metrics(trainer, checkpoint)
+        leave_out_ours(checkpoint)
         if self._averaging and self.pruner is not None:
             self.pruner.mask_state_dict(checkpoint["state_dict"])
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from lightning_compress.callbacks.hyper_parameters import leave_out_ours
 from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
 from lightning_compress.callbacks.run_length import EpochCount, measures_batchnorm, refuse_sharded
 from lightning_compress.callbacks.sync_ranges import average_ranges, mean_over_ranks
@@ -316,6 +317,7 @@ class QuantizationAwareTraining(Callback):
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         keep_plateau_metrics(trainer, checkpoint)
+        leave_out_ours(checkpoint)
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
