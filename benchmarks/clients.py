@@ -90,22 +90,26 @@ def _environment() -> dict[str, str]:
 
 def row(name: str, found: Mapping[str, Any]) -> Row:
     """What the trainings showed, as a flat row; the run with everything decides, and names what others lack."""
-    both, alone, failing = found["both"], found["alone"], found["failing"]
-    modes = {mode: found[mode] for mode in MODES if mode in found}
+    both, alone, failing = found["both"], found["alone"], found.get("failing")
+    modes = {mode: found[mode] for mode in MODES if mode in found and mode != "failing"}
     errors = [f"{mode}: {run['error']}" for mode, run in {"alone": alone, **modes}.items() if "error" in run]
-    failures = [f"{mode}: {failure}" for mode, run in modes.items() for failure in run.get("failures") or ()]
+    whole = {mode: run for mode, run in modes.items() if "refused" not in run}
+    failures = [f"{mode}: {failure}" for mode, run in whole.items() for failure in run.get("failures") or ()]
     return {
         "library": name,
         "version": found["version"],
         "runs": ", ".join(modes),
         "lines": found["lines"],
         "written": ", ".join(both.get("files") or ()) or "nothing",
-        "written_in_all": all(len(run.get("files") or ()) == 2 for run in modes.values()),
+        "written_in_all": all(
+            len(run.get("files") or ()) == 2 if mode in whole else run.get("files") == ["model.packed"]
+            for mode, run in modes.items()
+        ),
         "predicts": all(run.get("predicts") for run in modes.values()),
         "same_keys": all(run["same_keys"] for run in modes.values()),
         "checkpoint": all(run.get("checkpoint") for run in modes.values()),
-        "refused_before_training": any(run.get("refused_before_training", False) for run in modes.values()),
-        "survives": survives(failing),
+        "refused": next((run["refused"] for run in modes.values() if "refused" in run), None),
+        "survives": None if failing is None else survives(failing),
         "agreement": both.get("agreement"),
         "max_abs_difference": both.get("max_abs_difference"),
         "sparsity": both.get("sparsity"),
@@ -155,7 +159,10 @@ def merge(new: Row) -> None:
 
 
 def works(row: Mapping[str, Any]) -> bool:
-    """Both files from every run, its own prediction afterwards, its keys, and a checkpoint that opens without us."""
+    """Both files from every run, its own prediction afterwards, its keys, and a checkpoint that opens without us.
+
+    Of a run that was refused before its first step, the one with the remedy that the refusal names counts.
+    """
     return all(row.get(key) for key in ("written_in_all", "predicts", "same_keys", "checkpoint")) and not row["error"]
 
 
@@ -168,6 +175,8 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
         "|---|---|---|---|---:|---:|---:|---:|---|",
         *(f"| {' | '.join(_cells(row))} |" for row in found),
     ]
+    tried = [row for row in found if row.get("survives") is not None]
+    refused = [f"- **{row['library']}**: {_escaped(row['refused'])}" for row in found if row.get("refused")]
     lacking = [f"- **{row['library']}**: {_escaped(row['error'])}" for row in found if row.get("error")]
     named = [f"- **{row['library']}**: {_escaped(row['floats'])}" for row in found if row.get("floats")]
     return "\n".join(
@@ -184,11 +193,14 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             "]",
             "```",
             "",
-            f"{sum(works(row) for row in found)} of {len(found)} libraries end with both files from every run "
-            "(pruning, quantization-aware training, both), predict by their own means afterwards, and keep their keys "
-            "and checkpoints that open without this package. Where the ONNX writer is made to fail once the training "
-            f"is over, {sum(bool(row.get('survives')) for row in found)} of {len(found)} keep the fit: it returns, the "
-            "library predicts, the packed file is there, and the report says what is missing.",
+            f"{sum(works(row) and not row['refused'] for row in found)} of {len(found)} libraries end with both files "
+            "from every run (pruning, quantization-aware training, both), predict by their own means afterwards, and "
+            "keep their keys and checkpoints that open without this package. "
+            f"{sum(works(row) and bool(row['refused']) for row in found)} are refused before the first step, and end "
+            "the same way with the packed file alone, by the setting that the refusal names. Where the ONNX writer was "
+            f"made to fail once the training is over, {sum(bool(row['survives']) for row in tried)} of {len(tried)} "
+            "kept the fit: it returned, the library predicted, the packed file was there, and the report said what "
+            "was missing.",
             "",
             *table,
             "",
@@ -197,6 +209,7 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             "class, where the outputs are classes.",
             "",
             *_steps(found),
+            *(["## What is refused before the first step", "", *refused, ""] if refused else []),
             *(["## What fails", "", *lacking, ""] if lacking else []),
             *(["## What stays float", "", *named, ""] if named else []),
             f"{content['machine']['processor']}, PyTorch {content['versions']['torch']}, Lightning "
@@ -238,7 +251,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
         row.get("version") or row["library"], lines, row.get("written", "nothing"), marks, number("sparsity", ".0%"),
         number("max_abs_difference", ".1g"), number("agreement", ".3f"),
-        number("stays_float", "d"), "fit is kept" if row.get("survives") else "–",
+        number("stays_float", "d"), {None: "–", True: "fit kept", False: "fit lost"}[row.get("survives")],
     ]  # fmt: skip
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress import loggers, report
+from lightning_compress.callbacks.checkpoints.saving import SavingCallback
 from lightning_compress.callbacks.first_call import FirstCall
-from lightning_compress.callbacks.hyper_parameters import leave_out_ours
 from lightning_compress.callbacks.kept_checkpoints import (
     Kept,
     KeptCheckpoints,
@@ -42,7 +41,7 @@ _FIELD = "CompressedExport"
 AT_START, AT_RESUME = "at start of fit", "at resume, compressed already"
 
 
-class CompressedExport(Callback):
+class CompressedExport(SavingCallback):
     """Writes the compressed model when a fit ends, runs what it wrote, and reports.
 
     The module itself stays as it was trained. What it exports is the module that the steps call. Metrics are those
@@ -249,10 +248,6 @@ class CompressedExport(Callback):
                 self._finish(trainer, pl_module)
         finally:
             trainer.strategy.barrier("lightning_compress.export")
-
-    @override
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        leave_out_ours(checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -7,13 +7,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
 from lightning_compress import loggers
+from lightning_compress.callbacks.checkpoints.saving import SavingCallback
 from lightning_compress.callbacks.distillation import KnowledgeDistillation
-from lightning_compress.callbacks.hyper_parameters import leave_out_ours
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
 from lightning_compress.callbacks.resume_limits import resume_limits
@@ -32,7 +31,7 @@ from lightning_compress.quantization import Quantization
 _POINTS = 100
 
 
-class CompressionMonitor(Callback):
+class CompressionMonitor(SavingCallback):
     """Logs what compression has reached, beside what was asked.
 
     Under ``compress/``: ``sparsity/global`` and ``sparsity/target`` (over all prunable weights), ``bits/weight`` (mean
@@ -165,10 +164,6 @@ class CompressionMonitor(Callback):
                 from lightning_compress.report import images
 
                 loggers.log_image(trainer.loggers, loggers.SCHEDULE, images.schedule(self.history))
-
-    @override
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        leave_out_ours(checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:
