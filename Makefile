@@ -39,7 +39,7 @@ sweep-demo: $(INSTALLED)
 		--html multirun/digits_demo/compare.html --markdown multirun/digits_demo/compare.md
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Tests of what optional packages, a browser (Chromium) and npm are needed for.
 test-extras: $(INSTALLED)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -85,12 +86,21 @@ def test_lightning_cli_builds_the_callbacks_of_a_yaml_file(tmp_path: Path) -> No
     ],
 )
 def test_lightning_cli_refuses_what_our_callbacks_do_not_take(
-    tmp_path: Path, good: str, bad: str, message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    good: str,
+    bad: str,
+    message: str,
 ) -> None:
     project = write(tmp_path, CLI_PROJECT)
     config = project / "config.yaml"
     config.write_text(config.read_text().replace(good, bad))
-    done = run(project, "train.py", "fit", "--config", "config.yaml")
-    assert done.returncode == 2
-    assert message in done.stderr
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(project)
+    monkeypatch.delitem(sys.modules, "project", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train.py", "fit", "--config", "config.yaml"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path("train.py", run_name="__main__")
+    assert message in capsys.readouterr().err
     assert not (project / "compressed").exists()

@@ -80,7 +80,8 @@ def test_a_fit_reaches_its_sparsity_and_a_resumed_one_ends_in_the_same_bits(
     for what in ("masks", "weights"):
         assert same(first[whole][what], second[whole][what])
         assert same(first[whole][what], first[resumed][what])
-    # Known shortfall: regrowth in a sharded fit ends with 1,005 of 1,253 weights pruned; one process prunes 1,002.
+    assert sum(int((~mask).sum()) for mask in first[whole]["masks"].values()) == round(0.8 * 1253)
+    # Some that grew again have had no gradient yet and are zero, too.
     assert first[whole]["sparsity"] == pytest.approx(0.8, abs=0.0025)
     for name, mask in first[whole]["masks"].items():
         assert not first[whole]["weights"][name][~mask].any()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -107,13 +105,3 @@ def test_numbers_that_leave_the_tolerance_are_told(group: str, key: str | None, 
         where[name] += change
     (line,) = check.differences(found, expected)
     assert re.match(says, line), line
-
-
-def test_the_checker_runs_the_digits_recipe_and_finds_its_numbers_again(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipes" / "digits_cnn_sparse80_w8a8"
-    shutil.copytree(ROOT / "recipes" / recipe.name, recipe)
-    command = [sys.executable, str(ROOT / "recipes" / "check.py"), str(recipe), "--seeds", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("\nAs expected.\n")
-    assert "| Packed file of the same weights | as deployed | " in done.stdout

@@ -15,8 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_compress.callbacks.checkpoints.mend_progress import PlateauSteps, mend_progress
-from lightning_compress.callbacks.checkpoints.saving import SavingCallback
+from lightning_compress.callbacks.checkpoints import PlateauSteps, SavingCallback, mend_progress
 from lightning_compress.callbacks.run_length import EpochCount, refuse_sharded
 from lightning_compress.callbacks.teacher import (
     digest,

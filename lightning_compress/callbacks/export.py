@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from lightning_compress.delivery.directory import ExportDirectory
 from lightning_compress.delivery.evaluation import EvaluationData, Split
 from lightning_compress.delivery.files import GraphSettings
 from lightning_compress.delivery.limits import Limits
-from lightning_compress.delivery.provenance import provenance
+from lightning_compress.delivery.provenance import data_record, provenance
 from lightning_compress.delivery.report import compose, described
 from lightning_compress.delivery.run import Export
 from lightning_compress.errors import CompressionError, DoesNotHold, reason
@@ -79,7 +79,7 @@ class CompressedExport(SavingCallback):
             raises before the first step and, once all else is written, after the training.
         export_checkpoint: ``"last"`` exports the weights of the fit's end, ``"best"`` those of the best checkpoint of
             the Trainer's checkpoint callback. The module keeps the last ones either way.
-        print_report: Whether to print the table of results and where the report is, to standard error.
+        print_report: Whether to print the table of results and where the report is.
         input_names: Names of the graph's inputs, in the order of the forward's parameters, whose names they have by
             default.
         output_names: Names of the graph's outputs; by default the keys or fields under which the forward returns them.
@@ -320,7 +320,7 @@ class CompressedExport(SavingCallback):
         module = pl_module if checkpoint is None else with_checkpoint(trainer, pl_module, checkpoint, notes)
         rows, size = described(module, entry, pruner, notes)
         data = self._data(trainer) if self._verify else None
-        record = _split_record(trainer, data)
+        record = data_record(trainer, None if data is None else data.split)
         name = self._name or type(pl_module).__name__
         found = Export(
             module=module,
@@ -336,6 +336,8 @@ class CompressedExport(SavingCallback):
             provenance=provenance(pl_module, run=name, data=record),
             settings=self._settings,
         ).run(size)
+        if self._dense is not None and self._dense_source != GIVEN:
+            found.judge_start(self.limits.monitor, self.limits.mode)
         found.failures[:0] = [f"{item} was not written: {why}" for item, why in self._call.refused.items()]
         kept = self._kept.notes(trainer, exported=checkpoint)
         for note in kept:
@@ -371,10 +373,3 @@ class CompressedExport(SavingCallback):
             checkpoint=checkpoint or newest_checkpoint(trainer),
         )
         return broken
-
-
-def _split_record(trainer: L.Trainer, data: EvaluationData | None) -> Mapping[str, Any] | None:
-    """What the data module says of its data, and which part of it was evaluated."""
-    split = {} if data is None else {"evaluated": data.split}
-    record = getattr(getattr(trainer, "datamodule", None), "split_record", None)
-    return {**record(), **split} if callable(record) else split or None

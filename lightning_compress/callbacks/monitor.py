@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning as L
@@ -22,9 +22,9 @@ from lightning_compress.metrics.functional import extra_bytes
 from lightning_compress.metrics.layer_table import LayerRow, describe
 from lightning_compress.metrics.macs import Macs, count_macs
 from lightning_compress.monitoring import alerts, phases
-from lightning_compress.monitoring.range_drift import drifts, read_ranges
-from lightning_compress.monitoring.saturation import Saturation, SaturationWatch
-from lightning_compress.monitoring.series import PHASES, bar_text, phase, series
+from lightning_compress.monitoring.batch_signals import BatchSignals
+from lightning_compress.monitoring.saturation import SaturationWatch
+from lightning_compress.monitoring.series import PHASES, bar_text, history_point, phase, series
 from lightning_compress.pruning import Pruner
 from lightning_compress.quantization import Quantization
 
@@ -41,7 +41,7 @@ class CompressionMonitor(SavingCallback):
     quantized, 4 for pruning + quantized and 5 for pruned + quantized; ``saturation/mean`` and ``saturation/max`` are
     the shares of activations beyond their ranges in a batch; ``drift/mean`` and ``drift/max`` how far ranges have moved
     since the last measurement, in powers of two; ``nonfinite`` in how many batches so far NaN or infinity was kept out
-    of the ranges. The progress bar shows phase, sparsity and bits. Before training a table of the phases is printed to
+    of the ranges. The progress bar shows sparsity and bits. Before training a table of the phases is printed to
     standard error, and the plan goes to the loggers; when training ends they get one table with a row per layer, one of
     the layers over time, and a picture of the schedule.
 
@@ -78,10 +78,7 @@ class CompressionMonitor(SavingCallback):
         self._unlogged = False
         self._restored = False
         self._watch: SaturationWatch | None = None
-        self._saturation: dict[str, float] = {}
-        self._saturation_before: dict[str, float] = {}
-        self._widths: dict[str, float] = {}
-        self._ranges: dict[str, float] = {}
+        self._signals = BatchSignals()
         self._ranges_due = False
         self._alerted: set[str] = set()
 
@@ -128,10 +125,10 @@ class CompressionMonitor(SavingCallback):
     ) -> None:
         if self._watch is not None:
             watch, self._watch = self._watch, None
-            self._judge_saturation(trainer, watch.close())
+            self._alert(trainer, self._signals.saturated(watch.close()))
+            self._series |= self._signals.saturation
         if self._ranges_due:
-            self._judge_ranges(trainer)
-            self._unlogged = True
+            self._look_at_ranges(trainer)
         # Lightning keeps what is logged until the epoch ends and writes it at its interval; in between, each call
         # would only cost time. With several optimizers these are more steps than Lightning writes, never fewer.
         interval = _log_interval(trainer)
@@ -170,10 +167,7 @@ class CompressionMonitor(SavingCallback):
         return {
             "history": [dict(point) for point in self.history],
             "layer_history": [list(row) for row in self.layer_history],
-            "saturation": dict(self._saturation),
-            "saturation_before": dict(self._saturation_before),
-            "widths": dict(self._widths),
-            "ranges": dict(self._ranges),
+            **self._signals.state_dict(),
             "measured": list(self._measured),
             "series": dict(self._series),
             "unlogged": self._unlogged,
@@ -183,10 +177,7 @@ class CompressionMonitor(SavingCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = [dict(point) for point in state_dict["history"]]
         self.layer_history = [list(row) for row in state_dict["layer_history"]]
-        self._saturation = dict(state_dict["saturation"])
-        self._saturation_before = dict(state_dict["saturation_before"])
-        self._widths = dict(state_dict["widths"])
-        self._ranges = dict(state_dict["ranges"])
+        self._signals.load_state_dict(state_dict)
         self._measured = tuple(state_dict["measured"])
         self._series = dict(state_dict["series"])
         self._unlogged = state_dict["unlogged"]
@@ -234,39 +225,12 @@ class CompressionMonitor(SavingCallback):
                 plan["quantization"] = callback.settings.as_dict()
         loggers.log_plan(trainer.loggers, plan)
 
-    def _judge_saturation(self, trainer: L.Trainer, found: Mapping[str, Saturation]) -> None:
-        """Add what a batch showed to the series, and alert where it is too much."""
-        if not found:
-            return
-        shares = [seen.share for seen in found.values()]
-        self._saturation = {
-            "compress/saturation/mean": sum(shares) / len(shares),
-            "compress/saturation/max": max(shares),
-        }
-        self._series |= self._saturation
-        self._alert(trainer, alerts.find([], found, before=self._saturation_before, sparsity=0.0, target=0.0))
-        for name, seen in found.items():
-            self._saturation_before.setdefault(name, seen.share)
-
-    def _judge_ranges(self, trainer: L.Trainer) -> None:
-        """Add how far ranges have moved, and what was kept out of them, to the series; alert where it was anything."""
-        steps, quantization = 0, None
+    def _look_at_ranges(self, trainer: L.Trainer) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, QuantizationAwareTraining):
-                steps, quantization = callback.nonfinite_steps, callback.quantization
-        if quantization is None:
-            return
-        found = read_ranges(quantization)
-        moved = drifts(self._widths, found.widths) or [0.0]
-        self._widths = dict(found.widths)
-        self._ranges = {
-            "compress/drift/mean": sum(moved) / len(moved),
-            "compress/drift/max": max(moved),
-            "compress/nonfinite": float(max([steps, *found.nonfinite.values()])),
-        }
-        self._series |= self._ranges
-        counts = found.nonfinite if any(found.nonfinite.values()) else {"The gradient of a learned range": steps}
-        self._alert(trainer, alerts.find([], {}, before={}, sparsity=0.0, target=0.0, nonfinite=counts))
+            if isinstance(callback, QuantizationAwareTraining) and callback.quantization is not None:
+                self._alert(trainer, self._signals.moved(callback.quantization, callback.nonfinite_steps))
+        self._series |= self._signals.ranges
+        self._unlogged = True
 
     def _alert(self, trainer: L.Trainer, found: Iterable[alerts.Alert]) -> None:
         for alert in found:
@@ -297,25 +261,16 @@ class CompressionMonitor(SavingCallback):
         if pruner is not None:
             self._series["compress/churn"] = pruner.churn
             self._series["compress/dead_channels"] = float(sum(pruner.dead_channels().values()))
-        self._series |= self._saturation | self._ranges
+        self._series |= self._signals.series
         self._unlogged = True
         step = trainer.global_step
         # A second fit, or one from an older checkpoint, writes the history anew from where it starts.
         self.history = [point for point in self.history if point["step"] < step]
-        self.history.append(
-            {
-                "step": step,
-                "sparsity": self._series["compress/sparsity/global"],
-                "sparsity_target": self._series["compress/sparsity/target"],
-                "weight_bits": self._series["compress/bits/weight"],
-                "activation_bits": self._series["compress/bits/activation"],
-                "phase": self._measured[0],
-            }
-        )
+        self.history.append(history_point(step, self._series, self._measured[0]))
         self._remember_layers(rows, step)
         sparsity, target = self._series["compress/sparsity/global"], self._series["compress/sparsity/target"]
         self._alert(trainer, alerts.find(rows, {}, before={}, sparsity=sparsity, target=target))
-        trainer.progress_bar_metrics.update(bar_text(self._series, self._measured[0]))  # type: ignore[arg-type]
+        trainer.progress_bar_metrics.update(bar_text(self._series))  # type: ignore[arg-type]
 
     def _remember_layers(self, rows: Sequence[LayerRow], step: int) -> None:
         """Add the layers' weights that are not as they were at the last measurement."""

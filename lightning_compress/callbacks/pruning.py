@@ -13,8 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_compress.callbacks.checkpoints.mend_progress import PlateauSteps, mend_progress
-from lightning_compress.callbacks.checkpoints.saving import SavingCallback
+from lightning_compress.callbacks.checkpoints import PlateauSteps, SavingCallback, mend_progress
 from lightning_compress.callbacks.run_length import EpochCount, measures_batchnorm, refuse_sharded
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.settings_diff import check_accept
@@ -40,13 +39,49 @@ class GradualMagnitudePruning(SavingCallback):
     Pruned weights, and the optimizer's state for them, are zero after every optimizer step. Checkpoints hold
     the plain model with zeros in it; masks are in the callback's state, so that a resumed run goes on bit for bit.
 
-    All arguments are those of :class:`lightning_compress.pruning.Pruner`; time points are resolved once, from
-    ``trainer.estimated_stepping_batches``, and count optimizer steps whatever the gradient accumulation. A run that is
-    resumed with other settings is refused with the differences, or goes on with them if ``accept_changes``.
+    Points in time are resolved once, from ``trainer.estimated_stepping_batches``, and count optimizer steps whatever
+    the gradient accumulation.
+
+    Args:
+        final_sparsity: Share of zeros at the end, in [0, 1).
+        initial_sparsity: Share of zeros from ``start`` on.
+        start: First update. A step, a fraction of the run, or ``"3ep"``; see :mod:`lightning_compress.timeline`.
+        end: Last update.
+        every: Distance between updates; ``None`` makes 50 updates between start and end, or one at each step.
+        schedule: How sparsity rises from start to end: a name, or a callable [0, 1] → [0, 1].
+        distribution: ``"global"`` ranks all weights together, ``"uniform"`` gives each layer the same sparsity,
+            ``"erk"`` follows Evci et al. 2020.
+        pattern: ``"unstructured"``, ``"n:m"``, ``"block:1x4"`` or ``"channel"``.
+        criterion: ``"magnitude"``, ``"movement"``, ``"taylor"``, ``"random"``, or a callable
+            ``(weight, gradient or None) → scores`` whose high scores are kept.
+        regrow: ``"gradient"`` (RigL) or ``"random"`` (SET) moves connections at each update; ``None`` does not.
+        drop_fraction: Share of the connections that regrowth moves at the start; decays to 0 by a cosine.
+        layer_floor: Share of each layer that is always kept. ``None``: a tenth of the share that all layers keep on
+            average, 0.02 at a final sparsity of 0.8, so that no layer is pruned whole.
+        channel_multiple: For ``pattern="channel"``: round the channels that stay in each group to the nearest multiple.
+            Kernels work on 8 or 16 channels at a time, so others cost as much as the next multiple.
+        keep_zeros: Take weights that are zero now as pruned already, to continue from a sparse checkpoint.
+        freeze: Only keep the zeros there are; no ``final_sparsity`` then.
+        targets: Patterns of what to prune; see :mod:`lightning_compress.targets`. ``None``: every convolution,
+            linear, recurrent and attention weight, and every other matrix that a product reads as its weight.
+        ignore: Patterns of what to leave alone.
+        overrides: Pattern → ``{"final_sparsity", "initial_sparsity", "layer_floor", "pattern"}`` for what it
+            names among the targets, or ``None`` to leave it out. A layer with its own sparsity or pattern leaves the
+            common pool.
+        example_inputs: A tensor, or a tuple of positional or dict of keyword arguments of ``forward``; by default the
+            module's ``example_input_array``. One forward shows which parameters are weights (without it, classes and
+            names decide) and which channels depend on each other (needed for ``pattern="channel"``).
+        seed: For random scores and regrowth.
+        accept_changes: Go on from a checkpoint of other settings, with a warning that lists the differences, and not
+            refuse it.
 
     Attributes:
         settings: What was asked for, checked.
         pruner: The pruner, from ``on_fit_start`` on.
+
+    Raises:
+        CompressionError: A setting is not allowed (at construction) or does not fit the model or the run (before
+            training).
 
     Example:
         >>> GradualMagnitudePruning(final_sparsity=0.9, start=0.1, end=0.6, every=100).pruner is None

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_compress.errors import CompressionError
 
+_WEIGHTS_ALONE = (".packed", ".safetensors")
 _PLOTS = (".svg", ".png", ".pdf")
 
 
@@ -119,6 +120,10 @@ def _show(path: Path, against: Path | None, rows: list[Any]) -> None:
     if not console.is_terminal:
         console = Console(width=120)
     console.print(table)
+    for file in (path, against):
+        if file is not None and file.suffix in _WEIGHTS_ALONE:
+            note = f"{file.name} holds weights alone: what is timed is the module with them, in eager PyTorch."
+            console.print(note, markup=False)
 
 
 def plot(path: Path, against: Path | None, rows: list[Any], target: Path) -> None:

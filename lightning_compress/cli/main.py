@@ -94,7 +94,7 @@ def _complete(arguments: list[str], names: list[str]) -> int:
 
 def add_train(commands: Any) -> None:
     """``train``: the Hydra application."""
-    # Hydra prints the help, since it knows the groups and settings; abbreviations would swallow its options.
+    # The help shows the settings as the given choices compose them; abbreviations would swallow Hydra's options.
     parser = add_parser(
         commands, "train", "Train, compress, export and verify one model.", train, add_help=False, allow_abbrev=False
     )
@@ -110,6 +110,8 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     from lightning_compress.apps.configuration.settings import COMPOSITION_ERRORS, CONFIG_MODULE, CONFIG_NAME, explain
 
+    if {"-h", "--help"} & set(overrides):
+        return _help([text for text in overrides if text not in ("-h", "--help")])
     # Hydra's parser takes overrides on one side of an option only.
     options, overrides = _config_options(overrides)
     overrides = [*options, *sorted(overrides, key=lambda text: text not in ("-m", "--multirun"))]
@@ -144,8 +146,21 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if sweep:
         return _show_sweep(as_json=arguments.json)
     for outcome in outcomes:
-        _show(outcome, as_json=arguments.json)
+        if arguments.json:
+            print(json.dumps(outcome.as_dict(), indent=2))
+        else:
+            outcome.show()
     return DOES_NOT_HOLD if any(outcome.failures for outcome in outcomes) else DONE
+
+
+def _help(overrides: list[str]) -> int:
+    """Print what can be set where the given choices are made."""
+    from lightning_compress.apps.configuration.compose import composed
+    from lightning_compress.apps.configuration.help import help_text
+
+    with working_directory_importable(), composed(overrides, "outputs") as cfg:
+        print(help_text(cfg))
+    return DONE
 
 
 def _config_options(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -176,19 +191,6 @@ def _process_for_hydra(overrides: list[str]) -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full_error
-
-
-def _show(outcome: Any, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(outcome.as_dict(), indent=2))
-        return
-    from rich.console import Console
-
-    console = Console()
-    console.print(outcome.table())
-    for failure in outcome.failures:
-        console.print(f"Does not hold: {failure}", style="bold red", markup=False)
-    console.print(f"Written to {outcome.output_dir}", markup=False, soft_wrap=True)
 
 
 def _show_sweep(*, as_json: bool) -> int:

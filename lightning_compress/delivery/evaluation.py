@@ -72,7 +72,7 @@ class EvaluationData:
                 f"{field}.split",
                 expected=f"a split that {type(module).__name__} evaluates",
                 got=self.split,
-                fix=f"Define {step}, or give verify=False.",
+                fix=f"{self._other(module)}Define {step}, or give verify=False.",
             )
         own = self.datamodule is None
         source: Any = module if own else self.datamodule
@@ -84,6 +84,11 @@ class EvaluationData:
                 got=self.split,
                 fix="Give dataloaders=..., or verify=False.",
             )
+
+    def _other(self, module: L.LightningModule) -> str:
+        """The split that the module does evaluate, as advice."""
+        other = "val" if self.split == "test" else "test"
+        return f"Give split={other!r}. " if is_overridden(_STEP[other], module, L.LightningModule) else ""
 
     def refuse_empty(self, loaders: Any, field: str) -> None:
         """Check that there is a batch in what the split's loaders are.

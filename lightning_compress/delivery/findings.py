@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_compress.delivery.dense_baseline import untrained_start
 from lightning_compress.errors import reason
 from lightning_compress.export.divergence import SiteError
 from lightning_compress.export.latency import Ratio, Timing
@@ -57,6 +58,27 @@ class Findings:
     def written(self) -> list[str]:
         """The formats that were written."""
         return [item["format"] for item in self.artifacts]
+
+    def judge_start(self, monitor: str | None, mode: str) -> None:
+        """Take the metrics of the weights at the start of a fit away again where nothing may be compared with them.
+
+        Args:
+            monitor: The metric that limits look at, if any.
+            mode: Whether more of it is better (``"max"``) or less (``"min"``).
+        """
+        start, trained = self.results["dense"], self.results["fake_quantized"]
+        why = untrained_start(start.metrics, trained.metrics, monitor, mode)
+        if why is None:
+            self.notes.append(
+                f"The dense model is the one this fit began with ({start.source}). Give dense=... to compare with one "
+                f"that was trained as long."
+            )
+        else:
+            start.metrics = {}
+            self.notes.append(
+                f"No dense control: {why}, so no accuracy is compared with theirs. Give dense=... a checkpoint of the "
+                f"same network, trained without compression."
+            )
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:

@@ -67,7 +67,7 @@ class Limits:
             dense, deployed = (self._monitored(found, form) for form in ("dense", "deployed"))
             if dense is None or deployed is None:
                 form = "dense" if dense is None else "deployed"
-                failed.append(f"{self.monitor}, which max_drop looks at, was not logged by the {form} evaluation.")
+                failed.append(f"max_drop cannot be judged: there is no {self.monitor} of a {form} model.")
             elif not (drop := (dense - deployed) * (1 if self.mode == "max" else -1)) <= self.max_drop:
                 allowed = f"at most {self.max_drop:.4g} is asked for"
                 failed.append(f"{self.monitor} drops by {drop:.4g} from dense to deployed, {allowed}.")

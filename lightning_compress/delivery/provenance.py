@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 from torch import nn
 
 from lightning_compress import __version__, report
@@ -48,3 +49,15 @@ def provenance(module: nn.Module, *, run: str | None = None, data: Mapping[str, 
     text = {key: json.dumps(value, ensure_ascii=False, default=str) for key, value in known.items()}
     named = {} if run is None else {"run": run}
     return {"producer": f"lightning-compress {__version__}", "module": type(module).__name__, **named, **text}
+
+
+def data_record(trainer: L.Trainer, split: str | None) -> Mapping[str, Any] | None:
+    """What the data module says of its data, and which part of it was evaluated.
+
+    Args:
+        trainer: The Trainer that fitted.
+        split: ``"val"`` or ``"test"``; ``None`` if nothing was evaluated.
+    """
+    evaluated = {} if split is None else {"evaluated": split}
+    record = getattr(getattr(trainer, "datamodule", None), "split_record", None)
+    return {**record(), **evaluated} if callable(record) else evaluated or None

@@ -53,7 +53,7 @@ def compose(
     deployed = None if form is None else found.comparisons[form]
     timings = {form: result.timing for form, result in found.results.items() if result.timing is not None}
     seed = os.environ.get("PL_GLOBAL_SEED")
-    return {
+    whole: dict[str, Any] = {
         "format": report.FORMAT,
         "name": name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -90,8 +90,8 @@ def compose(
             *([] if found.integers is None else found.integers.lines()),
         ],
         "notes": [*found.notes, *(f"Does not hold: {failure}" for failure in failures)],
-        "failures": [*found.failures, *failures],
     }
+    return {**whole, "failures": [*report.ruin(whole), *found.failures, *failures]}
 
 
 def described(

@@ -29,7 +29,7 @@ from lightning_compress.delivery.without_channels import without_channels
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.compressed_tensors import load_compressed_tensors
 from lightning_compress.export.divergence import can_trace, first_divergence, site_errors
-from lightning_compress.export.formats import DENSE_ONNX, FILES, GIVEN, deployed_of, files_of
+from lightning_compress.export.formats import DENSE_ONNX, FILES, deployed_of, files_of
 from lightning_compress.export.latency import Ratio
 from lightning_compress.export.onnx.integer_share import IntegerShare, integer_share
 from lightning_compress.export.onnx.session import OnnxModel, needs_exact_kernels, open_session
@@ -93,11 +93,6 @@ class Export:
                 found.notes += self._without_vnni(deployed)
         if self.dense is not None:
             found.results["dense"] = Result("Dense", runtime, self.dense[1], dense_bytes)
-            if self.dense[1] != GIVEN:
-                found.notes.append(
-                    f"The dense model is the one this fit began with ({self.dense[1]}). Give dense=... to compare "
-                    f"with one that was trained as long."
-                )
         trained = Result("Fake-quantized", pytorch_name(), "the trained module", dense_bytes)
         trained.metrics = {} if trained_alone is None else trained_alone.metrics
         found.results["fake_quantized"] = trained

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from io import StringIO
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -16,8 +17,13 @@ PATIENCE_S = 120
 """How long an artifact or the end of a run may wait for a server before the run goes on without it."""
 
 
-def connected(logger: Logger) -> str | None:
+def connected(logger: Logger, *, silent: bool = False) -> str | None:
     """Connect a logger to its server, where it has one.
+
+    Args:
+        logger: Any logger.
+        silent: Whether W&B's own lines stay off the screen, those among them that it prints before it reads a run's
+            settings.
 
     Returns:
         Why it cannot be used: its server refuses, or does not answer within ``init_timeout``; else ``None``.
@@ -29,7 +35,8 @@ def connected(logger: Logger) -> str | None:
     # A run whose server has gone since must end all the same.
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(PATIENCE_S))
     try:
-        _ = logger.experiment
+        with redirect_stderr(StringIO()) if silent else nullcontext():
+            _ = logger.experiment
     except (wandb.Error, OSError) as error:
         return " ".join(str(error).split())
     return None
@@ -40,7 +47,7 @@ def place(logger: Logger) -> str | None:
     if not is_instance(logger, WandbLogger):
         return None
     run = logger.experiment
-    return run.url or os.path.dirname(run.dir)
+    return os.path.dirname(run.dir) if run.offline else run.url
 
 
 def finish() -> None:

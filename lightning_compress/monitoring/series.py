@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_compress.metrics import functional
 from lightning_compress.metrics.layer_table import LayerRow
@@ -71,17 +71,34 @@ def phase(step: int, schedule: SparsitySchedule | None, quantization: Quantizati
     return " + ".join(words) or "dense"
 
 
-def bar_text(found: Mapping[str, float], phase: str) -> dict[str, str]:
-    """What a progress bar shows: phase, sparsity, bits of weights and activations.
+def history_point(step: int, found: Mapping[str, float], phase: str) -> dict[str, Any]:
+    """One measurement as the report's history and its pictures take it.
+
+    Args:
+        step: Optimizer steps done.
+        found: The series.
+        phase: Name of the phase.
+    """
+    return {
+        "step": step,
+        "sparsity": found["compress/sparsity/global"],
+        "sparsity_target": found["compress/sparsity/target"],
+        "weight_bits": found["compress/bits/weight"],
+        "activation_bits": found["compress/bits/activation"],
+        "phase": phase,
+    }
+
+
+def bar_text(found: Mapping[str, float]) -> dict[str, str]:
+    """What a progress bar shows: sparsity, and bits of weights and activations.
 
     Example:
         >>> bits = {"compress/bits/weight": 8.0, "compress/bits/activation": 8.0}
-        >>> bar_text({"compress/sparsity/global": 0.8, **bits}, "pruned + quantized")
-        {'phase': 'pruned + quantized', 'sparsity': '80.0%', 'bits': '8/8'}
+        >>> bar_text({"compress/sparsity/global": 0.8, **bits})
+        {'sparsity': '80.0%', 'bits': '8/8'}
     """
     weight, activation = found["compress/bits/weight"], found["compress/bits/activation"]
     return {
-        "phase": phase,
         "sparsity": f"{found['compress/sparsity/global']:.1%}",
         "bits": f"{weight:.3g}/{activation:.3g}",
     }

@@ -8,7 +8,7 @@ from typing import Any
 from lightning_compress.foundation import number_text as numbers
 from lightning_compress.report import plots, text
 from lightning_compress.report import speed_of_patterns as zeros
-from lightning_compress.report.warnings import alarms, remarks
+from lightning_compress.report.warnings import remarks
 
 _WIDE, _NARROW = 820, 360
 
@@ -28,7 +28,6 @@ def html(report: Mapping[str, Any]) -> str:
     surroundings.globals.update(text=text, numbers=numbers, zeros=zeros, ranked=plots.ranked)
     return surroundings.get_template("report.html.j2").render(
         report=report,
-        alarms=alarms(report),
         remarks=remarks(report),
         pictures={name: (draw(report, _WIDE), draw(report, _NARROW)) for name, draw in _pictures(report).items()},
         figures=_figures(report),

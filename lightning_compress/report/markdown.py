@@ -9,7 +9,7 @@ from lightning_compress.foundation.markdown_text import code, escaped
 from lightning_compress.foundation.number_text import percent, size
 from lightning_compress.report import speed_of_patterns as zeros
 from lightning_compress.report import text
-from lightning_compress.report.warnings import alarms, remarks
+from lightning_compress.report.warnings import remarks
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -20,8 +20,8 @@ def markdown(report: Mapping[str, Any]) -> str:
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"# {escaped(report['name'])}"
     yield ""
-    for alarm in alarms(report):
-        yield f"> **{escaped(alarm)}**"
+    for failure in report["failures"]:
+        yield f"> **{escaped(failure)}**"
         yield ""
     yield escaped(text.headline(report))
     yield ""

@@ -39,7 +39,7 @@ def table(report: Mapping[str, Any]) -> Table:
 
 
 def show(report: Mapping[str, Any], folder: Path) -> None:
-    """Print the table, the packed file's size and where the report is, to standard error.
+    """Print the table, the packed file's size, what failed and where the report is.
 
     Args:
         report: A report.
@@ -47,12 +47,13 @@ def show(report: Mapping[str, Any], folder: Path) -> None:
     """
     from rich.console import Console
 
-    # Standard output is the program's own: a command may print JSON there.
-    console = Console(stderr=True)
+    console = Console()
     console.print(table(report))
     packed = next((item["bytes"] for item in report["artifacts"] if item["format"] == "packed"), None)
     if packed:
         ratio, word = text.size_change(report["bytes"]["dense"] / packed)
         of = "of dense float32" if word == "the size" else "than dense float32"
         console.print(f"Packed: {size(packed)}, {ratio} {word} {of}", markup=False)
+    for failure in report["failures"]:
+        console.print(failure, style="bold red", markup=False)
     console.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)

@@ -13,15 +13,15 @@ RUIN = 0.5
 _FEW = 5
 
 
-def alarms(report: Mapping[str, Any]) -> list[str]:
-    """What makes the result unusable or incomplete, most important first; empty where all is well."""
-    return [*_collapse(report), *_empty_layers(report), *report["failures"]]
+def ruin(report: Mapping[str, Any]) -> list[str]:
+    """What makes a model useless: accuracy below half of the control's, or a layer without any weight left."""
+    return [*_collapse(report), *_empty_layers(report)]
 
 
 def _collapse(report: Mapping[str, Any]) -> list[str]:
     name, dense = main_metric(report), report["results"]["dense"]
     before = None if name is None or dense is None else dense["metrics"].get(name)
-    if name is None or before is None or not is_share(name):
+    if name is None or before is None or not (is_share(name) and 0 <= before <= 1):
         return []
     for form, label in (("fake_quantized", "trained"), ("deployed", "deployed")):
         result = report["results"][form]

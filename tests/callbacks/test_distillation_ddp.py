@@ -63,7 +63,7 @@ def test_two_ranks_train_as_one_on_both_batches_with_the_teacher_of_the_first(tm
         callbacks=[TeacherOfItsRank(losses=losses)],
         max_epochs=1,
         devices=2,
-        strategy="ddp_fork_find_unused_parameters_true",
+        strategy="ddp_spawn_find_unused_parameters_true",
         use_distributed_sampler=False,
     ).fit(module, data)
     (one, teacher), (two, other) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

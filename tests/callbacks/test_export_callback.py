@@ -376,6 +376,38 @@ def test_a_drop_beyond_the_limit_fails_after_everything_is_written(tmp_path):
     assert (tmp_path / "model.packed").exists()
 
 
+def test_nothing_is_compared_with_the_random_weights_of_a_start(tmp_path):
+    torch.manual_seed(0)
+    module = Plain()
+    callback = packed_only(tmp_path / "scratch", monitor="val/acc", max_drop=0.5)
+    with pytest.raises(DoesNotHold, match=r"max_drop cannot be judged: there is no val/acc of a dense model"):
+        trainer(callback, epochs=20).fit(module, loader(), loader(64, seed=1))
+    assert callback.report["results"]["dense"]["metrics"] == {}
+    assert any(note.startswith("No dense control: val/acc is ") for note in callback.report["notes"])
+    # The same module, trained now, fine-tuned: its start is a control.
+    again = packed_only(tmp_path / "tuned", monitor="val/acc", max_drop=0.5)
+    trainer(again, epochs=1).fit(module, loader(), loader(64, seed=1))
+    trained = callback.report["results"]["fake_quantized"]["metrics"]["val/acc"]
+    assert again.report["results"]["dense"]["metrics"] == {"val/acc": pytest.approx(trained)}
+
+
+def test_a_model_that_collapses_is_a_failure_without_any_limit(tmp_path):
+    class Ruined(Plain):
+        def on_train_epoch_end(self) -> None:
+            if self.trainer.max_epochs == 1:
+                torch.nn.init.zeros_(self.net[5].weight)
+                torch.nn.init.constant_(self.net[5].bias, 0.0)
+
+    torch.manual_seed(0)
+    module = Ruined()
+    trainer(epochs=20).fit(module, loader())
+    callback = packed_only(tmp_path)
+    with pytest.warns(UserWarning, match="The trained model has collapsed: val/acc"):
+        trainer(callback, epochs=1).fit(module, loader(), loader(64, seed=1))
+    assert callback.failures == tuple(callback.report["failures"])
+    assert "val/acc" in callback.failures[0]
+
+
 def test_limits_that_hold_pass(tmp_path):
     callback = packed_only(tmp_path, monitor="val/acc", max_drop=1.0, min_agreement=0.99)
     trainer(callback).fit(Plain(), loader(), loader(64, seed=1))
@@ -464,7 +496,7 @@ def test_fast_dev_run_writes_nothing_unless_asked(tmp_path):
 
 
 def test_a_split_without_a_step_is_refused_before_training(tmp_path):
-    with pytest.raises(CompressionError, match=r"CompressedExport\.split.*Define test_step"):
+    with pytest.raises(CompressionError, match=r"CompressedExport\.split.*Give split='val'\. Define test_step"):
         trainer(packed_only(tmp_path, split="test")).fit(Plain(), loader(), loader())
 
 

@@ -154,7 +154,7 @@ def test_after_the_training_the_fit_returns_and_everything_else_is_written(tmp_p
     assert [item["format"] for item in report["artifacts"]] == ["packed"]
     assert "onnx was not written" in report["failures"][0]
     assert "onnx was not written" in (tmp_path / "report.html").read_text()
-    assert set(report["results"]["dense"]["metrics"]) == {"val/acc"}
+    assert set(report["results"]["fake_quantized"]["metrics"]) == {"val/acc"}
 
 
 def test_asked_to_raise_the_export_raises_when_all_else_is_written(tmp_path):
@@ -187,7 +187,8 @@ def test_an_export_whose_directory_has_gone_does_not_cost_the_fit(tmp_path):
 
 
 def test_a_limit_that_does_not_hold_is_a_warning_where_asked(tmp_path):
-    limits = {"monitor": "val/acc", "max_drop": -1.0}
+    torch.save(made(Module).state_dict(), tmp_path / "dense.pt")
+    limits = {"monitor": "val/acc", "max_drop": -1.0, "dense": tmp_path / "dense.pt"}
     with pytest.raises(DoesNotHold, match="val/acc drops by"):
         fit(made(Module), export(tmp_path / "a", ("packed",), **limits))
     with pytest.warns(UserWarning, match="val/acc drops by"):
@@ -325,7 +326,7 @@ def test_a_best_checkpoint_that_is_not_there_does_not_cost_the_fit(tmp_path):
 
 def test_the_end_of_a_fit_shows_table_packed_size_and_the_page(tmp_path, capsys):
     fit(made(Module), QuantizationAwareTraining(), export(tmp_path, ("packed",), print_report=True))
-    printed = capsys.readouterr().err
+    printed = capsys.readouterr().out
     for text in ("Dense", "Fake-quantized", "Deployed", "val/acc", "Packed: ", "than dense float32"):
         assert text in printed
     assert f"Report: {tmp_path / 'report.html'}" in printed

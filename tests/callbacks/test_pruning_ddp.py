@@ -34,7 +34,7 @@ def test_masks_are_equal_on_every_rank(tmp_path):
         max_steps=8,
         accelerator="cpu",
         devices=2,
-        strategy="ddp_fork",
+        strategy="ddp_spawn",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

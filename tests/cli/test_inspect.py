@@ -202,3 +202,17 @@ def test_a_checkpoint_that_would_run_code_is_refused_without_running_it(tmp_path
 def test_what_is_no_artifact_is_wrong_use(make: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match=message):
         run(make(tmp_path))
+
+
+def test_the_folder_of_a_run_stands_for_the_one_export_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], quantized: nn.Module
+) -> None:
+    report, export = example_report(), tmp_path / "run" / "compressed"
+    export.mkdir(parents=True)
+    (export / "report.json").write_text(json.dumps({**report, "artifacts": []}))
+    assert found(capsys, tmp_path / "run") == found(capsys, export)
+    other = tmp_path / "run" / "other"
+    other.mkdir()
+    (other / "report.json").write_text(json.dumps(report))
+    with pytest.raises(CompressionError, match=r"Give one of .*compressed, .*other"):
+        run(tmp_path / "run")

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lightning_compress import CompressedExport, CompressionError, QuantizationAwareTraining
-from lightning_compress.export.compressed_tensors import load_compressed_tensors, pack, save_compressed_tensors, unpack
+from lightning_compress.export.compressed_tensors import load_compressed_tensors, save_compressed_tensors
+from lightning_compress.export.int32_words import pack, unpack
 from lightning_compress.models import TransformerEncoder
 from lightning_compress.quantization import find, prepare
 

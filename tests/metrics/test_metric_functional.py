@@ -125,4 +125,4 @@ def test_phases_name_what_pruning_and_quantization_do() -> None:
 
 def test_bar_shows_fractional_bits() -> None:
     found = {"compress/sparsity/global": 0.5, "compress/bits/weight": 5.25, "compress/bits/activation": 32.0}
-    assert bar_text(found, "quantized")["bits"] == "5.25/32"
+    assert bar_text(found)["bits"] == "5.25/32"

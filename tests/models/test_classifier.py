@@ -62,7 +62,7 @@ def test_accuracy_is_over_samples_and_not_over_batches() -> None:
 def test_the_loss_of_two_ranks_is_that_of_all_samples() -> None:
     module, data = Classifier(Says(1), num_classes=3), loader([1, 0] * 4)  # each rank has one of the labels
     found = [
-        trainer(devices=n, strategy=s).test(module, data, verbose=False)[0] for n, s in ((1, "auto"), (2, "ddp_fork"))
+        trainer(devices=n, strategy=s).test(module, data, verbose=False)[0] for n, s in ((1, "auto"), (2, "ddp_spawn"))
     ]
     assert found[1] == pytest.approx(found[0])
 

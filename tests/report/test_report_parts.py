@@ -18,7 +18,7 @@ from lightning_compress.report import plots, text
 from lightning_compress.report.html import html
 from lightning_compress.report.markdown import markdown
 from lightning_compress.report.schema import SCHEMA
-from lightning_compress.report.warnings import alarms, remarks
+from lightning_compress.report.warnings import remarks, ruin
 
 
 def printed(found: dict[str, Any], width: int = 120) -> str:
@@ -128,15 +128,15 @@ def test_nothing_is_compared_without_a_control() -> None:
     assert "test/acc 98.33 %;" in text.headline(found)
 
 
-def test_all_is_well_without_alarms() -> None:
-    assert alarms(example_report()) == []
+def test_a_model_that_works_is_not_ruined() -> None:
+    assert ruin(example_report()) == []
 
 
 def test_a_collapsed_model_is_an_alarm_at_the_head_of_every_form() -> None:
     found = example_report()
     for form in ("fake_quantized", "deployed"):
         found["results"][form]["metrics"]["test/acc"] = 0.1
-    (alarm,) = alarms(found)
+    (alarm,) = found["failures"] = ruin(found)
     assert alarm.startswith("The trained model has collapsed: test/acc 10.00 %, 98.61 % before.")
     assert markdown(found).splitlines()[2] == f"> **{alarm}**"
     assert f'<p class="alarm" role="alert">{alarm}</p>' in html(found)
@@ -145,15 +145,9 @@ def test_a_collapsed_model_is_an_alarm_at_the_head_of_every_form() -> None:
 def test_a_layer_without_weights_is_an_alarm_and_no_advice_to_cut_channels() -> None:
     found = example_report()
     found["layers"][-2] |= {"sparsity": 1.0, "dead_channels": 10}
-    (alarm,) = alarms(found)
+    (alarm,) = ruin(found)
     assert "net.fc.weight" in alarm
     assert not any("pattern='channel'" in remark for remark in remarks(found))
-
-
-def test_failures_of_an_export_are_alarms() -> None:
-    found = example_report()
-    found["failures"] = ["onnx: torch.export cannot trace Net"]
-    assert alarms(found) == ["onnx: torch.export cannot trace Net"]
 
 
 def test_a_slower_deployed_model_is_called_slower_where_the_interval_says_so() -> None:

@@ -159,6 +159,15 @@ def test_html_escapes_what_users_name(tmp_path: Path) -> None:
     assert "<b>bold</b> & co" in Page(html).words
 
 
+def test_names_that_look_like_formulas_are_names(tmp_path: Path) -> None:
+    report = example_report()
+    for row in report["layers"]:
+        row["name"] = f"$\\frac$_{row['name']}"
+    write(report, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "$\\frac$_net.fc.weight" in re.sub(r"<[^>]+>", "", page)
+
+
 def test_a_report_of_the_least_still_renders(tmp_path: Path) -> None:
     found = example_report()
     found.update(seed=None, data=None, agreement=None, max_abs_difference=None)

@@ -134,20 +134,23 @@ def explain(error: Exception, overrides: Sequence[str]) -> CompressionError:
     if isinstance(error, OverrideParseException):
         return CompressionError(
             f"{error.override}: expected key=value as Hydra reads it. Quote a value with other signs than letters, "
-            f"digits and ./:-_ twice, once for the shell: \"key='value'\"."
+            f"digits and ./:-_ twice, once for the shell: \"key='value'\". A pattern that is no plain name goes into a "
+            "list: 'pruning.overrides=[{pattern: \"re:.*conv1\", final_sparsity: 0.5}]'."
         )
     bad = re.search(r"Could not override '([^']+)'", str(error))
     if isinstance(error, ConfigCompositionException) and bad is not None:
         key, known = bad[1], _known_keys(overrides)
         parent = key.rpartition(".")[0]
         if parent in known and not any(name.startswith(f"{parent}.") for name in known):
-            fix = f"{parent} has no settings as chosen; see --help for the choices."
+            fix = f"{parent} is none; add {parent}={_USUAL[parent]}." if parent in _USUAL else f"{parent} has none."
         else:
             fix = f"{closest(key, known)} To add a new one, write +{key}=..."
         return CompressionError(f"{key}: there is no such setting. {fix}")
     return CompressionError(_line(error))
 
 
+_USUAL = {"pruning": "global", "quantization": "w8a8", "distillation": "logits", "export": "default"}
+"""The usual choice of each group that is none by default."""
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
 """What composing a config raises for bad input."""
 

@@ -19,8 +19,8 @@ def inspect(path: Path) -> Inspection:
     """Look into a checkpoint, an artifact, or the directory of an export.
 
     Args:
-        path: A ``.ckpt``/``.pt``/``.pth`` file that loads with ``weights_only``, a safetensors, packed or ONNX file, or
-            a directory with ``report.json``.
+        path: A ``.ckpt``/``.pt``/``.pth`` file that loads with ``weights_only``, a safetensors, packed or ONNX file, a
+            directory with ``report.json``, or the directory of a run that has one export in it.
 
     Raises:
         CompressionError: There is nothing of that kind at the path.
@@ -60,15 +60,13 @@ def _export(path: Path) -> Inspection:
     from lightning_compress.foundation.checksum import sha256
     from lightning_compress.report import check
 
+    if not (path / "report.json").is_file() and not (path / READY).is_dir():
+        path = _export_of_run(path)
     source = path / "report.json"
     if (path / READY).is_dir():
         raise DoesNotHold(
             f"{path}: an export was stopped while it put its files in place; the rest of them is in {READY}. The next "
             f"export puts them there."
-        )
-    if not source.is_file():
-        raise CompressionError.field(
-            "inspect", expected="the directory of an export, with report.json", got=str(path), fix="Give a file."
         )
     try:
         report = json.loads(source.read_text(encoding="utf-8"))
@@ -109,3 +107,17 @@ def _export(path: Path) -> Inspection:
             )
         )
     return found
+
+
+def _export_of_run(path: Path) -> Path:
+    """The one export in the directory of a run."""
+    found = sorted(report.parent for report in path.glob("*/report.json"))
+    if len(found) == 1:
+        return found[0]
+    exports = ", ".join(map(str, found))
+    raise CompressionError.field(
+        "inspect",
+        expected="the directory of an export, with report.json, or of a run with one export in it",
+        got=str(path),
+        fix=f"Give one of {exports}." if found else "Give a file.",
+    )

@@ -17,21 +17,21 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
 
 from lightning_compress import loggers
 from lightning_compress.apps.configuration.instantiate import instantiate
 from lightning_compress.apps.configuration.overrides import quoted
-from lightning_compress.apps.configuration.settings import COMPRESSION, Settings, drop_unused, settings
+from lightning_compress.apps.configuration.settings import Settings, drop_unused, settings
 from lightning_compress.apps.train.outcome import RESULT_FILE, Outcome, read_report
+from lightning_compress.apps.train.parts import Parts, instantiate_all
 from lightning_compress.callbacks.export import CompressedExport
 from lightning_compress.callbacks.interrupt import InterruptCheckpoint, Interrupted
 from lightning_compress.callbacks.starting_weights import StartingWeights
 from lightning_compress.errors import CompressionError, DoesNotHold
-from lightning_compress.lightning_packages import is_instance, is_overridden, refuse_mixed
+from lightning_compress.lightning_packages import PACKAGES, is_instance, is_overridden, refuse_mixed
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,6 @@ log = logging.getLogger(__name__)
 # data in memory does not need. A resumed run has a directory of its own. The last comes from Lightning's use of an
 # older PyTorch interface.
 _QUIET = ("does not have many workers", "The dirpath has changed from", r"`isinstance\(treespec, LeafSpec\)`")
-
-TAKES_DENSE = {"distillation": "teacher", "export": "dense"}
-"""Their settings that are the dense control, where nothing else is given."""
 
 
 class Rehearsed(Exception):
@@ -125,7 +122,7 @@ def _job(cfg: DictConfig, output: Path, overrides: Sequence[str]) -> Iterator[_J
     drop_unused(cfg, overrides)
     wanted = settings(cfg)
     output.mkdir(parents=True, exist_ok=True)
-    for library in ("lightning.pytorch", "matplotlib", "onnx_ir", "onnxscript"):
+    for library in (*PACKAGES, "matplotlib", "onnx_ir", "onnxscript"):
         logging.getLogger(library).setLevel(logging.WARNING)
     for message in _QUIET:
         warnings.filterwarnings("ignore", message=f".*{message}")
@@ -137,11 +134,12 @@ def _job(cfg: DictConfig, output: Path, overrides: Sequence[str]) -> Iterator[_J
         loggers.finish()
 
 
-class _Job:
+class _Job(Parts):
     """One run of the main job: the parts are made anew for each training, from the same seed."""
 
     def __init__(self, cfg: DictConfig, wanted: Settings, output: Path, overrides: list[str]) -> None:
-        self.cfg, self.wanted, self.output, self.overrides = cfg, wanted, output, overrides
+        super().__init__(cfg, wanted)
+        self.output, self.overrides = output, overrides
         self.seconds: dict[str, float] = {}
         self.failures: list[str] = []
         self.data = instantiate(cfg.data, "data")
@@ -195,7 +193,7 @@ class _Job:
         began, metrics = time.perf_counter(), dict[str, float]()
         model, folder = self.model(), self.output / "dense"
         keep = InterruptCheckpoint(folder)
-        others = _instantiate_all(self.cfg.get("callbacks"), "callbacks")
+        others = instantiate_all(self.cfg.get("callbacks"), "callbacks")
         others = [c for c in others if not is_instance(c, Checkpoint) and not _is_ours(c)]
         if checkpoint is not None:
             others.insert(0, StartingWeights(checkpoint, "dense_checkpoint", stage="test"))
@@ -234,59 +232,6 @@ class _Job:
         self.seconds["compressed"] = time.perf_counter() - began
         last = getattr(trainer.checkpoint_callback, "best_model_path", "")
         return metrics, Path(last) if last else None
-
-    def model(self) -> L.LightningModule:
-        """A fresh model, with the same weights at every call."""
-        L.seed_everything(self.wanted.seed, workers=True, verbose=False)
-        model = instantiate(self.cfg.model, "model")
-        if not is_instance(model, L.LightningModule):
-            raise CompressionError.field(
-                "model._target_",
-                expected="a LightningModule",
-                got=self.cfg.model.get("_target_"),
-                fix="A network alone goes to model.net._target_.",
-            )
-        return model
-
-    def callbacks(self, dense_checkpoint: Path | None = None) -> list[Callback]:
-        """Fresh callbacks: those of the ``callbacks`` group, and one for each compression group in use."""
-        callbacks = _instantiate_all(self.cfg.get("callbacks"), "callbacks")
-        if self.wanted.init_checkpoint is not None:
-            callbacks.insert(0, StartingWeights(self.wanted.init_checkpoint, "init_checkpoint"))
-        for group in COMPRESSION:
-            if node := self.cfg.get(group):
-                setting = TAKES_DENSE.get(group)
-                given = setting is None or node.get(setting) is not None or dense_checkpoint is None
-                dense = {} if given else {str(setting): str(dense_checkpoint)}
-                callbacks.append(instantiate(node, group, **dense))
-        return callbacks
-
-    def loggers(self) -> list[Logger]:
-        """The loggers of the ``logger`` group; one whose server cannot be reached logs to this machine."""
-        found: list[Logger] = []
-        for name, node in (self.cfg.get("logger") or {}).items():
-            if not node:
-                continue
-            logger = instantiate(node, f"logger.{name!s}")
-            if reason := loggers.connected(logger):
-                log.warning("W&B cannot be reached, and the run goes on offline (later: wandb sync). %s", reason)
-                # W&B has read its environment by now, which is all that WandbLogger's own switch would set.
-                logger = instantiate(node, f"logger.{name!s}", offline=True, mode="offline")
-            found.append(logger)
-        return found
-
-    def trainer(self, logger: Any, callbacks: list[Callback]) -> L.Trainer:
-        """A Trainer of the ``trainer`` group."""
-        # Objects go to a partial: a config cannot hold them.
-        build = instantiate(self.cfg.trainer, "trainer", _partial_=True)
-        checkpoints = any(is_instance(callback, Checkpoint) for callback in callbacks)
-        try:
-            trainer = build(logger=logger, callbacks=callbacks, enable_checkpointing=checkpoints)
-        except (MisconfigurationException, ValueError, TypeError) as error:
-            raise CompressionError(f"trainer: {' '.join(str(error).split())}") from error
-        if not is_instance(trainer, L.Trainer):
-            raise CompressionError.field("trainer._target_", expected="a Trainer", got=self.cfg.trainer._target_)
-        return trainer
 
     def fit(
         self,
@@ -347,11 +292,6 @@ class _Job:
             return keep.path
         last = getattr(trainer.checkpoint_callback, "best_model_path", "")
         return Path(last) if last else None
-
-
-def _instantiate_all(group: DictConfig | None, key: str) -> list[Any]:
-    """Everything in a group of named nodes; an entry set to null is left out."""
-    return [instantiate(node, f"{key}.{name!s}") for name, node in (group or {}).items() if node]
 
 
 def _is_ours(callback: Callback) -> bool:

@@ -126,15 +126,28 @@ class Outcome:
         plain = asdict(self)
         return {**plain, "failures": list(self.failures)}
 
-    def table(self) -> Table:
-        """The report's comparison; without a report, the metrics of each model."""
+    def show(self) -> None:
+        """Print the report's comparison, or without a report each model's metrics, and what failed."""
+        from rich.console import Console
+
+        console, told = Console(), []
+        if self.report is None:
+            console.print(self._metrics())
+        else:
+            from lightning_compress.report import show
+
+            report = json.loads(Path(self.report).read_text(encoding="utf-8"))
+            show(report, Path(self.report).parent)
+            told = report["failures"]
+        for failure in self.failures:
+            if failure not in told:
+                console.print(failure, style="bold red", markup=False)
+        console.print(f"Written to {self.output_dir}", markup=False, soft_wrap=True)
+
+    def _metrics(self) -> Table:
         from rich.markup import escape
         from rich.table import Table
 
-        if self.report is not None:
-            from lightning_compress.report import table as compare
-
-            return compare(json.loads(Path(self.report).read_text(encoding="utf-8")))
         table = Table(title=escape(self.name))
         metrics = list(dict.fromkeys(name for row in self.rows.values() for name in row["metrics"]))
         table.add_column("model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -59,7 +60,7 @@ def test_no_mutation_of_a_sweep_raises_anything_but_the_one_error(
     whole = {file: json.loads(file.read_text()) for file in files}
     rng = random.Random(0)
     codes = set()
-    for _ in range(60):
+    for _ in range(200):
         for file, content in whole.items():
             changed = json.loads(json.dumps(content))
             for _ in range(rng.randrange(3)):
@@ -83,7 +84,7 @@ def mutate(tree: Any, rng: random.Random) -> None:
     if rng.random() < 0.2 and isinstance(tree, dict):
         del tree[key]
     else:
-        tree[key] = rng.choice(_VALUES)
+        tree[key] = copy.deepcopy(rng.choice(_VALUES))
 
 
 def test_files_that_are_not_those_of_the_report_are_noticed(tmp_path: Path) -> None:

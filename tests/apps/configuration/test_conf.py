@@ -99,7 +99,7 @@ def test_groups_for_other_applications_need_nothing_of_this_one() -> None:
         ),
         (("trainer.max_epoch=3",), r"trainer\.max_epoch: .*Closest: trainer\.max_epochs"),
         (("sed=3",), "sed: there is no such setting. Closest: seed"),
-        (("pruning.final_sparsity=0.9",), r"pruning\.final_sparsity: .*pruning has no settings as chosen"),
+        (("pruning.final_sparsity=0.9",), r"pruning\.final_sparsity: .*pruning is none; add pruning=global"),
         (("model.lr=[1",), "expected key=value as Hydra reads it"),
     ],
 )

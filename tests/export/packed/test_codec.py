@@ -11,6 +11,7 @@ from lightning_compress.export.packed.codec import byte_planes as planes
 from lightning_compress.export.packed.codec import entropy as coding
 from lightning_compress.export.packed.codec import mask as positions
 from lightning_compress.export.packed.codec import weight as weights
+from lightning_compress.export.packed.codec.density_classes import Labels
 from lightning_compress.export.packed.codec.nonzero_values import Values
 from lightning_compress.export.packed.varints import Reader, Writer
 
@@ -73,6 +74,18 @@ def test_a_mask_comes_back_here_and_in_the_plain_reader(mask: np.ndarray) -> Non
     assert np.array_equal(found, mask)
     if mask.size:
         assert np.array_equal(plain.positions(plain.Bytes(parameters), mask.shape)(plain.Coded(data)), mask)
+
+
+def test_a_class_that_a_file_names_and_no_row_or_column_has_is_read_as_empty() -> None:
+    rows, columns = (Labels(np.zeros(count, np.uint8), [3, 3], 0.0) for count in (4, 6))
+    mask = RNG.random((4, 6)) < 0.5
+    parameters = positions.Classes((4, 6), 0, rows, columns, [[128, 128], [128, 128]], 0.0)
+    encoder, writer = coding.Encoder(), Writer()
+    parameters.write(writer)
+    parameters.encode(mask, encoder)
+    reader, decoder = Reader(bytes(writer.data), "test"), coding.Decoder(encoder.finish(), "test")
+    assert np.array_equal(positions.read((4, 6), reader).decode(decoder), mask)
+    decoder.close()
 
 
 @pytest.mark.parametrize(

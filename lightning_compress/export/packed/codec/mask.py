@@ -163,7 +163,7 @@ class Classes:
         for i, line in enumerate(self.codes):
             selected = np.flatnonzero(self.rows.values == i)
             parts = [
-                decoder.take_bits(len(selected) * len(of_class), code).reshape(-1, len(of_class))
+                decoder.take_bits(len(selected) * len(of_class), code).reshape(len(selected), len(of_class))
                 for code, of_class in zip(line, by_column, strict=True)
             ]
             flat[selected] = parts[0] if len(parts) == 1 else np.take(np.concatenate(parts, 1), order, axis=1)
