@@ -109,7 +109,7 @@ def row(name: str, found: Mapping[str, Any]) -> Row:
         "same_keys": all(run["same_keys"] for run in modes.values()),
         "checkpoint": all(run.get("checkpoint") for run in modes.values()),
         "refused": next((run["refused"] for run in modes.values() if "refused" in run), None),
-        "survives": None if failing is None else survives(failing),
+        "survives": None if failing is None or "refused" in failing else survives(failing),
         "agreement": both.get("agreement"),
         "max_abs_difference": both.get("max_abs_difference"),
         "sparsity": both.get("sparsity"),

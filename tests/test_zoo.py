@@ -143,7 +143,7 @@ def test_a_library_that_is_refused_works_when_the_remedy_does() -> None:
         "predicts": True, "checkpoint": True, "files": ["model.packed"], "same_keys": True, "refused": "onnx: no",
         "failures": ["onnx was not written: no"],
     }  # fmt: skip
-    found = {"version": "x 1", "lines": "…", "alone": {}, "prune": run, "qat": run, "both": run}
+    found = {"version": "x 1", "lines": "…", "alone": {}, "prune": run, "qat": run, "both": run, "failing": run}
     row = clients.row("chemprop", found)
     assert clients.works(row)
     assert (row["refused"], row["survives"], row["error"]) == ("onnx: no", None, None)

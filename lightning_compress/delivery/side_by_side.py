@@ -166,5 +166,5 @@ class _Beside:
 def _drawn_alike(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """A function's result where each call draws the same random numbers."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return function(*args, **kwargs)

@@ -209,3 +209,21 @@ def test_graphs_of_other_numbers_of_nodes_and_edges_run_in_the_file(tmp_path: Pa
     assert report["failures"] == []
     assert report["samples"] == 14
     assert report["max_abs_difference"] < 0.1
+
+
+class Sampling(Tagger):
+    """Draws its scores, in evaluation, too."""
+
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = super().forward(tokens, labels)
+        return {**found, "logits": torch.normal(found["logits"], 1.0)}
+
+
+def test_a_packed_file_of_a_network_that_draws_is_compared_with_equal_draws(tmp_path: Path) -> None:
+    with pytest.raises(CompressionError, match=r"draws random numbers.*formats=\['packed'\], or on_error='warn'"):
+        fit(Sampling(), tmp_path / "a", formats=["onnx"])
+    report = fit(Sampling(), tmp_path / "b", formats=["packed"])
+    assert report["max_abs_difference"] < 1e-5
+    with pytest.warns(UserWarning, match="goes on without onnx"):
+        report = fit(Sampling(), tmp_path / "c", formats=["onnx", "packed"], on_error="warn")
+    assert [item["format"] for item in report["artifacts"]] == ["packed"]
