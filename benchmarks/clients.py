@@ -229,7 +229,9 @@ def _steps(found: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         "The time of a training step with pruning and quantization-aware training ÷ that of the library alone, by "
         "turns in one process, after both are complete: the median of the rounds and their extremes. The networks are "
-        "tiny and most of such a step is Python; the [measurements](measurements.md) have larger ones.",
+        "tiny and most of such a step is Python; the [measurements](measurements.md) have larger ones. The processor "
+        "was shared with other work, which the extremes show. `python benchmarks/clients.py --rounds 5 --only chemprop "
+        "darts` repeats it.",
         "",
         "| library | step alone, ms | with ÷ without | lowest to highest round |",
         "|---|---:|---:|---:|",
