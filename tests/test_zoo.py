@@ -159,16 +159,36 @@ def test_differences_are_counted_in_steps_of_the_outputs_span() -> None:
 
 def test_a_library_works_when_every_run_does() -> None:
     run = {
-        "predicts": True, "checkpoint": True, "steps": 9, "step_seconds": 0.02, "files": ["model.onnx", "model.packed"],
+        "predicts": True, "checkpoint": True, "steps": 9, "files": ["model.onnx", "model.packed"],
         "agreement": 1.0, "stays_float": ["a"], "failures": [], "same_keys": True,
     }  # fmt: skip
-    found = {"version": "x 1", "lines": "…", "alone": {"step_seconds": 0.01}, "prune": run, "qat": run, "both": run}
+    failed = {**run, "files": ["model.packed"], "failures": ["onnx was not written: on purpose"]}
+    found = {
+        "version": "x 1", "lines": "…", "alone": {}, "prune": run, "qat": run, "both": run, "failing": failed,
+        "step_seconds": {"alone": [0.01, 0.02, 0.01], "both": [0.02, 0.03, 0.03]},
+    }  # fmt: skip
     row = clients.row("chemprop", found)
     assert clients.works(row)
-    assert (row["ratio"], row["stays_float"], row["error"]) == (2.0, 1, None)
+    assert (row["ratio"], row["ratio_low"], row["ratio_high"], row["step_ms"]) == (2.0, 1.5, 3.0, 10.0)
+    assert (row["stays_float"], row["survives"], row["error"]) == (1, True, None)
     failing = clients.row("chemprop", {**found, "qat": {**run, "files": [], "failures": ["onnx: no"]}})
     assert not clients.works(failing)
     assert failing["error"] == "qat: onnx: no"
+    for lost in ({"predicts": False}, {"failures": []}, {"files": []}, {"files": run["files"]}):
+        assert clients.row("chemprop", {**found, "failing": {**failed, **lost}})["survives"] is False
+
+
+def test_a_library_that_is_refused_works_when_the_remedy_does() -> None:
+    run = {
+        "predicts": True, "checkpoint": True, "files": ["model.packed"], "same_keys": True, "refused": "onnx: no",
+        "failures": ["onnx was not written: no"],
+    }  # fmt: skip
+    found = {"version": "x 1", "lines": "…", "alone": {}, "prune": run, "qat": run, "both": run, "failing": run}
+    row = clients.row("chemprop", found)
+    assert clients.works(row)
+    assert (row["refused"], row["survives"], row["error"]) == ("onnx: no", None, None)
+    for lost in ({"predicts": False}, {"files": []}, {"error": "no"}):
+        assert not clients.works(clients.row("chemprop", {**found, "both": {**run, **lost}}))
 
 
 def test_a_checkpoint_that_needs_this_package_is_noticed(tmp_path: Path) -> None:

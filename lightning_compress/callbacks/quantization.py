@@ -9,13 +9,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
+from lightning_compress.callbacks.checkpoints import PlateauSteps, SavingCallback, mend_progress
 from lightning_compress.callbacks.run_length import EpochCount, measures_batchnorm, refuse_sharded
 from lightning_compress.callbacks.sync_ranges import average_ranges, mean_over_ranks
 from lightning_compress.errors import CompressionError
@@ -37,7 +36,7 @@ from lightning_compress.timeline import TimePoint, parse
 _FIELD = "QuantizationAwareTraining"
 
 
-class QuantizationAwareTraining(Callback):
+class QuantizationAwareTraining(SavingCallback):
     """Trains a model with fake-quantized weights and activations.
 
     Args:
@@ -312,10 +311,6 @@ class QuantizationAwareTraining(Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore(pl_module)
         self._say_float(trainer)
-
-    @override
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        keep_plateau_metrics(trainer, checkpoint)
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
