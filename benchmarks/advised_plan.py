@@ -28,11 +28,11 @@ import torch
 from torch import nn
 
 from lightning_compress.apps.advise.advise import BITS, SPARSITIES
-from lightning_compress.apps.advise.calibration import Calibration
 from lightning_compress.apps.advise.hessian import signs, traces
 from lightning_compress.apps.advise.layer_options import places
 from lightning_compress.apps.advise.plan import Budget, Planner
 from lightning_compress.apps.advise.sensitivity import measure
+from lightning_compress.apps.training_batches import TrainingBatches
 from lightning_compress.callbacks import GradualMagnitudePruning, QuantizationAwareTraining
 from lightning_compress.data import Digits, FashionMNIST
 from lightning_compress.delivery.evaluation import duplicate
@@ -141,7 +141,7 @@ def tune(
         return accuracy, save_packed(duplicate(module), Path(folder) / "model.packed").bytes
 
 
-def calibrated(module: L.LightningModule, data: L.LightningDataModule) -> Calibration:
+def calibrated(module: L.LightningModule, data: L.LightningDataModule) -> TrainingBatches:
     """The model with eight training batches."""
     data.prepare_data()
     data.setup("fit")
@@ -149,7 +149,7 @@ def calibrated(module: L.LightningModule, data: L.LightningDataModule) -> Calibr
     model = duplicate(module)
     with EntryWatch(model, redirected=False, field="benchmark") as entries, torch.no_grad():
         model.training_step(batches[0], 0)
-    return Calibration(model, batches, entries.entry())
+    return TrainingBatches(model, batches, entries.entry(), "advise")
 
 
 def run(case: Case, seeds: int) -> dict[str, Row]:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-RUN = ["tutorial.md", *sorted(f"concepts/{path.name}" for path in (DOCS / "concepts").glob("*.md"))]
+RUN = ["tutorial.md", "calibration.md", *sorted(f"concepts/{path.name}" for path in (DOCS / "concepts").glob("*.md"))]
 
 
 def blocks(page: str) -> list[str]:

@@ -64,6 +64,7 @@ def test_rows_are_merged_in_the_order_of_the_zoo_and_a_page_is_made_of_them(resu
     assert [row["network"] for row in json.loads(result_file.read_text())["rows"]] == [first, second]
     page = zoo.page(list(zoo.rows().values()))
     assert "1 of 2 architectures whole" in page
+    assert f"{len(KNOWN) - 2} of the zoo's {len(KNOWN)} architectures are not measured yet" in page
     assert f"**{first}** (write onnx): Error: a &lt; b" in page
 
 
@@ -94,6 +95,45 @@ def test_a_file_that_says_something_else_is_not_equal(tmp_path: Path, monkeypatc
     zoo_job.measure(architecture, tmp_path, row)
     assert row["near"] < 0.5
     assert not zoo.whole(row)
+
+
+def test_how_near_a_network_is_to_itself_is_one_unless_it_carries_rounding_far() -> None:
+    class Wild(nn.Module):
+        def __init__(self, gain: float) -> None:
+            super().__init__()
+            self.layer, self.gain = nn.Linear(4, 50), gain
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sin(self.gain * self.layer(x))
+
+    torch.manual_seed(0)
+    x = torch.randn(8, 4)
+    calm, wild = Wild(1.0), Wild(1e6)
+    assert zoo_job.near_to_itself(calm, x, zoo_job.outputs(calm, x), seed=0) == 1.0
+    assert zoo_job.near_to_itself(wild, x, zoo_job.outputs(wild, x), seed=0) < 0.5
+    before = wild.layer.weight.clone()
+    zoo_job.near_to_itself(wild, x, zoo_job.outputs(wild, x), seed=0)
+    assert wild.layer.weight.equal(before)
+
+
+def test_what_is_refused_before_training_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Steers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.layer(x)
+            return x if float(x.sum()) > 0 else -x
+
+    found = {}
+    for name, build in (("steers", Steers), ("empty", nn.Identity)):
+        architecture = Architecture(f"test: {name}", "torch", build, lambda batch: (torch.randn(batch, 4),))
+        monkeypatch.setattr(zoo_job, "all_architectures", lambda one=architecture: {one.name: one})
+        zoo_job.main(architecture.name, tmp_path / f"{name}.json")
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert (found["steers"]["stage"], found["steers"]["refused"]) == ("write onnx", True)
+    assert (found["empty"]["stage"], found["empty"]["refused"]) == ("prepare", True)
 
 
 def test_what_a_network_raises_stands_in_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

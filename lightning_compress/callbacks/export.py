@@ -36,6 +36,7 @@ from lightning_compress.delivery.run import Export
 from lightning_compress.errors import CompressionError, DoesNotHold, reason
 from lightning_compress.export.formats import DENSE_STATE, GIVEN, REPORTS, check_formats, deployed_of, files_of
 from lightning_compress.foundation.checksum import sha256
+from lightning_compress.quantization import find
 
 _FIELD = "CompressedExport"
 AT_START, AT_RESUME = "at start of fit", "at resume, compressed already"
@@ -312,7 +313,7 @@ class CompressedExport(Callback):
         """Write everything; gives the limits that do not hold."""
         self.report, self.failures = None, ()
         seen, entry = self._call.seen(), self._call.exported(pl_module)
-        pruner, quantization = compression(trainer)
+        pruner, _ = compression(trainer)
         notes: list[str] = []
         checkpoint = (
             best_checkpoint(trainer, f"{_FIELD}.export_checkpoint") if self._export_checkpoint == "best" else None
@@ -354,21 +355,20 @@ class CompressedExport(Callback):
             float_bytes=size,
             history=monitors[0].history if monitors else [],
             pruner=pruner,
-            quantization=quantization,
+            quantization=find(module),
             data=record,
             failures=broken,
         )
         self.failures = tuple(self.report["failures"])
         report.write(self.report, self._directory.path)
         self._directory.commit()
-        written = [self._directory / name for name in REPORTS]
         if self._print_report:
             report.show(self.report, self._directory.path)
         files = [self._directory / n for item in self.report["artifacts"] for n in (item["file"], *item["beside"])]
         loggers.log_report(
             trainer.loggers,
             self.report,
-            [*files, *written],
+            [*files, *(self._directory / name for name in REPORTS)],
             dense=self._given or self._directory / DENSE_STATE,
             checkpoint=checkpoint or newest_checkpoint(trainer),
         )

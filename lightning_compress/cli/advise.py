@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_compress.apps.configuration.compose import composed, working_directory_importable
+from lightning_compress.cli.parser import with_choices
 from lightning_compress.errors import CompressionError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def add_advise(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Measure, plan, print, and write the experiment."""
-    overrides = _with_compression([*arguments.overrides, *rest])
+    overrides = with_choices("advise", [*arguments.overrides, *rest], {"pruning": "uniform", "quantization": "w8a8"})
     # With JSON, standard output carries nothing else.
     aside = contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext()
     with (
@@ -106,16 +107,6 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     else:
         _show(advice, request, arguments.output, command)
     return 0 if advice.plan is not None else 1
-
-
-def _with_compression(overrides: list[str]) -> list[str]:
-    """Prune and quantize, unless the overrides say what to do."""
-    for text in overrides:
-        if text.startswith("-"):
-            raise CompressionError(f"advise: there is no option {text}. See lightning-compress advise --help.")
-    given = {text.lstrip("+~").split("=", 1)[0] for text in overrides}
-    added = {"pruning": "uniform", "quantization": "w8a8"}
-    return [*(f"{group}={choice}" for group, choice in added.items() if group not in given), *overrides]
 
 
 def _request(arguments: argparse.Namespace) -> Request:

@@ -21,6 +21,7 @@ from lightning_compress.apps.configuration.compose import working_directory_impo
 from lightning_compress.apps.configuration.overrides import at_home
 from lightning_compress.cli.advise import add_advise
 from lightning_compress.cli.bench import add_bench
+from lightning_compress.cli.calibrate import add_calibrate
 from lightning_compress.cli.compare import add_compare
 from lightning_compress.cli.completion import is_completion, line_of_settings, subcommands_for
 from lightning_compress.cli.doctor import add_doctor
@@ -221,6 +222,7 @@ COMMANDS = (
     add_train,
     add_doctor,
     add_advise,
+    add_calibrate,
     add_compare,
     add_bench,
     add_inspect,

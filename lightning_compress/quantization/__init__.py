@@ -1,6 +1,7 @@
-"""Quantization-aware training: ``prepare`` a model, train it, ``strip`` it again."""
+"""Quantization-aware training: ``prepare`` a model, train it, ``strip`` it again; or ``calibrate`` without training."""
 
 from lightning_compress.quantization.attach import Quantization, attach, find, install, prepare, strip
+from lightning_compress.quantization.calibration import calibrate
 from lightning_compress.quantization.settings import ActivationSpec, QuantizationSettings, WeightSpec
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "QuantizationSettings",
     "WeightSpec",
     "attach",
+    "calibrate",
     "find",
     "install",
     "prepare",

@@ -4,7 +4,18 @@ import pytest
 
 from lightning_compress.cli.main import main
 
-NAMES = {"train", "doctor", "advise", "compare", "bench", "inspect", "verify", "wandb-sweep", "wandb-workspace"}
+NAMES = {
+    "train",
+    "doctor",
+    "advise",
+    "calibrate",
+    "compare",
+    "bench",
+    "inspect",
+    "verify",
+    "wandb-sweep",
+    "wandb-workspace",
+}
 
 
 def suggestions(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:

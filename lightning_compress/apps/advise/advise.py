@@ -10,12 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lightning_compress.apps.advise.calibration import calibrate
 from lightning_compress.apps.advise.hessian import signs, traces
 from lightning_compress.apps.advise.layer_options import places
 from lightning_compress.apps.advise.plan import Budget, Plan, Planner, Unreachable, refuse_nothing
 from lightning_compress.apps.advise.sensitivity import Criterion, Layer, measure
 from lightning_compress.apps.configuration.instantiate import instantiate
+from lightning_compress.apps.training_batches import collect
 from lightning_compress.callbacks import GradualMagnitudePruning, QuantizationAwareTraining
 from lightning_compress.errors import CompressionError
 
@@ -156,7 +156,7 @@ def advise(
         CompressionError: The configuration, the checkpoint or the request cannot be used.
     """
     pruning, quantization = _callback(cfg, "pruning"), _callback(cfg, "quantization")
-    calibration = calibrate(cfg, folder, overrides, request.checkpoint, request.batches)
+    calibration = collect(cfg, folder, overrides, request.checkpoint, request.batches, "advise")
     quantized = quantization.settings if isinstance(quantization, QuantizationAwareTraining) else None
     among = places(
         calibration.model,

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_compress.apps.advise.calibration import Calibration
 from lightning_compress.apps.advise.knapsack import Allocation, Use, allocate
 from lightning_compress.apps.advise.layer_options import Place, all_compressed
 from lightning_compress.apps.advise.sensitivity import Criterion, Layer, Option, Work
+from lightning_compress.apps.training_batches import TrainingBatches
 from lightning_compress.delivery.evaluation import duplicate
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.packed.save_load import save_packed
@@ -127,7 +127,7 @@ class Planner:
     """
 
     def __init__(
-        self, calibration: Calibration, among: Sequence[Place], quantization: QuantizationSettings | None
+        self, calibration: TrainingBatches, among: Sequence[Place], quantization: QuantizationSettings | None
     ) -> None:
         self.calibration, self.among, self.quantization = calibration, among, quantization
         model = self._prepared({})

@@ -11,7 +11,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from lightning_compress.foundation.recorded_forward import Op, Tape, Value
 from lightning_compress.quantization.data_flow import activations, joins, only_user
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Batch norms, of which the statistics can be folded."""
 
 
 def folds(tape: Tape, model: nn.Module, layers: Mapping[Op, str], weights: Collection[str]) -> dict[Op, str]:
@@ -69,4 +70,4 @@ def _norm(
     norm = norm_op.modules[-1]
     module = modules[norm]
     once = tape.calls.get(layer, 0) == 1 and tape.calls.get(norm, 0) == 1
-    return norm if once and isinstance(module, _NORMS) and module.track_running_stats else None
+    return norm if once and isinstance(module, NORMS) and module.track_running_stats else None

@@ -61,13 +61,14 @@ class SearchedWeightQuantizer(WeightQuantizer):
         due = [one for one in learning if one.ratio is None or one._forwards == _EVERY]
         if due:
             with torch.inference_mode(False), torch.no_grad():
-                cls._search(due)
+                cls.search(due)
         if not torch.compiler.is_compiling():
             for one in learning:
                 one._forwards += 1
 
     @classmethod
-    def _search(cls, quantizers: Sequence[SearchedWeightQuantizer]) -> None:
+    def search(cls, quantizers: Sequence[SearchedWeightQuantizer]) -> None:
+        """Search for the ratios of all, and keep them."""
         found = searched_together(quantizers) if quantizers[0].spec.range == "mse" else None
         for i, one in enumerate(quantizers):
             scale, largest = (super(cls, one).scale(), one._largest()) if found is None else found[i]

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from lightning_compress.apps.advise.advise import Advice
-from lightning_compress.apps.advise.calibration import Calibration
 from lightning_compress.apps.advise.layer_options import places
 from lightning_compress.apps.advise.plan import Budget, Plan, Planner, Unreachable
 from lightning_compress.apps.advise.plot import save
 from lightning_compress.apps.advise.sensitivity import measure
+from lightning_compress.apps.training_batches import TrainingBatches
 from lightning_compress.delivery.network_call import EntryWatch
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.packed.save_load import save_packed
@@ -49,7 +49,7 @@ def planner() -> Planner:
     with EntryWatch(model, redirected=False, field="test") as entries, torch.no_grad():
         model.training_step(batches[0], 0)
     among = places(model, PRUNING, QUANTIZATION, (0.0, 0.5, 0.9), (8, 4, 2))
-    return Planner(Calibration(model, batches, entries.entry()), among, QUANTIZATION)
+    return Planner(TrainingBatches(model, batches, entries.entry(), "test"), among, QUANTIZATION)
 
 
 @pytest.fixture

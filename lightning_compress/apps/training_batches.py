@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,20 @@ _LOGGING = r".*(You are trying to `self\.log\(\)`|`training_step` returned `None
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What a sensitivity is measured with.
+class TrainingBatches:
+    """A trained model and what it is measured or calibrated with.
 
     Attributes:
         model: A copy of the trained module in eval mode, in float32.
         batches: Training batches, on the model's device.
         entry: The call of the network in a training step.
+        command: Name of the command, for messages.
     """
 
     model: L.LightningModule
     batches: Sequence[Any]
     entry: Entry
+    command: str
 
     def losses(self) -> Iterator[Tensor]:
         """The training loss of each batch, with the graph that the caller allows; equal random numbers every time.
@@ -48,11 +51,10 @@ class Calibration:
         Raises:
             CompressionError: The training step gives no loss, or does not run without a Trainer.
         """
-        with isolate_rng(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=_LOGGING)
+        with isolate_rng(), logging_apart():
             torch.manual_seed(0)
             for index, batch in enumerate(self.batches):
-                yield _loss(self.model, batch, index)
+                yield step_loss(self.model, batch, index, self.command)
 
     def loss(self) -> float:
         """Mean training loss over the batches."""
@@ -61,7 +63,9 @@ class Calibration:
         return sum(found) / len(found)
 
 
-def calibrate(cfg: DictConfig, folder: str, overrides: Sequence[str], checkpoint: Path, batches: int) -> Calibration:
+def collect(
+    cfg: DictConfig, folder: str, overrides: Sequence[str], checkpoint: Path, batches: int, command: str
+) -> TrainingBatches:
     """Begin the training that a config describes, with a checkpoint's weights, and keep its first batches.
 
     Args:
@@ -70,9 +74,10 @@ def calibrate(cfg: DictConfig, folder: str, overrides: Sequence[str], checkpoint
         overrides: The command line's overrides.
         checkpoint: Weights of the trained model.
         batches: How many batches; fewer where an epoch has no more.
+        command: Name of the command, for messages.
 
     Raises:
-        CompressionError: The checkpoint is of another model, or the module optimizes by hand.
+        CompressionError: The checkpoint is of another model, there is no batch, or the module optimizes by hand.
     """
     with open_dict(cfg):
         for group in _APART:
@@ -80,28 +85,36 @@ def calibrate(cfg: DictConfig, folder: str, overrides: Sequence[str], checkpoint
         for name in ("enable_progress_bar", "num_sanity_val_steps"):
             if OmegaConf.select(cfg, f"trainer.{name}") is not None:
                 cfg.trainer[name] = 0 if name.startswith("num") else False
-    watch = _Collect(read_dense(checkpoint, "--checkpoint"), batches)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=_LOGGING)
+    watch = _Collect(read_dense(checkpoint, "--checkpoint"), batches, command)
+    with logging_apart():
         rehearse(cfg, folder, overrides, watch)
     if watch.model is None or not watch.batches:
-        raise CompressionError("advise: the training data has no batch.")
+        raise CompressionError(
+            f"{command}: the training data has no batch. Make it longer than one, or set drop_last=False."
+        )
     model = watch.model
     like = next(p for p in model.parameters() if p.is_floating_point())
     kept = tree_map_only(
         Tensor, lambda t: t.to(like.device, like.dtype if t.is_floating_point() else None), watch.batches
     )
-    with EntryWatch(model, redirected=False, field="advise") as entries, torch.no_grad(), warnings.catch_warnings():
+    with EntryWatch(model, redirected=False, field=command) as entries, torch.no_grad(), logging_apart():
+        step_loss(model, kept[0], 0, command)
+    return TrainingBatches(model, kept, entries.entry(), command)
+
+
+@contextmanager
+def logging_apart() -> Iterator[None]:
+    """Leave out Lightning's warnings of steps that log outside of a Trainer, or give no loss."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_LOGGING)
-        _loss(model, kept[0], 0)
-    return Calibration(model, kept, entries.entry())
+        yield
 
 
 class _Collect(Callback):
     """Keeps the first batches of a fit in which nothing is trained."""
 
-    def __init__(self, state: Mapping[str, Tensor], count: int) -> None:
-        self.state, self.count = state, count
+    def __init__(self, state: Mapping[str, Tensor], count: int, command: str) -> None:
+        self.state, self.count, self.command = state, count, command
         self.model: L.LightningModule | None = None
         self.batches: list[Any] = []
 
@@ -109,8 +122,8 @@ class _Collect(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not pl_module.automatic_optimization:
             raise CompressionError(
-                f"advise: {type(pl_module).__name__} optimizes by hand, so its training_step gives no loss that could "
-                "be measured without training. Return the loss, with automatic_optimization=True."
+                f"{self.command}: {type(pl_module).__name__} optimizes by hand, so its training_step gives no loss "
+                "that could be measured without training. Return the loss, with automatic_optimization=True."
             )
         refuse_other_model(self.state, pl_module, "--checkpoint")
         pl_module.load_state_dict(dict(self.state), strict=False)
@@ -131,20 +144,18 @@ class _Collect(Callback):
         raise Rehearsed
 
 
-def _like(model: L.LightningModule, tensor: Tensor) -> Tensor:
-    """A tensor of a batch on the model's device, in float32 where a half-precision run made it otherwise."""
-    half = tensor.dtype in (torch.float16, torch.bfloat16)
-    return tensor.to(model.device, torch.float32 if half else tensor.dtype)
+def step_loss(model: L.LightningModule, batch: Any, index: int, command: str) -> Tensor:
+    """The loss of one training step, outside of a Trainer.
 
-
-def _loss(model: L.LightningModule, batch: Any, index: int) -> Tensor:
-    """The loss of one training step."""
+    Raises:
+        CompressionError: The step does not run without a Trainer, or gives no loss.
+    """
     named = "batch_idx" in inspect.signature(model.training_step).parameters
     try:
         result = model.training_step(batch, **({"batch_idx": index} if named else {}))
     except RuntimeError as error:
         raise CompressionError(
-            f"advise: {type(model).__name__}.training_step does not run outside of a Trainer: "
+            f"{command}: {type(model).__name__}.training_step does not run outside of a Trainer: "
             f"{' '.join(str(error).split())}"
         ) from error
     loss = result.get("loss") if isinstance(result, Mapping) else result

@@ -1,0 +1,1 @@
+"""Quantizing a trained network without training, and whether that is enough."""
