@@ -74,6 +74,19 @@ def test_every_callback_pickles_before_and_after_a_fit(tmp_path: Path) -> None:
         assert type(pickle.loads(pickle.dumps(callback))) is type(callback)
 
 
+def received(callbacks: list[Any], path: Path) -> None:
+    path.write_text(" ".join(type(callback).__name__ for callback in callbacks))
+
+
+def test_every_callback_reaches_a_process_that_a_launcher_spawns(tmp_path: Path) -> None:
+    callbacks = [QuantizationAwareTraining(), *fitted(tmp_path, QuantizationAwareTraining())[1]]
+    process = torch.multiprocessing.get_context("spawn").Process(target=received, args=(callbacks, tmp_path / "names"))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert (tmp_path / "names").read_text().split() == [type(callback).__name__ for callback in callbacks]
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_a_callback_from_a_pickle_takes_its_quantizers_to_the_next_validation(tmp_path: Path, again: bool) -> None:
     module, callbacks = fitted(tmp_path, QuantizationAwareTraining())
