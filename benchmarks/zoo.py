@@ -17,6 +17,7 @@ import importlib
 import json
 import multiprocessing
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -34,7 +35,9 @@ import zoo_job
 from lightning_compress.export import to_onnx
 from lightning_compress.foundation.atomic_write import replacing
 
-SECONDS, GIGABYTES = 400, 10
+SECONDS, GIGABYTES = 300, 10
+WAITING = 10
+HIGH = 0.95
 RESULT = results.FOLDER / "zoo.json"
 PAGE = results.ROOT / "docs" / "zoo.md"
 PACKAGES = {
@@ -64,26 +67,27 @@ Row = dict[str, Any]
 
 
 def measured(name: str, seconds: float) -> Row:
-    """The row of one architecture, from a process of its own."""
+    """The row of one architecture, from a process of its own that may take some seconds of the processor."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "row.json"
-        process = multiprocessing.get_context("fork").Process(target=_in_process, args=(name, target))
+        process = multiprocessing.get_context("fork").Process(target=_in_process, args=(name, target, seconds))
         process.start()
-        process.join(seconds)
+        process.join(WAITING * seconds)
         if process.is_alive():
             process.kill()
             process.join()
-            reason = f"not done after {seconds:.0f} s"
-        else:
-            reason = f"the process ended with {process.exitcode}"
+        late = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+        reason = f"not done after {seconds:.0f} s" if late else f"the process ended with {process.exitcode}"
         row = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {"network": name}
     if row.get("stage") != "done":
         row.setdefault("error", reason)
     return {**row, "whole": whole(row), "date": results.today(), "commit": commit()}
 
 
-def _in_process(name: str, target: Path) -> None:
+def _in_process(name: str, target: Path, seconds: float) -> None:
     memory = GIGABYTES * 2**30
+    # Of the processor, so that a loaded machine changes nothing.
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     zoo_job.main(name, target)
 
@@ -128,10 +132,12 @@ def summary(found: Sequence[Mapping[str, Any]]) -> str:
     told = f"{sum(row['whole'] for row in found)} of {len(found)} architectures whole"
     if not shares:
         return f"{told}."
-    high = sum(share >= 0.95 for share in shares)
+    high = sum(share >= HIGH for share in shares)
+    refused = sum(bool(row.get("refused")) for row in found)
+    of_the_rest = f", {refused} refused before training" if refused else ""
     return (
-        f"{told}; integer share of multiply-adds: median {statistics.median(shares):.2f}, at least 0.95 in {high} of "
-        f"{len(shares)} written."
+        f"{told}{of_the_rest}; integer share of multiply-adds: median {statistics.median(shares):.2f}, at least {HIGH} "
+        f"in {high} of {len(shares)} written."
     )
 
 
@@ -145,15 +151,22 @@ def installed(architecture: architectures.Architecture) -> bool:
 
 def page(found: Sequence[Mapping[str, Any]]) -> str:
     """The documentation's page: a row for each architecture."""
+    known = architectures.all_architectures()
+    missing = len(known) - len(found)
     content = json.loads(RESULT.read_text(encoding="utf-8"))
     machine, versions = content["machine"], content["versions"]
     table = [
-        "| network | parameters | ONNX | packed, loaded | keys | largest difference | default session | integer share "
-        "| sparsity of all weights | in float |",
-        "|---|---:|---|---|---|---:|---:|---:|---:|---|",
+        "| network | parameters | ONNX | packed, loaded | keys | largest difference | default session | itself "
+        "| integer share | sparsity of all weights | in float |",
+        "|---|---:|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
     table += [f"| {' | '.join(_cells(row))} |" for row in found]
-    failed = [f"- **{row['network']}** ({row.get('stage', '–')}): {_escaped(row['error'])}" for row in _failed(found)]
+    failed = [f"- **{row['network']}** ({_stage(row)}): {_escaped(row['error'])}" for row in _failed(found)]
+    low = [
+        f"- **{row['network']}**, {row['share']:.2f}: {_escaped(row['reasons'])}"
+        for row in found
+        if row.get("share") is not None and row["share"] < HIGH
+    ]
     return "\n".join(
         [
             "# The zoo: networks that others wrote",
@@ -164,25 +177,33 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             "",
             summary(found),
             "",
+            *([f"{missing} of the zoo's {len(known)} architectures are not measured yet.", ""] if missing else []),
             "- **ONNX**: written with a free or a fixed batch size, or not.",
             "- **packed, loaded**: written, and loaded into a new network with the same outputs.",
             "- **keys**: names in `state_dict` and classes of modules are those of before.",
             "- **largest difference**: of any value of any output from the trained model's, in 255ths of the output's "
             "span, with the share of values that are more than one such step away; **default session**: the same in "
-            "a session with default options. A file is equal if at most 1 % are.",
+            "a session with default options. A file is equal if at most 1 % are, or no more than in the trained "
+            "model itself when each of its parameters is moved by one unit in the last place, **itself**: rounding "
+            "that falls to the other side then goes through all later layers.",
             "- **integer share**: multiply-adds that ONNX Runtime does in integers, of all.",
             "- **sparsity of all weights**: zeros in all parameters of two dimensions or more.",
-            "- **in float**: the kernels that do the rest, with their share, and how many places the report names.",
+            "- **in float**: the kernels that do the rest, with their share.",
             "",
             *table,
             "",
             *(["## Not whole", "", *failed, ""] if failed else []),
+            *([f"## Integer share below {HIGH}", "", *low, ""] if low else []),
             f"{machine['processor']}, 1 thread, PyTorch {versions['torch']}, ONNX Runtime {versions['onnxruntime']}; "
             f"each row has its date in `benchmarks/results/zoo.json`. `make zoo` measures what is missing there, and "
             f"writes this page.",
             "",
         ]
     )
+
+
+def _stage(row: Mapping[str, Any]) -> str:
+    return "refused before training" if row.get("refused") else str(row.get("stage", "–"))
 
 
 def _failed(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -196,13 +217,12 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     def number(key: str) -> str:
         return "–" if row.get(key) is None else f"{row[key]:.2f}"
 
-    named = len([line for line in row.get("stays_float", "").split("; ") if line])
-    in_float = ", ".join(filter(None, [row.get("float_kernels"), f"{named} named" if named else ""]))
     weights = "–" if row.get("weights") is None else f"{row['weights']:,d}"
     loaded = mark(row.get("packed") and row.get("loaded"))
     return [
         row["network"], weights, row.get("batch") or "no", loaded, mark(row.get("keys")), _difference(row, ""),
-        _difference(row, "default_"), number("share"), number("sparsity_of_all"), in_float or "–",
+        _difference(row, "default_"), "–" if "own_near" not in row else f"{1 - row['own_near']:.2%}", number("share"),
+        number("sparsity_of_all"), row.get("float_kernels") or "–",
     ]  # fmt: skip
 
 
@@ -229,19 +249,21 @@ def wanted(options: argparse.Namespace) -> list[str]:
         and (not options.quick or architecture.quick)
         and installed(architecture)
     ]
-    if options.only or options.quick or options.again:
+    if options.only:
+        return sorted(names, key=options.only.index)
+    if options.quick or options.again:
         return names
     return [name for name in names if name not in found or (options.failed and not found[name]["whole"])]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these architectures")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these architectures, in this order")
     parser.add_argument("--quick", action="store_true", help="those that need PyTorch alone")
     parser.add_argument("--again", action="store_true", help="rows of the result file, too")
     parser.add_argument("--failed", action="store_true", help="rows of the result file that are not whole, too")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="limit of one architecture")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="limit of one architecture, processor time")
     parser.add_argument("--write", action="store_true", help="merge each row into benchmarks/results/zoo.json")
     parser.add_argument("--page", action="store_true", help="write docs/zoo.md from the result file")
     options = parser.parse_args()

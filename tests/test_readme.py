@@ -134,6 +134,9 @@ TESTS = {
     "`on_validation_model_eval`": [
         "callbacks/test_export_failures.py::test_all_metrics_go_through_the_modules_own_evaluation_hooks"
     ],
+    "`save_hyperparameters()`": [
+        "callbacks/test_pickles.py::test_a_checkpoint_holds_no_callbacks_of_ours_among_its_hyper_parameters"
+    ],
     "`torch.save(module)`": [
         "callbacks/test_pickles.py::test_a_pruned_and_distilled_module_carries_nothing_of_ours",
         "callbacks/test_pickles.py::test_a_quantized_module_carries_nothing_once_it_is_stripped",

@@ -64,6 +64,7 @@ def test_rows_are_merged_in_the_order_of_the_zoo_and_a_page_is_made_of_them(resu
     assert [row["network"] for row in json.loads(result_file.read_text())["rows"]] == [first, second]
     page = zoo.page(list(zoo.rows().values()))
     assert "1 of 2 architectures whole" in page
+    assert f"{len(KNOWN) - 2} of the zoo's {len(KNOWN)} architectures are not measured yet" in page
     assert f"**{first}** (write onnx): Error: a &lt; b" in page
 
 
@@ -96,6 +97,45 @@ def test_a_file_that_says_something_else_is_not_equal(tmp_path: Path, monkeypatc
     assert not zoo.whole(row)
 
 
+def test_how_near_a_network_is_to_itself_is_one_unless_it_carries_rounding_far() -> None:
+    class Wild(nn.Module):
+        def __init__(self, gain: float) -> None:
+            super().__init__()
+            self.layer, self.gain = nn.Linear(4, 50), gain
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sin(self.gain * self.layer(x))
+
+    torch.manual_seed(0)
+    x = torch.randn(8, 4)
+    calm, wild = Wild(1.0), Wild(1e6)
+    assert zoo_job.near_to_itself(calm, x, zoo_job.outputs(calm, x), seed=0) == 1.0
+    assert zoo_job.near_to_itself(wild, x, zoo_job.outputs(wild, x), seed=0) < 0.5
+    before = wild.layer.weight.clone()
+    zoo_job.near_to_itself(wild, x, zoo_job.outputs(wild, x), seed=0)
+    assert wild.layer.weight.equal(before)
+
+
+def test_what_is_refused_before_training_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Steers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.layer(x)
+            return x if float(x.sum()) > 0 else -x
+
+    found = {}
+    for name, build in (("steers", Steers), ("empty", nn.Identity)):
+        architecture = Architecture(f"test: {name}", "torch", build, lambda batch: (torch.randn(batch, 4),))
+        monkeypatch.setattr(zoo_job, "all_architectures", lambda one=architecture: {one.name: one})
+        zoo_job.main(architecture.name, tmp_path / f"{name}.json")
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert (found["steers"]["stage"], found["steers"]["refused"]) == ("write onnx", True)
+    assert (found["empty"]["stage"], found["empty"]["refused"]) == ("prepare", True)
+
+
 def test_what_a_network_raises_stands_in_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> nn.Module:
         raise RuntimeError("no such network")
@@ -119,16 +159,36 @@ def test_differences_are_counted_in_steps_of_the_outputs_span() -> None:
 
 def test_a_library_works_when_every_run_does() -> None:
     run = {
-        "predicts": True, "checkpoint": True, "steps": 9, "step_seconds": 0.02, "files": ["model.onnx", "model.packed"],
+        "predicts": True, "checkpoint": True, "steps": 9, "files": ["model.onnx", "model.packed"],
         "agreement": 1.0, "stays_float": ["a"], "failures": [], "same_keys": True,
     }  # fmt: skip
-    found = {"version": "x 1", "lines": "…", "alone": {"step_seconds": 0.01}, "prune": run, "qat": run, "both": run}
+    failed = {**run, "files": ["model.packed"], "failures": ["onnx was not written: on purpose"]}
+    found = {
+        "version": "x 1", "lines": "…", "alone": {}, "prune": run, "qat": run, "both": run, "failing": failed,
+        "step_seconds": {"alone": [0.01, 0.02, 0.01], "both": [0.02, 0.03, 0.03]},
+    }  # fmt: skip
     row = clients.row("chemprop", found)
     assert clients.works(row)
-    assert (row["ratio"], row["stays_float"], row["error"]) == (2.0, 1, None)
+    assert (row["ratio"], row["ratio_low"], row["ratio_high"], row["step_ms"]) == (2.0, 1.5, 3.0, 10.0)
+    assert (row["stays_float"], row["survives"], row["error"]) == (1, True, None)
     failing = clients.row("chemprop", {**found, "qat": {**run, "files": [], "failures": ["onnx: no"]}})
     assert not clients.works(failing)
     assert failing["error"] == "qat: onnx: no"
+    for lost in ({"predicts": False}, {"failures": []}, {"files": []}, {"files": run["files"]}):
+        assert clients.row("chemprop", {**found, "failing": {**failed, **lost}})["survives"] is False
+
+
+def test_a_library_that_is_refused_works_when_the_remedy_does() -> None:
+    run = {
+        "predicts": True, "checkpoint": True, "files": ["model.packed"], "same_keys": True, "refused": "onnx: no",
+        "failures": ["onnx was not written: no"],
+    }  # fmt: skip
+    found = {"version": "x 1", "lines": "…", "alone": {}, "prune": run, "qat": run, "both": run, "failing": run}
+    row = clients.row("chemprop", found)
+    assert clients.works(row)
+    assert (row["refused"], row["survives"], row["error"]) == ("onnx: no", None, None)
+    for lost in ({"predicts": False}, {"files": []}, {"error": "no"}):
+        assert not clients.works(clients.row("chemprop", {**found, "both": {**run, **lost}}))
 
 
 def test_a_checkpoint_that_needs_this_package_is_noticed(tmp_path: Path) -> None:

@@ -46,4 +46,4 @@ def train(callbacks: list[Any], folder: Path) -> Trained:
     )  # fmt: skip
     trainer = pl.Trainer(max_epochs=3, default_root_dir=folder, callbacks=callbacks, **QUIET)
     trainer.fit(model, *loaders)
-    return Trained(model, lambda: model.predict(loaders[1], trainer_kwargs=QUIET))
+    return Trained(model, lambda: model.predict(loaders[1], trainer_kwargs=dict(QUIET)))

@@ -34,7 +34,7 @@ def train(callbacks: list[Any], folder: Path) -> Trained:
             early_stopping=None,
             checkpoints=None,
             load_best=False,
-            trainer_kwargs={"logger": False, "default_root_dir": str(folder), "enable_model_summary": False},
+            trainer_kwargs={"default_root_dir": str(folder), "enable_model_summary": False},
         ),
         verbose=False,
     )

@@ -10,7 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
+from lightning_compress.callbacks.checkpoints.hyper_parameters import leave_out_ours
+from lightning_compress.callbacks.checkpoints.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
 from lightning_compress.callbacks.monitor import compression
 from lightning_compress.callbacks.random_states import random_states, restore_random_states
 from lightning_compress.errors import CompressionError
@@ -57,6 +58,7 @@ class OnlyCompressed(_Base):
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         keep_plateau_metrics(trainer, checkpoint)
+        leave_out_ours(checkpoint)
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

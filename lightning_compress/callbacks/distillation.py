@@ -11,12 +11,11 @@ from types import MethodType
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
+from lightning_compress.callbacks.checkpoints import PlateauSteps, SavingCallback, mend_progress
 from lightning_compress.callbacks.run_length import EpochCount, refuse_sharded
 from lightning_compress.callbacks.teacher import (
     digest,
@@ -37,7 +36,7 @@ _FIELD = "KnowledgeDistillation"
 _STEP = "training_step"
 
 
-class KnowledgeDistillation(Callback):
+class KnowledgeDistillation(SavingCallback):
     """Trains a student on its own loss and on the outputs of a teacher, with an unchanged ``training_step``.
 
     While a training step runs, the calls of the network are watched; the teacher then runs once on the same inputs,
@@ -169,10 +168,6 @@ class KnowledgeDistillation(Callback):
         _DistilledStep.remove(pl_module)
         if self.teacher is not None:
             self.teacher.cpu()
-
-    @override
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        keep_plateau_metrics(trainer, checkpoint)
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

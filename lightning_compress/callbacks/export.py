@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress import loggers, report
+from lightning_compress.callbacks.checkpoints.saving import SavingCallback
 from lightning_compress.callbacks.first_call import FirstCall
 from lightning_compress.callbacks.kept_checkpoints import (
     Kept,
@@ -42,7 +42,7 @@ _FIELD = "CompressedExport"
 AT_START, AT_RESUME = "at start of fit", "at resume, compressed already"
 
 
-class CompressedExport(Callback):
+class CompressedExport(SavingCallback):
     """Writes the compressed model when a fit ends, runs what it wrote, and reports.
 
     The module itself stays as it was trained. What it exports is the module that the steps call. Metrics are those

@@ -7,11 +7,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
 from lightning_compress import loggers
+from lightning_compress.callbacks.checkpoints.saving import SavingCallback
 from lightning_compress.callbacks.distillation import KnowledgeDistillation
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
@@ -31,7 +31,7 @@ from lightning_compress.quantization import Quantization
 _POINTS = 100
 
 
-class CompressionMonitor(Callback):
+class CompressionMonitor(SavingCallback):
     """Logs what compression has reached, beside what was asked.
 
     Under ``compress/``: ``sparsity/global`` and ``sparsity/target`` (over all prunable weights), ``bits/weight`` (mean

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
+from lightning_compress.callbacks.checkpoints import PlateauSteps, SavingCallback, mend_progress
 from lightning_compress.callbacks.run_length import EpochCount, measures_batchnorm, refuse_sharded
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.settings_diff import check_accept
@@ -33,7 +33,7 @@ from lightning_compress.pruning.settings import RegrowName, Settings
 from lightning_compress.timeline import TimePoint, parse
 
 
-class GradualMagnitudePruning(Callback):
+class GradualMagnitudePruning(SavingCallback):
     """Raise the sparsity of a model's weights along a schedule while it trains (Zhu & Gupta 2017).
 
     Pruned weights, and the optimizer's state for them, are zero after every optimizer step. Checkpoints hold
@@ -255,7 +255,7 @@ class GradualMagnitudePruning(Callback):
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        keep_plateau_metrics(trainer, checkpoint)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._averaging and self.pruner is not None:
             self.pruner.mask_state_dict(checkpoint["state_dict"])
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from lightning_compress.callbacks.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
+from lightning_compress.callbacks.checkpoints import PlateauSteps, SavingCallback, mend_progress
 from lightning_compress.callbacks.run_length import EpochCount, measures_batchnorm, refuse_sharded
 from lightning_compress.callbacks.sync_ranges import average_ranges, mean_over_ranks
 from lightning_compress.errors import CompressionError
@@ -37,7 +36,7 @@ from lightning_compress.timeline import TimePoint, parse
 _FIELD = "QuantizationAwareTraining"
 
 
-class QuantizationAwareTraining(Callback):
+class QuantizationAwareTraining(SavingCallback):
     """Trains a model with fake-quantized weights and activations.
 
     Args:
@@ -130,20 +129,12 @@ class QuantizationAwareTraining(Callback):
         self.quantization: Quantization | None = None
         self._ranges = RangeOptimizer(range_lr)
         self.phases: dict[str, int] = {}
-        self.times = {
-            name: parse(point, f"{_FIELD}.{name}")
-            for name, point in (
-                ("start", start),
-                ("freeze_range", freeze_range),
-                ("freeze_batchnorm", freeze_batchnorm),
-            )
-            if point is not None
-        }
         self._points: dict[str, TimePoint | None] = {
             "start": start,
             "freeze_range": freeze_range,
             "freeze_batchnorm": freeze_batchnorm,
         }
+        self.times = {name: parse(at, f"{_FIELD}.{name}") for name, at in self._points.items() if at is not None}
         for schedule in (self._weight_bits, self._activation_bits):
             for name, (time, _) in schedule.changes.items():
                 self.times[name] = time
@@ -151,6 +142,7 @@ class QuantizationAwareTraining(Callback):
         self._example_inputs = example_inputs
         self._said_float: Any = None
         self._saved: dict[str, Any] | None = None
+        self._pickled: dict[str, Any] = {}
         self._made_anew = False
         self._plateaus = PlateauSteps()
         self._epoch = EpochCount()
@@ -314,10 +306,6 @@ class QuantizationAwareTraining(Callback):
         self._say_float(trainer)
 
     @override
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        keep_plateau_metrics(trainer, checkpoint)
-
-    @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         mend_progress(trainer, checkpoint)
         self._plateaus.take(checkpoint)
@@ -337,12 +325,14 @@ class QuantizationAwareTraining(Callback):
     def __getstate__(self) -> dict[str, Any]:
         # The module is not the callback's: from a pickle it takes its quantizers to the next module that it meets.
         saved = self._saved if self.quantization is None else self.state_dict()
-        fresh: dict[str, Any] = {
+        # A process that a launcher spawns opens the memory of the tensors only later, so they are kept for it.
+        self._pickled = {
             "quantization": None,
             "_ranges": RangeOptimizer(self._ranges.lr),
             "_frozen_norms": set(),
+            "_saved": saved,
         }
-        return {**self.__dict__, **fresh, "_saved": saved}
+        return {**self.__dict__, **self._pickled, "_pickled": {}}
 
     def _say_float(self, trainer: L.Trainer) -> None:
         """Say that a checkpoint of weights alone is evaluated in float, once for each."""

@@ -127,12 +127,16 @@ def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
     best, kept = {job.name for job in choice.front}, {job.name for job in choice.kept}
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold", border_style="dim")
     table.add_column("", min_width=1)
-    for index, head in enumerate(heads_for(limits)):
-        table.add_column(escape(head), justify="left" if index < 2 else "right", no_wrap=True)
+    heads = heads_for(limits)
+    # A narrow terminal has no room for how long the training took.
+    shown = [index for index, head in enumerate(heads) if head != "Training" or console.width >= 100]
+    for index in shown:
+        table.add_column(escape(heads[index]), justify="left" if index < 2 else "right", no_wrap=True)
     for job, cells in rows(sweep, limits, choice):
         chosen = choice.job is not None and job.name == choice.job.name
         mark = "→" if chosen else "◆" if job.name in best else ""
-        table.add_row(mark, *map(escape, cells), style="bold" if chosen else None if job.name in kept else "dim")
+        found = (escape(cells[index]) for index in shown)
+        table.add_row(mark, *found, style="bold" if chosen else None if job.name in kept else "dim")
     console.print(f"{sweep.path}: {count(sweep)}", markup=False, highlight=False, soft_wrap=True)
     console.print()
     console.print(table)

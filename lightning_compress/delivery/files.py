@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_compress.delivery.network_call import Entry
 from lightning_compress.delivery.size_accounting import zipped
+from lightning_compress.errors import CompressionError
 from lightning_compress.export.compressed_tensors import save_compressed_tensors
 from lightning_compress.export.executorch.write import to_executorch
 from lightning_compress.export.formats import BESIDE, FILES
@@ -45,6 +46,8 @@ class Files:
         entry: The call of the network that is traced.
         provenance: What ONNX files say of where they come from.
         settings: How graphs take and give tensors.
+        axes: Input's name → dimensions beside the batch whose sizes differ in the data, with a name. Graphs leave them
+            free where that can be.
         notes: Gets what a reader should know of the files that were written.
     """
 
@@ -52,6 +55,7 @@ class Files:
     entry: Entry
     provenance: Mapping[str, str] = field(default_factory=dict)
     settings: GraphSettings = field(default_factory=GraphSettings)
+    axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def write(self, item: str, model: nn.Module, whole: nn.Module) -> PackedFile | None:
@@ -97,7 +101,19 @@ class Files:
     def _graph(self, write: Callable[..., Any], model: nn.Module, path: Path, **settings: Any) -> Any:
         """Write a graph with a free batch, or else for one sample a call, and note what came out."""
         free = self.settings.dynamic_batch
-        file = write(model, self.entry.example_inputs, path, dynamic_batch=free, **settings)
+        settings["dynamic_axes"] = self.axes
+        try:
+            file = write(model, self.entry.example_inputs, path, dynamic_batch=free, **settings)
+        except CompressionError:
+            if not self.axes:
+                raise
+            settings["dynamic_axes"] = {}
+            file = write(model, self.entry.example_inputs, path, dynamic_batch=free, **settings)
+            sizes = ", ".join(f"dimension {axis} of {name}" for name, axes in self.axes.items() for axis in axes)
+            self._note(
+                f"{path.name} takes one size alone of {sizes}, which differs in the data: the network reads it as a "
+                f"number."
+            )
         if free and file.batch is not None:
             one = self.entry.first(1, model)
             if file.batch != 1 and one is not self.entry:

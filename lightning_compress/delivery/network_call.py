@@ -232,17 +232,16 @@ class EntryWatch:
                 f"{self._field}: the step called no module that has parameters, so there is nothing to export. Call "
                 f"the network as a module (self(x) or self.net(x), not self.net.forward(x))."
             )
-        if "" in self._calls:
-            # The module's own forward is what it predicts with; a loss may call parts of it besides.
-            return self._calls[""]
-        if len(self._calls) > 1:
-            called = ", ".join(name or "self" for name in self._calls)
-            raise CompressionError(
-                f"{self._field}: the step calls several modules side by side ({called}), and one is exported as a "
-                f"graph. Define forward and call self(x) in the steps{self._advice()}. The format 'packed' takes the "
-                f"module whole."
-            )
-        return next(iter(self._calls.values()))
+        for name, call in self._calls.items():
+            if all(_is_part(other, name) for other in self._calls):
+                # A module's own forward is what it predicts with; a loss may call parts of it besides.
+                return call
+        called = ", ".join(name or "self" for name in self._calls)
+        raise CompressionError(
+            f"{self._field}: the step calls several modules side by side ({called}), and one is exported as a "
+            f"graph. Define forward and call self(x) in the steps{self._advice()}. The format 'packed' takes the "
+            f"module whole."
+        )
 
     def _advice(self) -> str:
         """The largest of the called modules that can be traced, tried here."""
@@ -276,6 +275,11 @@ class EntryWatch:
             module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
             module.register_forward_hook(leave, always_call=True),
         )
+
+
+def _is_part(name: str, whole: str) -> bool:
+    """Whether a module is another one or a part of it, by their full names."""
+    return whole in ("", name) or name.startswith(f"{whole}.")
 
 
 def _few(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

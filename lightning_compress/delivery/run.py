@@ -18,7 +18,12 @@ from lightning_compress.delivery.files import Files, GraphSettings
 from lightning_compress.delivery.findings import Findings, Result
 from lightning_compress.delivery.network_call import Entry
 from lightning_compress.delivery.output_cache import Remembered
-from lightning_compress.delivery.side_by_side import evaluate_as_trained, evaluate_beside, evaluate_through
+from lightning_compress.delivery.side_by_side import (
+    AsTrained,
+    evaluate_as_trained,
+    evaluate_beside,
+    evaluate_through,
+)
 from lightning_compress.delivery.timing import timings
 from lightning_compress.delivery.without_channels import without_channels
 from lightning_compress.errors import CompressionError
@@ -76,7 +81,10 @@ class Export:
             dense_bytes: Bytes of all parameters and buffers of the dense model in float32.
         """
         found = Findings()
-        self._write(found)
+        trained_alone = self._evaluate(found)
+        axes = {} if trained_alone is None else trained_alone.axes
+        files = Files(self.directory.path, self.entry, self.provenance, self.settings, axes, found.notes)
+        self._write(found, files)
         deployed = deployed_of(found.written)
         runtime = None
         if deployed is not None:
@@ -86,6 +94,7 @@ class Export:
         if self.dense is not None:
             found.results["dense"] = Result("Dense", runtime, self.dense[1], dense_bytes)
         trained = Result("Fake-quantized", pytorch_name(), "the trained module", dense_bytes)
+        trained.metrics = {} if trained_alone is None else trained_alone.metrics
         found.results["fake_quantized"] = trained
         if deployed is not None:
             size = sum((self.directory / name).stat().st_size for name in files_of([deployed]) if name != DENSE_ONNX)
@@ -94,7 +103,7 @@ class Export:
             with found.attempt("What runs in integers was not counted"):
                 found.integers = self._in_integers()
         if self.data is not None:
-            self._verify(found, self.data, deployed)
+            self._verify(found, self.data, deployed, trained_alone)
         if self.latency and runtime is not None and deployed is not None:
             with found.attempt("Latency was not measured"):
                 self._measure(found, deployed)
@@ -105,9 +114,14 @@ class Export:
         quantization = find(self.module)
         if quantization is None or not quantization.activations:
             return None
-        call, path = self.sample.first(1), self.directory / FILES["onnx"]
+        call, path = self._real_call.first(1), self.directory / FILES["onnx"]
         model = OnnxModel(path, self._copy().forward, threads=self.threads)
         return integer_share(path, model.feed(*call.args, **call.kwargs))
+
+    @property
+    def _real_call(self) -> Entry:
+        """A call that the files take, with real data where the steps' own is such a call."""
+        return self.entry if self.entry.left_out else self.sample
 
     def _copy(self) -> nn.Module:
         return called_through(duplicate(self.module), self.entry.name)
@@ -118,8 +132,15 @@ class Export:
     def _dense(self) -> nn.Module | None:
         return None if self.dense is None else as_dense(self._copy(), self.dense[0])
 
-    def _write(self, found: Findings) -> None:
-        files = Files(self.directory.path, self.entry, self.provenance, self.settings, found.notes)
+    def _evaluate(self, found: Findings) -> AsTrained | None:
+        """The trained module's own evaluation, where there is data."""
+        if self.data is None:
+            return None
+        with found.attempt("The trained module was not evaluated"):
+            return evaluate_as_trained(self.module, self.data, self.entry)
+        return None
+
+    def _write(self, found: Findings, files: Files) -> None:
         trained = self._smaller(found) if self.shrink else self._copy()
         for item in self.formats:
             with found.attempt(f"{item} was not written"):
@@ -145,10 +166,7 @@ class Export:
         )
         return smaller
 
-    def _verify(self, found: Findings, data: EvaluationData, deployed: str | None) -> None:
-        evaluated = None
-        with found.attempt("The trained module was not evaluated"):
-            found.results["fake_quantized"].metrics, evaluated = evaluate_as_trained(self.module, data)
+    def _verify(self, found: Findings, data: EvaluationData, deployed: str | None, trained: AsTrained | None) -> None:
         if self.dense is not None:
             with found.attempt("The dense module was not evaluated"):
                 dense = as_dense(in_training_modes(duplicate(self.module), self.module, data.split), self.dense[0])
@@ -173,8 +191,8 @@ class Export:
                 found.comparisons[item] = compared
                 if item != deployed:
                     continue
-                if evaluated is not None:
-                    metrics = self._as_evaluated(item, evaluated, data)
+                if trained is not None and trained.state is not None:
+                    metrics = self._as_evaluated(item, trained.state, trained.axes, data)
                     found.notes.append(
                         f"{type(self.module).__name__} evaluates in another state than eval mode (its evaluation hooks "
                         f"see to that). {FILES[item]} is the network in eval mode, as predictions need it; its metrics "
@@ -182,8 +200,7 @@ class Export:
                     )
                 found.results["deployed"].metrics = metrics
                 if compared.agreement != 1.0 and can_trace(self.directory / FILES[item]):
-                    call = self.entry if passed is not None else self.sample
-                    path = self.directory / FILES[item]
+                    call, path = self._real_call, self.directory / FILES[item]
                     errors = site_errors(path, model, call.args, call.kwargs, threads=self.threads)
                     found.divergence = first_divergence(errors)
 
@@ -196,11 +213,13 @@ class Export:
                 found.results["deployed"].metrics = evaluate(cast(L.LightningModule, module), data)
                 found.notes.append("The steps call parts of the network: outputs were not compared one by one.")
 
-    def _as_evaluated(self, item: str, evaluated: L.LightningModule, data: EvaluationData) -> dict[str, float]:
+    def _as_evaluated(
+        self, item: str, evaluated: L.LightningModule, axes: Mapping[str, Mapping[int, str]], data: EvaluationData
+    ) -> dict[str, float]:
         """Metrics of a format that is written in the state in which the module's hooks evaluate it."""
         model = called_through(evaluated, self.entry.name)
         with tempfile.TemporaryDirectory() as folder:
-            Files(Path(folder), self.entry).write(item, model, evaluated)
+            Files(Path(folder), self.entry, axes=axes).write(item, model, evaluated)
             form, _ = deployed_form(Path(folder) / FILES[item], model, threads=self.threads)
             return evaluate_through(
                 lambda *args, **kwargs: form(model(*args, **kwargs), *args, **kwargs),
@@ -214,7 +233,7 @@ class Export:
             found.notes.append("The steps call parts of the network: latency of one call was not measured.")
             return
         reference = self._copy()
-        whole = self.entry if self.entry.left_out else self.sample
+        whole = self._real_call
         call = whole.first(1, reference)
         if call is whole and call.samples not in (None, 1):
             found.notes.append(f"Latency is that of a call with {call.samples} samples, which cannot be cut.")

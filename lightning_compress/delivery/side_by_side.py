@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.delivery.call_sizes import CallSizes
 from lightning_compress.delivery.evaluation import (
     EvaluationData,
     duplicate,
@@ -18,26 +20,42 @@ from lightning_compress.delivery.evaluation import (
     in_training_modes,
     integer_tensors,
 )
-from lightning_compress.delivery.network_call import Passed
+from lightning_compress.delivery.network_call import Entry, Passed
 from lightning_compress.export.signatures import completed
 from lightning_compress.export.verification import Comparison
 from lightning_compress.quantization import strip
 
 
-def evaluate_as_trained(
-    module: L.LightningModule, data: EvaluationData
-) -> tuple[dict[str, float], L.LightningModule | None]:
+@dataclass(frozen=True)
+class AsTrained:
+    """A module's own evaluation.
+
+    Attributes:
+        metrics: What the steps log.
+        state: Where the module's hooks evaluate it in another state than eval mode (parts that stay in training mode,
+            averaged weights), a copy that is in that state and stays in it.
+        axes: Input of the exported module → dimensions whose sizes differ between calls, with a name.
+    """
+
+    metrics: dict[str, float]
+    state: L.LightningModule | None
+    axes: dict[str, dict[int, str]]
+
+
+def evaluate_as_trained(module: L.LightningModule, data: EvaluationData, entry: Entry | None = None) -> AsTrained:
     """Run a module's own evaluation on a copy of it, as its fit does, all of its hooks included.
 
     Args:
         module: The module as trained; it is not changed.
         data: What to run on.
-
-    Returns:
-        What the steps log; and, where the module's hooks evaluate it in another state than eval mode (parts that stay
-        in training mode, averaged weights), a copy that is in that state and stays in it.
+        entry: The call that is exported, where the sizes of its inputs are of interest.
     """
     copied = in_training_modes(duplicate(module), module, data.split)
+    sizes = CallSizes()
+    if entry is not None and entry.known:
+        network = copied.get_submodule(entry.name)
+        sizes.see(network.forward, entry.args, entry.kwargs)
+        sizes.watch(network)
     states: list[L.LightningModule] = []
 
     def look(batch: Any) -> None:
@@ -46,7 +64,7 @@ def evaluate_as_trained(
 
     metrics = evaluate(copied, data, on_batch=look)
     changed = states and (any(part.training for part in states[0].modules()) or not _same(states[0], module))
-    return metrics, states[0] if changed else None
+    return AsTrained(metrics, states[0] if changed else None, sizes.varying())
 
 
 def _fixed_copy(module: L.LightningModule) -> L.LightningModule:
@@ -139,7 +157,14 @@ class _Beside:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given, named = (args, kwargs) if self._passed is None else self._passed(args, kwargs)
-        expected = self._reference(*given, **named)
-        outputs = self._form(expected, *given, **named)
+        expected = _drawn_alike(self._reference, *given, **named)
+        outputs = _drawn_alike(self._form, expected, *given, **named)
         self.comparison.update(outputs, expected, self._targets)
         return outputs if self._passed is None else completed(outputs, self._reference(*args, **kwargs))
+
+
+def _drawn_alike(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A function's result where each call draws the same random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return function(*args, **kwargs)

@@ -48,6 +48,7 @@ def to_openvino(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dynamic_batch: bool = True,
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> OpenVinoFile:
     """Write a model, quantized or float, as OpenVINO IR, and run it once.
@@ -59,6 +60,7 @@ def to_openvino(
         input_names: Names of the graph's inputs; the forward's argument names by default.
         output_names: Names of the graph's outputs; by default the keys or fields under which the forward returns them.
         dynamic_batch: Leave the batch free where that can be; the result says whether it is.
+        dynamic_axes: Argument's name → dimension → name in the graph, for other dimensions that stay free.
         metadata: Written into the graph, under ``lightning_compress``.
 
     Raises:
@@ -79,6 +81,7 @@ def to_openvino(
             input_names=input_names,
             output_names=output_names,
             dynamic_batch=dynamic_batch,
+            dynamic_axes=dynamic_axes,
         )
         try:
             converted = openvino.convert_model(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_compress.errors import CompressionError, reason
@@ -14,6 +15,8 @@ from lightning_compress.export.trace import trace
 from lightning_compress.foundation.example_inputs import call_arguments, first_samples
 from lightning_compress.quantization import find
 
+_RATES = ("train", "training", "dropout", "dropout_p")
+
 
 def refusals(
     model: nn.Module, example_inputs: Any, formats: Iterable[str], *, dynamic_batch: bool = True
@@ -21,7 +24,8 @@ def refusals(
     """Trace a model as an export will after the training, and say which formats cannot be written.
 
     Quantizers that have observed nothing yet get a range, and places where a training batch has not shown them. A
-    trace is what nearly all refusals come from; what a format's own converter refuses is not found.
+    trace is what nearly all refusals come from; what a format's own converter refuses is not found. A model that draws
+    random numbers in evaluation mode is refused, too: nothing could verify its files.
 
     Args:
         model: A copy of the model, which is used up.
@@ -49,8 +53,8 @@ def refusals(
     for fixed in dict.fromkeys(item in FIXED_BATCH for item in wanted):
         try:
             inputs = _one_sample(example_inputs) if fixed else example_inputs
-            trace(model, inputs, dynamic_batch=dynamic_batch and not fixed)
-            found[fixed] = None
+            program = trace(model, inputs, dynamic_batch=dynamic_batch and not fixed).program
+            found[fixed] = _draws(program)
         except Exception as error:
             found[fixed] = reason(error)
     refused = {item: found[item in FIXED_BATCH] for item in wanted}
@@ -59,6 +63,25 @@ def refusals(
     except CompressionError as error:
         refused |= {item: str(error) for item in ("onnx", "openvino") if item in wanted}
     return {item: why for item, why in refused.items() if why is not None}
+
+
+def _draws(program: torch.export.ExportedProgram) -> str | None:
+    """Why a program that draws random numbers is refused."""
+    drawn = sorted(str(node.target) for node in program.graph.nodes if _is_random(node.target))
+    if not drawn:
+        return None
+    return (
+        f"The network draws random numbers in evaluation mode ({', '.join(dict.fromkeys(drawn))}), so that no file "
+        f"gives the same outputs. Let it give a mean instead of a sample there, or name a module that draws none in "
+        f"'module'."
+    )
+
+
+def _is_random(operator: Any) -> bool:
+    """Whether an operator always draws random numbers, as one with a rate of dropout does not."""
+    if torch.Tag.nondeterministic_seeded not in getattr(operator, "tags", ()):
+        return False
+    return not any(argument.name in _RATES for argument in operator._schema.arguments)
 
 
 def _show_ranges(model: nn.Module, example_inputs: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.modules import transformer
 
 from lightning_compress.errors import CompressionError, closest, first_line
@@ -80,7 +81,7 @@ def trace(
     for example, shapes in _attempts(given, dynamic_axes or {}, dynamic_batch, field):
         try:
             # torch.onnx.export alone would fall back to modes that freeze data-dependent values without a word.
-            with quiet(), _masks_unread():
+            with quiet(), _masks_unread(), _distributions_unread():
                 program = torch.export.export(
                     prepared, tuple(example[0].values()), example[1], dynamic_shapes=shapes, strict=False
                 )
@@ -186,6 +187,19 @@ def _masks_unread() -> Iterator[None]:
         yield
     finally:
         transformer._detect_is_causal_mask = detect
+
+
+@contextmanager
+def _distributions_unread() -> Iterator[None]:
+    """``torch.distributions`` read their parameters and samples to check them, which no trace can."""
+    checks, check = Distribution._validate_args, Distribution._validate_sample
+    Distribution.set_default_validate_args(False)
+    Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checks)
+        Distribution._validate_sample = check  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -86,6 +86,56 @@ def attend(
     return out.transpose(0, 1) if module.batch_first else out, weights
 
 
+def attend_in_steps(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    weights: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Compute ``F.scaled_dot_product_attention`` as two matrix products, with a function of the weights between them.
+
+    The factor comes behind the first product and not before it, where an integer kernel would not be found.
+
+    Args:
+        query: As ``F.scaled_dot_product_attention`` takes it, like all that follow: ``[..., queries, width]``.
+        key: ``[..., keys, width]``.
+        value: ``[..., keys, values]``.
+        attn_mask: bool (true where a key is seen) or float.
+        dropout_p: Share of the weights that is dropped.
+        is_causal: Whether query ``i`` sees the keys up to ``i``.
+        scale: Factor of the scores; one over the root of the width by default.
+        enable_gqa: Whether several heads of the query share one of key and value.
+        weights: Takes the softmax's result, ``[..., queries, keys]``, and returns what the values are multiplied by.
+
+    Example:
+        >>> q, k, v = torch.randn(3, 2, 4, 8)
+        >>> expected = F.scaled_dot_product_attention(q, k, v)
+        >>> torch.allclose(attend_in_steps(q, k, v, weights=lambda w: w), expected, atol=1e-6)
+        True
+    """
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        shares = torch.softmax(scores.masked_fill(~seen, float("-inf")), -1)
+    elif attn_mask is not None:
+        masked = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
+        # A query that sees no key gets zeros.
+        finite = masked.clamp(min=torch.finfo(scores.dtype).min)
+        shares = torch.softmax(finite, -1).masked_fill(masked == float("-inf"), 0.0)
+    else:
+        shares = torch.softmax(scores, -1)
+    shares = weights(shares)
+    return (F.dropout(shares, dropout_p) if dropout_p else shares) @ value
+
+
 def _each(change: Callable[[Tensor], Tensor], query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
     """Change three tensors of which several may be one and the same, and stay so."""
     made = {id(x): change(x) for x in (query, key, value)}

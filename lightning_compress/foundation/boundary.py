@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.foundation.attention import attend_in_steps
 from lightning_compress.foundation.function_calls import CallHandle, CallHook, on_call
 from lightning_compress.foundation.nested import Key, replaced_arguments, replaced_at
 
@@ -21,7 +23,7 @@ class Boundary:
 
     Attributes:
         module: Full name of the module.
-        side: ``"input"`` or ``"output"``.
+        side: ``"input"``, ``"output"``, or ``"weights"`` for those inside of ``scaled_dot_product_attention``.
         path: Where the tensor stands in the arguments or the result (``()`` for the result itself).
         function: Name of the function; empty for the module itself.
         call: Which of the forward's calls of that function.
@@ -62,6 +64,8 @@ def watch(
     def leave(result: Any) -> Any:
         return replaced_at(result, paths, function)
 
+    if place.side == "weights":
+        return on_call(module, CallHook(place.function, place.call, instead=partial(attend_in_steps, weights=function)))
     if place.function:
         before, after = (enter, None) if place.side == "input" else (None, leave)
         return on_call(module, CallHook(place.function, place.call, before=before, after=after))

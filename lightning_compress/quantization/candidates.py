@@ -16,6 +16,7 @@ from lightning_compress.targets import Candidate
 _CHANNELS_FIRST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _CHANNELS_SECOND = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_IN_BIAS = "in_proj_bias"
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def _reads(model: nn.Module) -> Iterator[tuple[str, Use, int]]:
         if isinstance(module, nn.MultiheadAttention):
             read_by_attention.add(module.out_proj)
             for attribute in _PROJECTIONS:
-                yield prefix, Use(module, attribute, module), 0
+                yield prefix, Use(module, attribute, module, _IN_BIAS if attribute == _PROJECTIONS[0] else None), 0
             yield f"{prefix}.out_proj" if prefix else "out_proj", Use(module.out_proj, "weight", module, "bias"), 0
         elif isinstance(module, nn.RNNBase):
             for attribute in module._flat_weights_names:

@@ -32,10 +32,12 @@ def users(value: Value) -> list[Op]:
 
 
 def activations(tape: Tape) -> set[Value]:
-    """Values on a tape that depend on what modules were given."""
+    """Values on a tape that depend on what modules were given, noise that was drawn for them among it."""
     found: set[Value] = set()
     for op in tape.ops:
-        found |= {v for v in op.inputs if v.producer is None and v.parameter is None and v.inputs}
+        found |= {
+            v for v in op.inputs if v.inputs and v.parameter is None and (not v.producer or not v.producer.inputs)
+        }
         if not found.isdisjoint(op.inputs):
             found.update(op.outputs)
     return found

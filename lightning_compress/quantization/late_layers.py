@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_compress.foundation.nested import mapped
 from lightning_compress.foundation.recorded_forward import Tape
 from lightning_compress.quantization.placement.sites import Placement
+from lightning_compress.quantization.quantizers.base import WeightQuantizer
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
@@ -76,6 +77,16 @@ class _Enter:
 
     def enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._late.see(self._name, args, kwargs)
+
+
+def ran(tape: Tape, model: nn.Module, weights: Collection[WeightQuantizer]) -> set[str]:
+    """Names of the modules that a forward called, and of those whose weights another module read in their stead.
+
+    Attention does so with its output projection.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    uses = (use for weight in weights for use in weight.uses)
+    return set(tape.calls) | {names[use.owner] for use in uses if names[use.host] in tape.calls}
 
 
 def addition(known: Placement, found: Placement) -> Placement:

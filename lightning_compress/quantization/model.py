@@ -21,7 +21,7 @@ from lightning_compress.quantization.candidates import (
     functional_uses,
     outside_uses,
 )
-from lightning_compress.quantization.late_layers import LateLayers, addition, merged
+from lightning_compress.quantization.late_layers import LateLayers, addition, merged, ran
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
 from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.placement.sites import Placement
@@ -165,7 +165,7 @@ class Quantization:
         self._attach_functional([*reads, *outside])
         self._set_ends(recorded_ends(tape, self._overrides))
         self._attach_activations(self._placed(tape))
-        self._wait_for(set(self._owners()) - set(tape.calls))
+        self._wait_for(set(self._owners()) - ran(tape, self._model, self.layers.values()))
 
     def place_late(self) -> bool:
         """Place the activation quantizers of layers that ran for the first time since; call it between two steps.

@@ -19,7 +19,7 @@ from lightning_compress import (
     KnowledgeDistillation,
     QuantizationAwareTraining,
 )
-from lightning_compress.callbacks.mend_progress import mend_progress
+from lightning_compress.callbacks.checkpoints.mend_progress import mend_progress
 from lightning_compress.distillation import Logits
 
 pytestmark = pytest.mark.filterwarnings(

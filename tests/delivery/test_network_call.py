@@ -251,3 +251,16 @@ def test_a_step_that_calls_itself_and_parts_besides_is_exported_as_itself():
         root.net(torch.zeros(3, 2))
         root(torch.zeros(3, 2))
     assert watch.entry().name == ""
+
+
+def test_a_module_that_a_step_calls_beside_its_own_parts_is_exported_whole():
+    root = nn.ModuleDict({"model": Wrapped(), "other": nn.Linear(12, 2)})
+    with EntryWatch(root) as watch:
+        root["model"].head(torch.zeros(2, 5))
+        root["model"](torch.zeros(3, 12))
+    assert (watch.entry().name, watch.entry().args[0].shape) == ("model", (3, 12))
+    with EntryWatch(root) as watch:
+        root["model"](torch.zeros(3, 12))
+        root["other"](torch.zeros(3, 12))
+    with pytest.raises(CompressionError, match=r"several modules side by side \(model, other\)"):
+        watch.entry()

@@ -17,6 +17,7 @@ from lightning_compress import CompressionError
 from lightning_compress.export import to_onnx
 from lightning_compress.export.onnx.session import OnnxModel
 from lightning_compress.export.pt2.write import TorchExportModel, load_torch_export, to_torch_export
+from lightning_compress.export.rehearsal import refusals
 from lightning_compress.export.signatures import restored, take_tensors
 
 
@@ -237,3 +238,28 @@ def test_projections_of_an_lstm_are_refused_with_a_way_out_that_works(tmp_path: 
         to_onnx(model, x, tmp_path / "m.onnx")
     path = to_torch_export(model, x, tmp_path / "m.pt2").path
     torch.testing.assert_close(load_torch_export(path)(x), model(x))
+
+
+def test_distributions_that_check_their_arguments_are_written_and_check_them_afterwards(tmp_path: Path) -> None:
+    def forward(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.distributions.Exponential(layer(x).exp()).log_prob(y)
+
+    model, y = net(forward), torch.rand(6, 3)
+    file = to_onnx(model, (X, y), tmp_path / "m.onnx")
+    expected = torch.distributions.Exponential(model.layer(X[:2]).exp()).log_prob(y[:2]).detach()
+    found = ort.InferenceSession(str(file.path)).run(None, {"x": X[:2].numpy(), "y": y[:2].numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(found), expected)
+    with pytest.raises(ValueError, match="within the support"):
+        model(X, -y - 1)
+    with pytest.raises(ValueError, match="Expected parameter rate"):
+        torch.distributions.Exponential(torch.tensor(-1.0))
+
+
+def test_a_model_that_draws_random_numbers_in_evaluation_is_refused_as_a_graph() -> None:
+    def forward(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return layer(x) + torch.randn_like(x[:, :3])
+
+    refused = refusals(net(forward), (X,), ["onnx", "torch_export", "packed"])
+    assert list(refused) == ["onnx", "torch_export"]
+    assert "draws random numbers in evaluation mode (aten.randn_like.default)" in refused["onnx"]
+    assert refusals(net(lambda layer, x: nn.functional.dropout(layer(x), 0.5, layer.training)), (X,), ["onnx"]) == {}

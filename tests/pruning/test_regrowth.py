@@ -160,6 +160,15 @@ def test_regrowth_with_another_pattern_of_one_layer_is_refused():
         )
 
 
+def test_churn_is_known_to_a_resumed_run():
+    settings = {"final_sparsity": 0.5, "start": 0, "end": 10, "every": 2}
+    first = Pruner(nn.Linear(8, 8), **settings)
+    first.step(4)
+    resumed = Pruner(nn.Linear(8, 8), **settings)
+    resumed.load_state_dict(first.state_dict())
+    assert resumed.churn == first.churn > 0
+
+
 def test_churn_is_the_share_of_masks_that_changed():
     for step, _, pruner in run("random", steps=4):
         before = torch.cat([mask.flatten() for mask in pruner.masks.values()])

@@ -88,6 +88,12 @@ def test_a_weight_that_a_forward_computes_is_listed_with_the_line() -> None:
     assert line.startswith("1.weight: the weight of conv2d at test_computed_weights.py:")
 
 
+def test_layers_that_compute_their_weights_in_one_place_are_listed_in_one_line() -> None:
+    model = nn.Sequential(Standardized(3, 4, 1), Standardized(4, 4, 1), nn.Conv2d(4, 2, 1))
+    (line,) = find(prepare(model, example_inputs=torch.randn(2, 3, 4, 4))).unreached
+    assert line.startswith("0.weight, 1.weight: the weight of conv2d at test_computed_weights.py:")
+
+
 def test_recurrent_layers_without_an_integer_kernel_are_listed_in_one_line() -> None:
     class Tagger(nn.Module):
         def __init__(self) -> None:

@@ -135,3 +135,18 @@ def test_the_callback_places_them_between_batches(method: Any) -> None:
     trainer.fit(Module(), loader)
     names = " ".join(quantizing.quantization.activations)
     assert [f"net.experts.{i}." in names for i in range(4)] == [True, True, True, False]
+
+
+def test_the_output_projection_of_attention_does_not_wait() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attention(x, x, x)[0]
+
+    model, x = Attends(), torch.randn(2, 4, 8)
+    quantization.prepare(model, example_inputs=x)
+    model.train()(x)
+    assert quantization.find(model).unreached == []

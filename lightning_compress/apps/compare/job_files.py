@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lightning_compress.apps.regular_file import regular_text
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.checksum import sha256
 
@@ -30,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CompressionError: It holds something else.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(regular_text(path))
     if not isinstance(content, dict):
         raise CompressionError(f"{path}: expected a mapping, got {type(content).__name__}.")
     return content
@@ -40,7 +41,7 @@ def hydra_overrides(path: Path) -> list[str]:
     """A job's overrides as Hydra notes them, a YAML list; none where a killed job left half of it."""
     file = path / ".hydra" / "overrides.yaml"
     try:
-        return texts(yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None)
+        return texts(yaml.safe_load(regular_text(file)) if file.is_file() else None)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return []
 

@@ -52,6 +52,7 @@ class Job:
         dense_bytes: Of the dense model in float32.
         latency_ms: Median, of the deployed file.
         dense_latency_ms: Median, of the dense model, measured at the same time.
+        integer_share: Of the deployed file's multiply-adds, those in integer kernels, in [0, 1].
         seconds: Training time of the compressed model.
         samples: On how many the metrics were computed.
         report: The report's page.
@@ -75,6 +76,7 @@ class Job:
     dense_bytes: int | None = None
     latency_ms: float | None = None
     dense_latency_ms: float | None = None
+    integer_share: float | None = None
     seconds: float | None = None
     samples: int | None = None
     report: Path | None = None
@@ -246,6 +248,7 @@ def _job(
         dense_bytes=None if dense is None else dense["bytes"],
         latency_ms=_median(deployed),
         dense_latency_ms=_median(dense),
+        integer_share=number(report.get("integer_share")),
         seconds=number(mapping(result.get("seconds")).get("compressed")),
         samples=None if (samples := number(report.get("samples"))) is None else int(samples),
         report=page if page.is_file() else None,

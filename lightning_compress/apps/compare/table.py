@@ -14,7 +14,8 @@ from lightning_compress.foundation import number_text as text
 from lightning_compress.foundation.markdown_text import code, escaped
 
 FORMAT = 1
-HEADS = ("Pruning", "Bits", "Metric", "Change", "Size", "Smaller", "Latency", "Training")
+HEADS = ("Pruning", "Bits", "Metric", "Change", "Size", "Smaller", "Latency", "int8", "Training")
+"""``int8`` is the share of the deployed file's multiply-adds in integer kernels."""
 
 
 def as_dict(sweep: Sweep, limits: Limits, choice: Choice, *, beside: Path | None = None) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def _job(job: Job, limits: Limits, kept: bool, best: bool, beside: Path) -> dict
         "dense_bytes": job.dense_bytes,
         "latency_ms": job.latency_ms,
         "dense_latency_ms": job.dense_latency_ms,
+        "integer_share": job.integer_share,
         "seconds": job.seconds,
         "report": None if job.report is None else Path(os.path.relpath(job.report, beside)).as_posix(),
         "keeps_limits": kept,
@@ -106,6 +108,7 @@ def cells(job: Job, limits: Limits) -> list[str]:
         text.size(job.bytes),
         text.times(ratio),
         milliseconds(job.latency_ms),
+        text.NOTHING if job.integer_share is None else text.percent(job.integer_share, 0),
         text.NOTHING if job.seconds is None else f"{job.seconds:.0f} s",
     ]
 

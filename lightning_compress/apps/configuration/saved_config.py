@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lightning_compress.errors import CompressionError, closest, first_line
 CONFIG = Path(".hydra", "config.yaml")
 """Where a run keeps it."""
 _BUILT = ("data", "model", "pruning", "quantization")
+_BUILT_KEY = re.compile(rf"[+~]*({'|'.join(_BUILT)})(\.[\w.]+)?(=|$)")
 
 
 @contextlib.contextmanager
@@ -57,8 +59,9 @@ def run_config(
         _apply(config, overrides)
         if not trust:
             refuse_untrusted(config, _BUILT, folder, field)
-        task = OmegaConf.select(hydra, "hydra.overrides.task")
-        drop_unused(config, [*(task or []), *overrides])
+        task = [*(OmegaConf.select(hydra, "hydra.overrides.task") or []), *overrides]
+        # Dropping imports the classes that replace others: without trust, of what was checked alone.
+        drop_unused(config, task if trust else [text for text in task if _BUILT_KEY.match(text)])
         yield config
     finally:
         HydraConfig.instance().cfg = None

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_compress.errors import CompressionError, first_line
@@ -24,14 +24,17 @@ _PACKAGES = (
 
 
 def refuse_untrusted(cfg: DictConfig, groups: Sequence[str], folder: Path, field: str) -> None:
-    """Refuse a run's config whose models and data are of classes that are not known.
+    """Refuse a run's config whose models and data are of classes that are not known, and fix what it says.
+
+    What is checked is what is built: interpolations, whose values the file's author can make depend on the moment, are
+    resolved in place once and for all.
 
     Known are the classes of this package, of ``torch.nn``, ``torch.optim`` and torchmetrics, and classes that this
     process has imported already, if they are modules, data modules, callbacks, optimizers or schedulers. Functions are
     not, and nothing else is imported to find out.
 
     Args:
-        cfg: The config.
+        cfg: The config; its groups are replaced by what they resolve to.
         groups: What is to be built of it.
         folder: The run's directory, for the message.
         field: What the user called, for the message.
@@ -46,6 +49,8 @@ def refuse_untrusted(cfg: DictConfig, groups: Sequence[str], folder: Path, field
             plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
         except OmegaConfBaseException as error:
             raise CompressionError(f"{folder}: {group} cannot be read ({first_line(error)}).") from error
+        if any("${" in text for text in _texts(plain)):
+            raise CompressionError(f"{folder}: {group} has an escaped interpolation, which no run writes.")
         for key, target in _targets(plain, group):
             if not _is_known(target):
                 raise CompressionError(
@@ -53,6 +58,9 @@ def refuse_untrusted(cfg: DictConfig, groups: Sequence[str], folder: Path, field
                     f"built without your word: building it runs its code. If this directory is yours, or you trust "
                     f"whoever made it, add --trust (in Python: trust=True)."
                 )
+        if node is not None:
+            with open_dict(cfg):
+                cfg[group] = plain
 
 
 def _targets(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -64,6 +72,19 @@ def _targets(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(tree, list):
         for index, value in enumerate(tree):
             yield from _targets(value, f"{key}[{index}]")
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    """Every text of a tree, its keys among them."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield str(name)
+            yield from _texts(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _texts(value)
+    elif isinstance(tree, str):
+        yield tree
 
 
 def _is_known(target: Any) -> bool:

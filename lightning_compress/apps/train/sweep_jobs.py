@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from lightning_compress.apps.regular_file import regular_text
 from lightning_compress.errors import CompressionError
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def dense_hash(cfg: DictConfig, output: Path) -> str:
 def read_job(folder: Path, file: str = JOB_FILE) -> dict[str, Any] | None:
     """What a job has noted of itself; ``None`` where there is no such file that can be read."""
     try:
-        content = json.loads((folder / file).read_text(encoding="utf-8"))
+        content = json.loads(regular_text(folder / file))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

@@ -131,7 +131,7 @@ def verify_run(
         run = read_run(folder, files[0], cfg, split, trust=trust)
         model = called_through(duplicate(run.module), run.entry.name)
         reference = Remembered(model)
-        shared = {"fake_quantized": evaluate_as_trained(run.module, run.data)[0]}
+        shared = {"fake_quantized": evaluate_as_trained(run.module, run.data).metrics}
         if run.dense is not None:
             dense = cast(L.LightningModule, as_dense(duplicate(run.module), run.dense))
             shared = {"dense": evaluate(dense, run.data), **shared}

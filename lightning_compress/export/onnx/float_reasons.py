@@ -51,8 +51,8 @@ class _Reasons:
     def _of_product(self, node: Any) -> str:
         if self._is_activation(node.input[1]):
             return (
-                "a product of two activations, such as attention's: ONNX Runtime needs both quantized, and one passes "
-                "a softmax or another function in float"
+                "a product of two activations: ONNX Runtime needs both quantized, and no quantizer stands before one; "
+                "train with backend='onnxruntime' and activation_bits, or wrap what makes it in a module"
             )
         if not self._is_dequantized(node.input[1]):
             if self.makers.get(node.input[1]) is not None or node.input[1] in self.stored:

@@ -168,6 +168,8 @@ def _shapes(path: str | Path, model: Any, nodes: Sequence[Any], feed: Mapping[st
     names = dict.fromkeys(name for node in nodes for name in (*node.input, node.output[0]) if name not in found)
     names.pop("", None)
     asked = list(names)
+    if not asked:
+        return found
     for index, name in enumerate(asked):
         graph.node.append(onnx.helper.make_node("Shape", [name], [f"shape_{index}_of"], name=f"shape_{index}"))
         graph.output.append(onnx.helper.make_tensor_value_info(f"shape_{index}_of", onnx.TensorProto.INT64, None))

@@ -198,9 +198,16 @@ def _translations() -> dict[Any, Any]:
             return pooled if keepdim else op.Squeeze(pooled, axes)
         return op.ReduceMean(x, axes, keepdims=keepdim)
 
+    def to_squeeze(x: FLOAT, dim: int) -> FLOAT:
+        # PyTorch leaves a dimension of another size than 1 as it is, and ONNX refuses it.
+        if not x.shape or x.shape[dim] != 1:
+            return op.Identity(x)
+        return op.Squeeze(x, op.Constant(value_ints=[dim]))
+
     ops = torch.ops.lightning_compress
     return {
         ops.quantize_dequantize.default: to_quantize_linear,
         ops.dequantize.default: to_dequantize_linear,
         torch.ops.aten.mean.dim: to_mean,
+        torch.ops.aten.squeeze.dim: to_squeeze,
     }

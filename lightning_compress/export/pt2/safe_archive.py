@@ -8,6 +8,7 @@ operators of ``operators.py``.
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import re
@@ -34,6 +35,8 @@ _IMPORTS = frozenset({"__enum__", "default_factory_module"})
 # These keys name what the graph calls.
 _CALLS = frozenset({"target", "as_operator"})
 _WORD = re.compile(r"[^\W\d]\w*")
+_EXPONENT = re.compile(r"-?[1-4]|Integer\(-?[1-4]\)|Rational\(1, 2\)")
+_MOST_POWERS = 4
 _LARGEST_TABLE = 1 << 28
 
 
@@ -85,6 +88,28 @@ def _check(key: str, value: Any, path: object) -> None:
         rest = _SYMBOL.sub("(", value) if isinstance(value, str) else "'"
         if not _EXPRESSION.fullmatch(rest) or not all(_NAMES.fullmatch(word) for word in _WORD.findall(rest)):
             raise CompressionError(f"{path}: has the size {str(value)[:60]!r}, which is no arithmetic.")
+        if not _is_small(value):
+            raise CompressionError(f"{path}: has the size {value[:60]!r}, whose powers are too large to be a size.")
+
+
+def _is_small(expression: str) -> bool:
+    """Whether an expression is evaluated at once: numbers of 64 bits, and a few powers of exponents up to 4."""
+    if expression.count("**") + expression.count("Pow") == 0 and not re.search(r"\d{20}", expression):
+        return True
+    try:
+        found = list(ast.walk(ast.parse(expression, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    exponents = [node.right for node in found if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)]
+    for node in found:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Pow":
+            exponents += node.args[1:]
+    numbers = [node.value for node in found if isinstance(node, ast.Constant) and isinstance(node.value, int)]
+    return (
+        len(exponents) <= _MOST_POWERS
+        and all(_EXPONENT.fullmatch(ast.unparse(exponent)) for exponent in exponents)
+        and all(abs(number) < 2**63 for number in numbers)
+    )
 
 
 def _entries(tree: Any) -> Iterator[tuple[str, Any]]:

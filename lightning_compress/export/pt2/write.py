@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,12 @@ class TorchExportFile:
 
 
 def to_torch_export(
-    model: nn.Module, example_inputs: Any, path: str | Path, *, dynamic_batch: bool = True
+    model: nn.Module,
+    example_inputs: Any,
+    path: str | Path,
+    *,
+    dynamic_batch: bool = True,
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
 ) -> TorchExportFile:
     """Write a model, quantized or float, as a ``.pt2`` file, and load and run it once.
 
@@ -70,6 +75,7 @@ def to_torch_export(
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments.
         path: Where to write; replaced atomically, once the file gave what the program gives.
         dynamic_batch: Leave the batch free where that can be; the result says whether it is.
+        dynamic_axes: Argument's name → dimension → a name for it, for other dimensions that stay free.
 
     Raises:
         CompressionError: The model cannot be exported, the file gives other outputs, or nothing can be written.
@@ -81,7 +87,9 @@ def to_torch_export(
         >>> load_torch_export(target)(torch.zeros(5, 4)).shape
         torch.Size([5, 2])
     """
-    traced = trace(model, example_inputs, dynamic_batch=dynamic_batch, field="to_torch_export")
+    traced = trace(
+        model, example_inputs, dynamic_batch=dynamic_batch, dynamic_axes=dynamic_axes, field="to_torch_export"
+    )
     program = traced.program
     args, kwargs = program.example_inputs
     expected = program.module()(*args, **kwargs)

@@ -32,6 +32,8 @@ class Rules:
         fused: Activations that the runtime folds into the operation before them.
         sums_in_convolutions: Whether a convolution adds the other summand of a residual add before it rounds: its own
             result is then no tensor that could be quantized.
+        all_products: Whether a product of two activations is quantized whatever made them, attention's weights, too;
+            where not, only between integer operations.
         float_kernels: Functions with a weight for which the runtime has no integer kernel.
     """
 
@@ -41,6 +43,7 @@ class Rules:
     pools: frozenset[str] = frozenset()
     fused: frozenset[str] = frozenset()
     sums_in_convolutions: bool = False
+    all_products: bool = False
     float_kernels: frozenset[str] = frozenset()
 
 
@@ -55,6 +58,7 @@ RULES: dict[Backend | None, Rules] = {
         joins=ADDS | CONCATS | MULTIPLIES,
         pools=POOLS,
         fused=CLIPPING,
+        all_products=True,
         float_kernels=RECURRENT | {"bilinear"},
     ),
     "openvino": Rules(

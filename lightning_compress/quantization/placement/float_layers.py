@@ -18,6 +18,7 @@ def float_layers(tape: Tape, read: Collection[Op], kernels: Collection[str], bac
         kernels: Functions for which the backend has float kernels alone.
         backend: Its name.
     """
+    computed: dict[str, dict[str, None]] = {}
     for op in tape.ops:
         if op.name not in CONVOLUTIONS | LINEAR or op in read or len(op.inputs) < 2:
             continue
@@ -29,10 +30,12 @@ def float_layers(tape: Tape, read: Collection[Op], kernels: Collection[str], bac
                     f"nothing can quantize it; call it in the forward of a module"
                 )
         elif names := _made_of(weight):
-            yield (
-                f"{', '.join(names)}: the weight of {op.name} at {op.where} is computed from it whenever the model "
-                f"runs, so that nothing can quantize it; make the computed weight the parameter"
-            )
+            computed.setdefault(f"{op.name} at {op.where}", {}).update(dict.fromkeys(names))
+    for place, found in computed.items():
+        yield (
+            f"{', '.join(found)}: the weight of {place} is computed from it whenever the model runs, so that nothing "
+            f"can quantize it; make the computed weight the parameter"
+        )
     layers = dict.fromkeys(op.modules[-1] or "the model" for op in tape.ops if op.name in kernels and op.modules)
     if layers:
         yield (

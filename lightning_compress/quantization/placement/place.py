@@ -10,7 +10,7 @@ from torch import nn
 from lightning_compress.foundation.boundary import Boundary
 from lightning_compress.foundation.recorded_forward import Op, Tape, Value
 from lightning_compress.quantization.candidates import weights
-from lightning_compress.quantization.data_flow import only_user, source, users
+from lightning_compress.quantization.data_flow import activations, only_user, source, users
 from lightning_compress.quantization.operations import (
     ADDS,
     ATTENTION,
@@ -27,6 +27,8 @@ from lightning_compress.quantization.placement.boundaries import Want, locate
 from lightning_compress.quantization.placement.float_layers import float_layers
 from lightning_compress.quantization.placement.sites import Placement, Site, site_name
 from lightning_compress.quantization.settings import Backend
+
+_ATTENTION = "scaled_dot_product_attention"
 
 
 def place(
@@ -77,6 +79,8 @@ class _Placer:
         names = {name for candidate in weights(model) for name in candidate.names}
         self.folds = folds(tape, model, {op: next(iter(read)) for op, read in self.reads.items()}, names)
         self.unreached: list[str] = []
+        self.data = activations(tape)
+        self.network = self._network(model)
 
     def run(self) -> Placement:
         joined = self._joined()
@@ -92,7 +96,7 @@ class _Placer:
                     self.weight_sources.setdefault(weight, []).append(source(value))
                 if op.name in self.rules.outputs and self.bits is not None:
                     self._want(self._tail(op.outputs[0]))
-            if read:
+            if read or op not in self.network:
                 continue
             if self.bits is not None and (op in joined or self._is_pool(op) or self._is_product(op)):
                 rest = self._sum_of_convolution(op) if op in joined else None
@@ -101,7 +105,20 @@ class _Placer:
                         self._want(value, op)
                 if op in joined or self._is_pool(op):
                     self._want(self._tail(op.outputs[0]))
+            if self.bits is not None and self._is_attention(op):
+                for value in self._data(op):
+                    self._want(value, op)
         return self._placement()
+
+    def _network(self, model: nn.Module) -> set[Op]:
+        """What is no loss: operations that a weight is read behind, or that run in a module with parameters."""
+        holders = {name for name, module in model.named_modules() if next(module.parameters(), None) is not None}
+        found: set[Op] = set()
+        for op in reversed(self.tape.ops):
+            behind = (user for value in op.outputs for user in value.consumers)
+            if op in self.reads or not holders.isdisjoint(op.modules) or any(user in found for user in behind):
+                found.add(op)
+        return found
 
     def _read(self, op: Op) -> dict[str, list[Value]]:
         """The quantized weights that an operation multiplies by, each with the activations that it multiplies."""
@@ -122,7 +139,7 @@ class _Placer:
         """The activations that an operation reads, each once."""
         # States of recurrent layers and masks of attention come behind; a range cannot hold a mask's -inf.
         count = 1 if op.name in RECURRENT else 2 if op.name in CELLS else 3 if op.name in ATTENTION else None
-        values = op.inputs[:count]
+        values = op.inputs[:count] if count else _factors(op)
         return [v for v in dict.fromkeys(values) if source(v).parameter is None and v.floating and not _is_state(v)]
 
     def _is_pool(self, op: Op) -> bool:
@@ -132,11 +149,17 @@ class _Placer:
         return op.outputs[0].ndim >= 2
 
     def _is_product(self, op: Op) -> bool:
-        return (
-            op.name in self.rules.inputs
-            and op.name in PRODUCTS
-            and all(source(v).parameter is None and self._from_integers(v) for v in op.inputs)
-        )
+        if op.name not in self.rules.inputs or op.name not in PRODUCTS:
+            return False
+        if self.rules.all_products:
+            factors = _factors(op)
+            return len(self._data(op)) == len(set(factors)) > 0 and not self.data.isdisjoint(factors)
+        return all(source(v).parameter is None and self._from_integers(v) for v in op.inputs)
+
+    def _is_attention(self, op: Op) -> bool:
+        """Whether the two products inside of a function can be quantized."""
+        hooked = op.call is not None and bool(op.modules)
+        return self.rules.all_products and op.name == _ATTENTION and hooked and op in self.network
 
     def _from_integers(self, value: Value) -> bool:
         """Whether a quantized layer made this value, through whatever keeps it on its grid or fuses."""
@@ -157,7 +180,9 @@ class _Placer:
         """
         joined: set[Op] = set()
         for op in reversed(self.tape.ops):
-            if op.name not in self.rules.joins or len(self._data(op)) != len(op.inputs) or len(op.inputs) < 2:
+            if op.name not in self.rules.joins or op not in self.network:
+                continue
+            if len(self._data(op)) != len(op.inputs) or len(op.inputs) < 2:
                 continue
             feeds = any(
                 consumer in joined
@@ -223,6 +248,11 @@ class _Placer:
 
     def _placement(self) -> Placement:
         located = {want.source: self._boundaries(want) for want in self.wants.values()}
+        for op in self.tape.ops:
+            if self.bits is not None and self._is_attention(op):
+                weights = Value(serial=op.outputs[0].serial)
+                self.wants[weights] = Want(weights, common=True)
+                located[weights] = [Boundary(op.modules[-1], "weights", (), op.name, op.call or 0)]
         # A module that runs twice shows the same boundary for two tensors: they share a quantizer.
         groups: list[tuple[set[Value], list[Boundary], int, bool]] = []
         for start, boundaries in located.items():
@@ -264,6 +294,11 @@ class _Placer:
                 f"PyTorch, so that nothing can quantize it; wrap the operation that makes it in a module"
             )
         return found
+
+
+def _factors(op: Op) -> list[Value]:
+    """What an operation multiplies: not what a product is added to."""
+    return op.inputs[1:] if op.name in ("addmm", "baddbmm") else op.inputs
 
 
 def _is_state(value: Value) -> bool:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks
 
+from lightning_compress.foundation.attention import attend_in_steps
 from lightning_compress.foundation.boundary import Boundary
 from lightning_compress.foundation.function_calls import CallHook
 from lightning_compress.foundation.nested import Key, replaced_arguments, replaced_at
@@ -61,12 +63,19 @@ class ActivationHook:
 
     def at_call(self, place: Boundary) -> CallHook:
         """The same at a function that a module's own forward calls."""
+        if place.side == "weights":
+            return CallHook(place.function, place.call, instead=self._attend)
         if place.side == "input":
             return CallHook(place.function, place.call, before=self._before)
         return CallHook(place.function, place.call, after=self._after)
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return replaced_arguments(args, kwargs, self.paths, self.quantizer) if self.switch.enabled else (args, kwargs)
+
+    def _attend(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self.switch.enabled:
+            return F.scaled_dot_product_attention(*args, **kwargs)
+        return attend_in_steps(*args, **kwargs, weights=self.quantizer)
 
     def _after(self, result: Any) -> Any:
         return replaced_at(result, self.paths, self.quantizer) if self.switch.enabled else result

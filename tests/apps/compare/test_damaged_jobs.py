@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,14 @@ def test_a_result_that_is_damaged_is_named_when_its_job_would_run_again(tmp_path
     (tmp_path / "result.json").write_text('{"name": 3}')
     with pytest.raises(CompressionError, match=r"result\.json: damaged"):
         _finished(tmp_path, None)
+
+
+def test_pipes_devices_and_links_to_them_are_no_results(tmp_path: Path) -> None:
+    write_job(tmp_path, "good", acc=0.97)
+    for number, file in enumerate(("result.json", "job.json", ".hydra/overrides.yaml")):
+        pipe, device = (tmp_path / f"{kind}{number}" / file for kind in ("pipe", "device"))
+        for path in (pipe, device):
+            path.parent.mkdir(parents=True)
+        os.mkfifo(pipe)
+        device.symlink_to("/dev/zero")
+    assert [job.name for job in read_sweep(tmp_path).jobs if job.status == "finished"] == ["good"]

@@ -9,7 +9,9 @@ from omegaconf import OmegaConf
 from sweeps import write_job, write_record
 
 from lightning_compress import CompressionError
+from lightning_compress.apps.compare.limits import Limits
 from lightning_compress.apps.compare.sweep import read_sweep
+from lightning_compress.apps.compare.table import HEADS, cells
 
 
 def test_a_job_has_the_numbers_of_its_report(tmp_path: Path) -> None:
@@ -24,6 +26,15 @@ def test_a_job_has_the_numbers_of_its_report(tmp_path: Path) -> None:
         "quantization": "quantization=w4a4",
     }
     assert job.report == tmp_path / job.name / "compressed" / "report.html"
+
+
+def test_the_share_of_integer_multiply_adds_stands_in_the_table(tmp_path: Path) -> None:
+    report = write_job(tmp_path, "a") / "compressed" / "report.json"
+    for share, cell in ((0.9876, "99 %"), (None, "–")):
+        report.write_text(json.dumps({**json.loads(report.read_text()), "integer_share": share}))
+        (job,) = read_sweep(tmp_path).jobs
+        assert job.integer_share == share
+        assert dict(zip(HEADS, cells(job, Limits.of("test/acc")), strict=True))["int8"] == cell
 
 
 def test_the_format_says_whose_bytes_count(tmp_path: Path) -> None:

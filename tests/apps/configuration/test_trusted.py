@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 from pathlib import Path
@@ -61,6 +62,40 @@ def test_a_node_behind_an_interpolation_is_seen() -> None:
         judged(model={"_target_": "${evil}"}, evil="os.system")
     with pytest.raises(CompressionError, match="cannot be read"):
         judged(model={"_target_": "${missing}"})
+
+
+def test_what_was_checked_is_what_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The seed that a run sets between check and building would choose the other class.
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    chosen = "${kinds[${oc.env:PL_GLOBAL_SEED,0}]}"
+    cfg = OmegaConf.create({"model": {"_target_": chosen}, "kinds": ["torch.nn.Identity", "os.system"]})
+    refuse_untrusted(cfg, ("data", "model"), Path("the run"), "verify")
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    assert cfg.model._target_ == "torch.nn.Identity"
+    cfg = OmegaConf.create(
+        {"model": {"_target_": "torch.nn.Identity", "net": "\\${evil}"}, "evil": {"_target_": "a.b"}}
+    )
+    with pytest.raises(CompressionError, match="escaped interpolation"):
+        refuse_untrusted(cfg, ("data", "model"), Path("the run"), "verify")
+
+
+def test_no_class_that_the_overrides_of_a_run_name_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("planted.py").write_text("import os\nos.mkdir('owned')\nclass X: pass\n")
+    folder = tmp_path / "run" / ".hydra"
+    folder.mkdir(parents=True)
+    for key in ("trainer", "model.net", "logger.csv"):
+        (folder / "hydra.yaml").write_text(f"hydra: {{overrides: {{task: ['+{key}._target_=planted.X']}}}}\n")
+        cfg = OmegaConf.create({"model": {"_target_": "torch.nn.Identity"}})
+        OmegaConf.update(cfg, f"{key}._target_", "planted.X", force_add=True)
+        OmegaConf.save(cfg, folder / "config.yaml")
+        refused = pytest.raises(CompressionError, match="--trust") if key == "model.net" else contextlib.nullcontext()
+        with refused, run_config(folder.parent, []):
+            pass
+        assert not Path("owned").exists()
+    with run_config(folder.parent, [], trust=True):
+        assert Path("owned").exists()
 
 
 class Evil:

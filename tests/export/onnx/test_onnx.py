@@ -234,6 +234,23 @@ def test_a_weight_scale_that_is_off_by_one_percent_is_noticed(tmp_path: Path) ->
     assert error("model.onnx") < 0.003 < error("wrong.onnx")
 
 
+def test_a_dimension_that_squeeze_leaves_as_it_is_stays(tmp_path: Path) -> None:
+    class Squeezes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x[:, :, None]).squeeze(1).squeeze(2).squeeze(0)
+
+    model = trained(Squeezes(), (3, 7, 5))
+    file = to_onnx(model, torch.randn(3, 7, 5), tmp_path / "model.onnx")
+    x = torch.randn(6, 7, 5)
+    found = ReferenceEvaluator(str(file.path)).run(None, {file.input_names[0]: x.numpy()})[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), model(x))
+
+
 def test_the_model_that_was_exported_is_not_touched(tmp_path: Path) -> None:
     model = trained(ResidualNet(), IMAGE)
     x = torch.randn(*IMAGE)

@@ -15,6 +15,7 @@ from torch import nn
 from lightning_compress import CompressionError
 from lightning_compress.export.pt2 import operators
 from lightning_compress.export.pt2.operators import ATEN, is_allowed, trust
+from lightning_compress.export.pt2.safe_archive import _check
 from lightning_compress.export.pt2.write import load_torch_export, to_torch_export
 
 LINEAR = "torch.ops.aten.linear.default"
@@ -50,6 +51,9 @@ def model_json(parts: dict[str, bytes]) -> str:
         "torch.ops.prim.device.default", "torch.ops.profiler._record_function_exit", "torch.ops.load_library",
         "torch.ops.aten.linear.default.__class__", "torch.ops.higher_order.run_with_rng_state",
         "torch.ops.higher_order.triton_kernel_wrapper_mutation", "torch.ops.rngprims.philox_rand.default",
+        "torch.ops.aten._weight_norm.default", "torch.ops.aten.native_batch_norm.default",
+        "torch.ops.aten._native_batch_norm_legit_no_training.default", "torch.ops.aten.empty.memory_format",
+        "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default", "torch.ops.aten.ctc_loss.IntList",
         "torch.load", "torch.hub.load", "torch.sym_int.__globals__", "math.os.system", "math.__loader__",
         "_operator.methodcaller", "_operator.attrgetter", "builtins.eval", "os.system", "#ext:evil", "",
     ],
@@ -71,6 +75,33 @@ def test_an_operator_given_as_an_argument_is_checked_too(parts: dict[str, bytes]
     tree["graph_module"]["graph"]["nodes"][0]["inputs"][0]["arg"] = {"as_operator": "torch.ops.aten.save.default"}
     with pytest.raises(CompressionError, match="not among the operators"):
         load_torch_export(written({**parts, name: json.dumps(tree).encode()}, tmp_path / "evil.pt2"))
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        "9**9**9**9", "9**99999999", "(((9**4)**4)**4)**4**4", "Pow(Integer(9), Pow(Integer(9), Integer(9)))",
+        "Pow(Integer(9),Integer(999999))", "2**-9999999", "9" * 20,
+        "Pow(Symbol('s0', positive=True, integer=True), Symbol('s1', positive=True, integer=True))",
+    ],
+)  # fmt: skip
+def test_a_size_that_takes_for_ever_is_refused(size: str, parts: dict[str, bytes], tmp_path: Path) -> None:
+    name = model_json(parts)
+    tree = json.loads(parts[name])
+    tree["planted"] = {"expr_str": size}
+    with pytest.raises(CompressionError, match="too large to be a size"):
+        load_torch_export(written({**parts, name: json.dumps(tree).encode()}, tmp_path / "evil.pt2"))
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        "s0**2", "Pow(Symbol('s0', positive=True, integer=True), Integer(2))", "2*s77**2 + 1",
+        "Mul(Integer(2), Pow(Add(Symbol('s0', integer=True), Integer(-1)), Integer(3)))", "s0//4",
+    ],
+)  # fmt: skip
+def test_arithmetic_of_real_sizes_passes(size: str) -> None:
+    _check("expr_str", size, "here")
 
 
 def test_a_compressed_archive_is_refused(parts: dict[str, bytes], tmp_path: Path) -> None:

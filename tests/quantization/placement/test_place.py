@@ -345,3 +345,69 @@ def test_an_attention_that_gets_one_tensor_as_query_and_key_has_both_quantized()
     placed = placement_of(Attending(), 2, 5, 8)
     paths = [{b.path for b in site.boundaries} for site in placed.sites if site.name.startswith("attention:input")]
     assert paths == [{(0,), (1,)}, {(2,)}]
+
+
+class Attends(nn.Module):
+    """Two products of activations: written out, or by PyTorch's function."""
+
+    def __init__(self, steps: bool) -> None:
+        super().__init__()
+        self.steps, self.project, self.head = steps, nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.project(x).chunk(3, -1)
+        if self.steps:
+            return self.head(torch.softmax(q @ k.transpose(-2, -1) * 8**-0.5, -1) @ v)
+        return self.head(F.scaled_dot_product_attention(q, k, v))
+
+
+@pytest.mark.parametrize(
+    ("steps", "weights"), [(True, "model:softmax[0]:output"), (False, "model:scaled_dot_product_attention[0]:weights")]
+)
+def test_both_products_of_attention_are_quantized(steps: bool, weights: str) -> None:
+    sites = names(placement_of(Attends(steps), 2, 4, 8))
+    assert sorted(sites) == sorted(["project:input[0]", "project:output", weights, "head:input[0]"])
+    assert weights not in names(placement_of(Attends(steps), 2, 4, 8, backend="inductor"))
+
+
+def test_quantized_attention_is_the_product_of_rounded_factors() -> None:
+    torch.manual_seed(0)
+    model, x = Attends(steps=False), torch.randn(5, 4, 8)
+    prepare(model, example_inputs=x, weight_bits=None, reduce_range=False)
+    model.train()(x)
+    seen: list[torch.Tensor] = []
+    model.eval().head.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    model(x)
+
+    def rounded(tensor: torch.Tensor, site: str) -> torch.Tensor:
+        quantizer = find(model).activations[site]
+        scale, zero = float(quantizer.scale), int(quantizer.zero_point)
+        return ((tensor / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+
+    projected = F.linear(rounded(x, "project:input[0]"), model.project.weight, model.project.bias)
+    q, k, v = rounded(projected, "project:output").chunk(3, -1)
+    shares = rounded(torch.softmax(q @ k.mT / 8**0.5, -1), "model:scaled_dot_product_attention[0]:weights")
+    expected = rounded(shares @ v, "head:input[0]")
+    # A tie may round to the other side.
+    assert (seen[0] - expected).abs().max() <= 1.001 * float(find(model).activations["head:input[0]"].scale)
+    assert ((seen[0] - expected).abs() < 1e-5).float().mean() > 0.98
+
+
+class Overlap(nn.Module):
+    def forward(self, given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return 1 - 2 * (given * wanted).sum() / (given + wanted).sum()
+
+
+def test_a_loss_is_no_part_of_the_network() -> None:
+    task = nn.ModuleDict({"net": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), "loss": Overlap()})
+    layer_bits = {candidate.value.name: 8 for candidate in weights(task)}
+    found = []
+    for with_loss in (False, True):
+        with torch.no_grad(), recording(task) as tape:
+            made = task["net"](torch.randn(*IMAGE))
+            if with_loss:
+                task["loss"](made.sigmoid(), torch.rand_like(made)) + (made * made + made).mean()
+                made.flatten(1) @ made.flatten(1).T
+        found.append(place(tape, task, layer_bits=layer_bits, bits=8, backend="onnxruntime"))
+    assert names(found[1]) == names(found[0])
+    assert found[1].unreached == ()

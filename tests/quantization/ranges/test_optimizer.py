@@ -64,3 +64,18 @@ def test_a_resumed_optimizer_remembers_the_highest_rate_of_the_run() -> None:
     assert again.share(0, {"lr": 0.1}) == 0.5
     again.forget_rates()
     assert again.share(0, {"lr": 0.1}) == 1.0
+
+
+def test_gradients_are_averaged_over_ranks_before_a_step() -> None:
+    parameters, alone = ([nn.Parameter(torch.zeros(2)) for _ in range(2)] for _ in range(2))
+    ranges, adam = RangeOptimizer(lr=0.1), torch.optim.Adam(alone, lr=0.1, fused=False)
+    ranges.track(parameters)
+    others = torch.tensor([3.0, 3.0, -4.0, -4.0])
+    for gradients in ([1.0, 2.0], [-2.0, 0.5]):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = torch.full((2,), gradient)
+        ranges.step(average=lambda flat: (flat + others) / 2)
+        for parameter, gradient, other in zip(alone, gradients, others[::2], strict=True):
+            parameter.grad = torch.full((2,), (gradient + float(other)) / 2)
+        adam.step()
+    torch.testing.assert_close(parameters, alone, rtol=1e-6, atol=1e-7)
