@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -164,7 +164,9 @@ def _watched(model: nn.Module, seen: list[_Seen]) -> Iterator[None]:
             grid = (float(quantizer.scale), int(quantizer.zero_point))
             for boundary in site.boundaries:
                 note = _Note(site.name, grid, seen)
-                handles.append(watch(modules[boundary.module], boundary, [boundary.path], note))
+                # Inside of attention one function stands for the weights: this one takes the quantizer's place there.
+                step = note if boundary.side != "weights" else _Both(quantizer, note)
+                handles.append(watch(modules[boundary.module], boundary, [boundary.path], step))
     try:
         yield
     finally:
@@ -183,6 +185,15 @@ class _Note:
             # Operations after the quantizer may work in place.
             self.seen.append(_Seen(self.name, value.detach().clone(), self.grid))
         return value
+
+
+@dataclass(frozen=True)
+class _Both:
+    first: Callable[[Tensor], Tensor]
+    then: Callable[[Tensor], Tensor]
+
+    def __call__(self, value: Tensor) -> Tensor:
+        return self.then(self.first(value))
 
 
 def _of_onnx(

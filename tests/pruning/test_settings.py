@@ -33,7 +33,7 @@ def test_core_callback_and_command_line_have_the_same_settings_and_defaults() ->
     # The command prunes to 80 % where nothing is said; in code the sparsity has to be named.
     assert written.pop("final_sparsity") == 0.8
     del core["final_sparsity"]
-    assert written == {**core, "ignore": [], "overrides": {}}
+    assert written == {**core, "ignore": []}
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
