@@ -240,7 +240,12 @@ def test_projections_of_an_lstm_are_refused_with_a_way_out_that_works(tmp_path: 
     torch.testing.assert_close(load_torch_export(path)(x), model(x))
 
 
-def test_distributions_that_check_their_arguments_are_written_and_check_them_afterwards(tmp_path: Path) -> None:
+def test_distributions_that_check_their_arguments_are_written_and_check_them_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch.compile switches the checks off for the whole process; another test may have called it.
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
+
     def forward(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.distributions.Exponential(layer(x).exp()).log_prob(y)
 
