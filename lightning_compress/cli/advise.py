@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_compress.apps.configuration.compose import composed, working_directory_importable
-from lightning_compress.cli.parser import with_choices
+from lightning_compress.cli.parser import composed_aside, with_choices
 from lightning_compress.errors import CompressionError
 
 if TYPE_CHECKING:
@@ -67,14 +64,7 @@ def add_advise(commands: Any) -> None:
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Measure, plan, print, and write the experiment."""
     overrides = with_choices("advise", [*arguments.overrides, *rest], {"pruning": "uniform", "quantization": "w8a8"})
-    # With JSON, standard output carries nothing else.
-    aside = contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext()
-    with (
-        aside,
-        working_directory_importable(),
-        tempfile.TemporaryDirectory() as folder,
-        composed(overrides, folder) as cfg,
-    ):
+    with composed_aside(overrides, as_json=arguments.json) as (cfg, folder):
         # Imported here, so that --help and a misspelt setting are answered without loading torch.
         from hydra.core.hydra_config import HydraConfig
 

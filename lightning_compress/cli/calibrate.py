@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import shlex
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_compress.apps.configuration.compose import composed, working_directory_importable
-from lightning_compress.cli.parser import with_choices
+from lightning_compress.cli.parser import composed_aside, with_choices
 
 if TYPE_CHECKING:
     from lightning_compress.apps.calibrate.calibrate import Calibrated
@@ -65,14 +61,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Calibrate, export, judge, and print."""
     given = [*arguments.overrides, *rest]
     overrides = with_choices("calibrate", given, {"quantization": "w8a8", "export": "default"})
-    # With JSON, standard output carries nothing else.
-    aside = contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext()
-    with (
-        aside,
-        working_directory_importable(),
-        tempfile.TemporaryDirectory() as folder,
-        composed(overrides, folder) as cfg,
-    ):
+    with composed_aside(overrides, as_json=arguments.json) as (cfg, _):
         # Imported here, so that --help and a misspelt setting are answered without loading torch.
         from lightning_compress.apps.calibrate.calibrate import Request, calibrate_run
         from lightning_compress.apps.compare.limits import parse_drop

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from lightning_compress.apps.configuration.compose import composed, working_directory_importable
 from lightning_compress.errors import CompressionError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 Command = Callable[[argparse.Namespace, list[str]], int]
 
@@ -48,3 +55,21 @@ def with_choices(command: str, overrides: Sequence[str], choices: Mapping[str, s
             raise CompressionError(f"{command}: there is no option {text}. See lightning-compress {command} --help.")
     given = {text.lstrip("+~").split("=", 1)[0] for text in overrides}
     return [*(f"{group}={choice}" for group, choice in choices.items() if group not in given), *overrides]
+
+
+@contextlib.contextmanager
+def composed_aside(overrides: Sequence[str], *, as_json: bool) -> Iterator[tuple[DictConfig, str]]:
+    """The config that overrides compose, and a directory for what it writes, which goes when the block ends.
+
+    Args:
+        overrides: As ``train`` takes them.
+        as_json: Whether standard output is for JSON alone; what else is printed in the block goes to standard error.
+    """
+    aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with (
+        aside,
+        working_directory_importable(),
+        tempfile.TemporaryDirectory() as folder,
+        composed(overrides, folder) as cfg,
+    ):
+        yield cfg, folder
