@@ -15,7 +15,7 @@ from lightning_compress.pruning.candidates import candidates
 from lightning_compress.quantization import Quantization, find
 from lightning_compress.quantization.fake_quantize import reference as eager
 from lightning_compress.quantization.fake_quantize.scale_shapes import spread_scale
-from lightning_compress.quantization.quantizers.base import WeightQuantizer
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 
 if TYPE_CHECKING:
     from lightning_compress.pruning import Pruner

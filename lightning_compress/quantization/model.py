@@ -25,11 +25,13 @@ from lightning_compress.quantization.late_layers import LateLayers, addition, me
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
 from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.placement.sites import Placement
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
 from lightning_compress.quantization.quantizers.attention import SeparateProjections
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch, WeightQuantizer, WeightShadows
 from lightning_compress.quantization.quantizers.bias import BiasShadow
 from lightning_compress.quantization.quantizers.hooks import ActivationHook, Unnested
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
+from lightning_compress.quantization.quantizers.switch import Switch
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer, WeightShadows
 from lightning_compress.quantization.quantizers.weight_group import WeightGroup
 from lightning_compress.quantization.settings import QuantizationSettings, check_bits
 

@@ -10,12 +10,14 @@ from torch import nn
 from lightning_compress.foundation.boundary import Boundary
 from lightning_compress.foundation.function_calls import CallHandle, on_call
 from lightning_compress.quantization.candidates import Weight
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
 from lightning_compress.quantization.quantizers.attention import SeparateProjections
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch, WeightQuantizer
 from lightning_compress.quantization.quantizers.bias import BiasShadow, fits
 from lightning_compress.quantization.quantizers.hooks import ActivationHook, ClipForward, Unnested
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
 from lightning_compress.quantization.quantizers.searched import SearchedWeightQuantizer
+from lightning_compress.quantization.quantizers.switch import Switch
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 from lightning_compress.quantization.settings import ActivationSpec, WeightSpec
 
 Handle = torch.utils.hooks.RemovableHandle | CallHandle | ClipForward | SeparateProjections | Unnested
