@@ -224,7 +224,7 @@ class QuantizationAwareTraining(SavingCallback):
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._attached.refuse_replaced()
+        self._attached.weights.refuse_replaced()
 
     @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:

@@ -76,7 +76,7 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
     duplicate = copy.deepcopy(model).cpu().eval()
     quantization = find(duplicate)
     if quantization:
-        quantization.refuse_replaced()
+        quantization.weights.refuse_replaced()
         quantization.synchronize()
     folds = dict(quantization.placement.folds) if quantization and quantization.placement else None
     integers = _integers(quantization) if quantization else {}

@@ -86,7 +86,7 @@ def describe(
     quantization = find(model)
     if quantization is not None and not quantization.enabled:
         quantization = None
-    names = {} if quantization is None else quantization.names_in(model)
+    names = {} if quantization is None else quantization.weights.names_in(model)
     quantizers = {} if quantization is None else {new: quantization.layers[old] for old, new in names.items()}
     inputs = {} if quantization is None else _input_bits(quantization, names)
     targets = {} if pruner is None else pruner.layer_sparsity_target()
