@@ -36,7 +36,7 @@ def ceilings() -> dict[str, int]:
 
 def long_modules(package: Path = PACKAGE) -> Iterator[str]:
     """Modules that hold more than one idea, by their length."""
-    for path in sorted((*package.rglob("*.py"), *package.rglob("*.cpp"))):
+    for path in sorted((*package.rglob("*.py"), *package.rglob("*.cpp"), *package.rglob("*.h"))):
         lines, name = len(path.read_text(encoding="utf-8").splitlines()), path.relative_to(package.parent).as_posix()
         if lines > (most := ceilings().get(name, MODULE_LINES)):
             yield f"{name}: {lines} lines, at most {most}: split it by idea"
