@@ -14,15 +14,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress import loggers, report
-from lightning_compress.callbacks.checkpoints.saving import SavingCallback
-from lightning_compress.callbacks.first_call import FirstCall
-from lightning_compress.callbacks.kept_checkpoints import (
+from lightning_compress.callbacks.checkpoints.kept_checkpoints import (
     Kept,
     KeptCheckpoints,
     best_checkpoint,
     newest_checkpoint,
     with_checkpoint,
 )
+from lightning_compress.callbacks.checkpoints.saving import SavingCallback
+from lightning_compress.callbacks.first_call import FirstCall
 from lightning_compress.callbacks.monitor import CompressionMonitor, compression
 from lightning_compress.callbacks.run_length import refuse_sharded
 from lightning_compress.delivery.dense_baseline import read_dense, refuse_other_model, save_dense

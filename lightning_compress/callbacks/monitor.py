@@ -11,11 +11,11 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
 from lightning_compress import loggers
+from lightning_compress.callbacks.checkpoints.resume_limits import resume_limits
 from lightning_compress.callbacks.checkpoints.saving import SavingCallback
 from lightning_compress.callbacks.distillation import KnowledgeDistillation
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
-from lightning_compress.callbacks.resume_limits import resume_limits
 from lightning_compress.callbacks.run_length import refuse_sharded, run_length
 from lightning_compress.lightning_packages import is_instance
 from lightning_compress.metrics.functional import extra_bytes
