@@ -138,7 +138,8 @@ def surface_lines() -> list[str]:
             lines.append(f"{module.__name__}.{name}{signature(thing)}")
             if inspect.isclass(thing):
                 foreign = {name for base in thing.__mro__ if not ours(base) for name in vars(base)}
-                for method, function in sorted(vars(thing).items()):
+                own = {name: getattr(thing, name) for base in thing.__mro__ if ours(base) for name in vars(base)}
+                for method, function in sorted(own.items()):
                     if not method.startswith("_") and callable(function) and method not in foreign:
                         lines.append(f"{module.__name__}.{name}.{method}{signature(function)}")
     return lines
