@@ -1,4 +1,4 @@
-"""What a pruner's masks and weights measure: sparsity reached and asked for, counts by layer."""
+"""Achieved and target sparsity of a pruner, and counts by layer."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ class ActivationQuantizer:
     def _due(self) -> bool:
         due = self._calls == 0 or self._observed is False
         every = self.switch.observe_every * (_SEARCH_EVERY if self.spec.range == "mse" else 1)
-        # Not a count of all calls: a compiled graph is made anew for each value that it finds here.
+        # Not a count of all calls: a compiled graph is made again for each value that it finds here.
         self._calls = (self._calls + 1) % every
         return due
 
