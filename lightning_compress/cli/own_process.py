@@ -1,0 +1,55 @@
+"""A process of its own for commands that run files: what a file does to its runtime ends that process alone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+_CODE = 1
+_PR_SET_PDEATHSIG = 1
+
+
+def continue_in_own_process(what: str) -> None:
+    """Fork; the child returns and goes on with the command, and this process waits for it and exits as it does.
+
+    Runtimes do not harden their kernels against a hostile file: PyTorch divides the smallest integer by -1, and the
+    processor ends the process. Of the child that is one line and the exit code 1. The child can take no more memory
+    than the machine has. To be called before a library has started threads.
+
+    Args:
+        what: The file that is run, for the message.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if not child:
+        _bound()
+        return
+    # The terminal interrupts both: the child says so. What ends this process ends the child.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: os.kill(child, received))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        memory = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        print(
+            f"error: {what}: running it ended its process by {signal.Signals(-code).name}{memory}. The file is damaged "
+            f"or hostile, or its runtime is faulty.",
+            file=sys.stderr,
+        )
+        code = _CODE
+    os._exit(code)
+
+
+def _bound() -> None:
+    import resource  # Windows has neither this nor fork.
+
+    if sys.platform == "linux":
+        # Whoever kills the waiting process means this one.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    least = min((limit for limit in (machine, soft, hard) if limit != resource.RLIM_INFINITY), default=machine)
+    resource.setrlimit(resource.RLIMIT_DATA, (least, hard))
