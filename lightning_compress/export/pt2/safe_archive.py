@@ -15,7 +15,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -101,15 +101,20 @@ def _refuse_larger(name: str, table: Any, parts: dict[str, bytes], path: object)
             continue
         stored = len(parts.get(f"{name.rpartition('/')[0]}/{item.get('path_name')}", b""))
         sizes, strides = ([_whole(size) for size in meta.get(key) or []] for key in ("sizes", "strides"))
-        if prod(sizes) > stored or len(sizes) != len(strides) or _overlaps(sizes, strides):
+        if prod(sizes) > stored or len(sizes) != len(strides) or overlaps(sizes, strides):
             raise CompressionError(
                 f"{path}: {tensor} is said to have the shape {sizes} and the strides {strides}, more elements than its "
                 f"{stored} bytes hold."
             )
 
 
-def _overlaps(sizes: list[int], strides: list[int]) -> bool:
-    """Whether two indices of a tensor lead to one element."""
+def overlaps(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether two indices of a tensor lead to one element.
+
+    Example:
+        >>> overlaps([2, 3], [3, 1]), overlaps([2, 3], [0, 1])
+        (False, True)
+    """
     last = 0
     for stride, size in sorted((stride, size) for size, stride in zip(sizes, strides, strict=True) if size > 1):
         if stride <= last:

@@ -27,7 +27,7 @@ from torch import nn
 from lightning_compress.errors import CompressionError, first_line
 from lightning_compress.export.fixed_batch import run_in_batches
 from lightning_compress.export.pt2.operators import trust
-from lightning_compress.export.pt2.safe_archive import checked_archive
+from lightning_compress.export.pt2.safe_archive import checked_archive, overlaps
 from lightning_compress.export.pt2e import register, to_pt2e
 from lightning_compress.export.signatures import input_names, named_outputs
 from lightning_compress.export.trace import trace
@@ -183,6 +183,10 @@ def _serialized(program: torch.export.ExportedProgram) -> bytes:
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
             node.meta.pop(key, None)
+    for tensors in (program.state_dict, program.constants):
+        for name, value in tensors.items():
+            if isinstance(value, torch.Tensor) and overlaps(value.shape, value.stride()):
+                tensors[name] = value.contiguous()
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()
