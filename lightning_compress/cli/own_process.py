@@ -8,6 +8,7 @@ import signal
 import sys
 
 _CODE = 1
+_PASSED_ON = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else ()
 _PR_SET_PDEATHSIG = 1
 
 
@@ -29,10 +30,12 @@ def continue_in_own_process(what: str) -> None:
         return
     # The terminal interrupts both: the child says so. What ends this process ends the child.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _PASSED_ON:
         signal.signal(number, lambda received, _: os.kill(child, received))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code < 0:
+    if -code in _PASSED_ON:
+        code = 128 - code
+    elif code < 0:
         memory = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
         print(
             f"error: {what}: running it ended its process by {signal.Signals(-code).name}{memory}. The file is damaged "

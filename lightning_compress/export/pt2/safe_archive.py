@@ -34,7 +34,8 @@ _SYMBOL = re.compile(r"Symbol\('[su]\d+'")
 _EXPRESSION = re.compile(r"[\w\s+\-*/(),<>=]*")
 _NAMES = re.compile(
     r"[su]\d+|positive|nonnegative|integer|True|False|Integer|Rational|Add|Mul|Pow|Max|Min|Mod|PythonMod|FloorDiv|"
-    r"CeilDiv|CleanDiv|ModularIndexing|oo|int_oo"
+    r"CeilDiv|CleanDiv|ModularIndexing|oo|int_oo|GreaterThan|LessThan|StrictGreaterThan|StrictLessThan|Equality|"
+    r"Unequality|And|Or|Not"
 )
 # These keys make PyTorch import the module that they name.
 _IMPORTS = frozenset({"__enum__", "default_factory_module"})
@@ -151,7 +152,9 @@ def _check_all(tree: Any, path: object, key: str = "", *, structure: bool = Fals
                 continue
             _check(name, value, path)
             _check_text(name, "", path, structure)
-            _check_all(value, path, name, structure=structure)
+            # Texts that operators are called with, such as messages, are written as literals.
+            if (key, name) != ("arg", "as_string"):
+                _check_all(value, path, name, structure=structure)
     elif isinstance(tree, list):
         for value in tree:
             _check_all(value, path, key, structure=structure)

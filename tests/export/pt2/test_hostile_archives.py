@@ -308,3 +308,15 @@ def test_a_buffer_that_was_expanded_is_written_whole(tmp_path: Path) -> None:
     net, x = Expanded(), torch.randn(2, 4)
     to_torch_export(net, x, tmp_path / "model.pt2")
     assert torch.allclose(load_torch_export(tmp_path / "model.pt2")(x), net(x))
+
+
+def test_messages_of_operators_may_quote(tmp_path: Path) -> None:
+    class Checked(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.repeat_interleave((x > 0).sum(1).int(), 0)
+
+    x = torch.randn(3, 4)
+    to_torch_export(Checked(), x, tmp_path / "model.pt2", dynamic_batch=False)
+    with zipfile.ZipFile(tmp_path / "model.pt2") as archive:
+        assert any(b"on node '" in archive.read(name) for name in archive.namelist())
+    assert torch.equal(load_torch_export(tmp_path / "model.pt2")(x), Checked()(x))
