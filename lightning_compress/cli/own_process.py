@@ -43,7 +43,7 @@ def continue_in_own_process(what: str) -> None:
             file=sys.stderr,
         )
         code = _CODE
-    os._exit(code)
+    sys.exit(code)
 
 
 def _bound() -> None:

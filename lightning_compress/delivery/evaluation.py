@@ -41,7 +41,6 @@ class EvaluationData:
         datamodule: A data module that is set up.
         limit: Batches, or share of batches, of each dataloader.
         float32: Whether batches are brought into float32, as ``duplicate`` brought the module.
-        switched_off: Whether the Trainer was told to take no batch, so that it does not say what its dataloaders are.
     """
 
     split: Split
@@ -49,7 +48,6 @@ class EvaluationData:
     datamodule: L.LightningDataModule | None = None
     limit: int | float = 1.0
     float32: bool = False
-    switched_off: bool = False
 
     @classmethod
     def of(cls, trainer: L.Trainer, split: Split, dataloaders: Any = None) -> EvaluationData:
@@ -60,7 +58,7 @@ class EvaluationData:
         if dataloaders is None and split == "val" and not own:
             dataloaders = trainer.val_dataloaders
         limit = trainer.limit_val_batches if split == "val" else trainer.limit_test_batches
-        return cls(split, _whole(dataloaders), datamodule, limit or 1.0, in_other_precision(module), limit == 0)
+        return cls(split, _whole(dataloaders), datamodule, limit or 1.0, in_other_precision(module))
 
     def refuse_missing(self, module: L.LightningModule, field: str) -> None:
         """Check that there is a step to run and data to run it on.
@@ -80,16 +78,9 @@ class EvaluationData:
         source: Any = module if own else self.datamodule
         kind: type = L.LightningModule if own else L.LightningDataModule
         if self.dataloaders is None and not is_overridden(loader, source, kind):
-            if self.switched_off:
-                raise CompressionError.field(
-                    f"{field}.split",
-                    expected=f"a split with data; the Trainer leaves it out by limit_{self.split}_batches=0",
-                    got=self.split,
-                    fix=f"Set limit_{self.split}_batches to 1 or more, or give dataloaders=..., or verify=False.",
-                )
             raise CompressionError.field(
                 f"{field}.split",
-                expected=f"a split with data; {type(source).__name__} has no {loader}",
+                expected=f"data; {type(source).__name__} has no {loader}, and fit none or limit_{self.split}_batches=0",
                 got=self.split,
                 fix="Give dataloaders=..., or verify=False.",
             )

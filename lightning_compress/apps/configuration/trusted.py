@@ -50,7 +50,7 @@ def refuse_untrusted(cfg: DictConfig, groups: Sequence[str], folder: Path, field
         try:
             # Resolved, since whole nodes can be interpolations.
             plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, MemoryError, RecursionError) as error:
             raise CompressionError(f"{folder}: {group} cannot be read ({first_line(error)}).") from error
         if any("${" in text for text in _texts(plain)):
             raise CompressionError(f"{folder}: {group} has an escaped interpolation, which no run writes.")
