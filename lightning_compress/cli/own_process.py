@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import sys
+from pathlib import Path
 
 _CODE = 1
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else ()
@@ -17,7 +19,7 @@ def continue_in_own_process(what: str) -> None:
 
     Runtimes do not harden their kernels against a hostile file: PyTorch divides the smallest integer by -1, and the
     processor ends the process. Of the child that is one line and the exit code 1. The child can take no more memory
-    than the machine has. To be called before a library has started threads.
+    than the machine has free. To be called before a library has started threads.
 
     Args:
         what: The file that is run, for the message.
@@ -52,7 +54,14 @@ def _bound() -> None:
     if sys.platform == "linux":
         # Whoever kills the waiting process means this one.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    machine = _available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     least = min((limit for limit in (machine, soft, hard) if limit != resource.RLIM_INFINITY), default=machine)
     resource.setrlimit(resource.RLIMIT_DATA, (least, hard))
+
+
+def _available() -> int | None:
+    """Bytes of memory that can be had without swapping; ``None`` where the system does not tell."""
+    table = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", table.read_text(encoding="utf-8") if table.exists() else "")
+    return 1024 * int(found[1]) if found else None
