@@ -85,7 +85,7 @@ class QuantizationSettings:
         overrides: Pattern → ``{"weight_bits", "activation_bits", "weight_granularity"}`` or ``None`` (float).
         momentum: Weight of a new batch in the moving average of ranges.
         observe_every: Training forwards between two range observations; between two searches of ``"mse"`` ten times
-            as many.
+            as many. A step under ``torch.compile`` observes every batch.
         first_last_bits: Least bits of the first and last layers' weights and inputs, which hurt most when they are
             coarse (as in PACT, LSQ and APoT). ``None`` treats them like all others, as an override does that names
             their bits, or a model in which every layer is a first or a last one.

@@ -305,9 +305,11 @@ class ActivationQuantizer:
         return x.numel() > 0
 
     def _due(self) -> bool:
+        if torch.compiler.is_compiling():
+            # Every batch, as a graph that counted would be compiled anew for each count.
+            return True
         due = self._calls == 0 or self._observed is False
         every = self.switch.observe_every * (_SEARCH_EVERY if self.spec.range == "mse" else 1)
-        # Not a count of all calls: a compiled graph is made anew for each value that it finds here.
         self._calls = (self._calls + 1) % every
         return due
 
