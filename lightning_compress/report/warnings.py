@@ -14,7 +14,14 @@ _FEW = 5
 
 
 def ruin(report: Mapping[str, Any]) -> list[str]:
-    """What makes a model useless: accuracy below half of the control's, or a layer without any weight left."""
+    """What makes a model useless: accuracy below half of the control's, or a layer without any weight left.
+
+    Args:
+        report: As ``report.json`` holds it.
+
+    Returns:
+        A sentence for each; empty where there is nothing.
+    """
     return [*_collapse(report), *_empty_layers(report)]
 
 
