@@ -347,13 +347,14 @@ class CompressedExport(SavingCallback):
         form = deployed_of(found.comparisons)
         compared = None if form is None else found.comparisons[form]
         broken = self.limits.failures(found, None if compared is None else compared.agreement)
-        monitors = [c for c in trainer.callbacks if isinstance(c, CompressionMonitor)]  # type: ignore[attr-defined]
+        monitor = next((c for c in trainer.callbacks if isinstance(c, CompressionMonitor)), None)  # type: ignore[attr-defined]
         self.report = compose(
             found,
             name=name,
             rows=rows,
             float_bytes=size,
-            history=monitors[0].history if monitors else [],
+            history=[] if monitor is None else monitor.history,
+            evaluations=[] if monitor is None else monitor.evaluations,
             pruner=pruner,
             quantization=find(module),
             data=record,

@@ -41,6 +41,8 @@ def _pictures(report: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if report["history"]:
         found["schedule"] = plots.schedule
+    if plots.curves(report):
+        found["training"] = plots.training
     if plots.shown_layers(report):
         found["layers"] = plots.layers
     if report["artifacts"]:

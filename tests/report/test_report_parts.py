@@ -36,6 +36,22 @@ def test_the_table_shows_the_three_versions_side_by_side() -> None:
     assert ["Runtime", "ONNX Runtime, float32", "PyTorch", "ONNX Runtime, int8"] in lines
 
 
+def test_the_curves_are_the_headline_metric_and_the_loss_with_validation_first() -> None:
+    found = plots.curves(example_report())
+    assert {tail: list(lines) for tail, lines in found.items()} == {"acc": ["val"], "loss": ["val", "train"]}
+    steps, values = found["loss"]["train"]
+    assert steps == list(range(20, 601, 20))
+    assert values[0] == pytest.approx(0.04 + 1.6 * 0.99**20)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_curve_is_drawn_of_fewer_than_two_validations(count: int) -> None:
+    found = example_report()
+    found["evaluations"] = found["evaluations"][:count]
+    assert not plots.curves(found)
+    assert "Metric and loss over training" not in html(found)
+
+
 def test_the_table_leaves_out_a_missing_version() -> None:
     found = example_report()
     found["results"]["dense"] = None

@@ -306,11 +306,11 @@ class ActivationQuantizer:
 
     def _due(self) -> bool:
         if torch.compiler.is_compiling():
-            # Every batch, as a graph that counted would be compiled anew for each count.
-            return True
+            return True  # A graph that counted would be compiled anew for each count.
         due = self._calls == 0 or self._observed is False
-        every = self.switch.observe_every * (_SEARCH_EVERY if self.spec.range == "mse" else 1)
-        self._calls = (self._calls + 1) % every
+        self._calls = (self._calls + 1) % (
+            self.switch.observe_every * (_SEARCH_EVERY if self.spec.range == "mse" else 1)
+        )
         return due
 
     def _learn_behind(self, seen: torch.Tensor) -> None:
