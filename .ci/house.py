@@ -36,7 +36,7 @@ def ceilings() -> dict[str, int]:
 
 def long_modules(package: Path = PACKAGE) -> Iterator[str]:
     """Modules that hold more than one idea, by their length."""
-    for path in sorted((*package.rglob("*.py"), *package.rglob("*.cpp"))):
+    for path in sorted((*package.rglob("*.py"), *package.rglob("*.cpp"), *package.rglob("*.h"))):
         lines, name = len(path.read_text(encoding="utf-8").splitlines()), path.relative_to(package.parent).as_posix()
         if lines > (most := ceilings().get(name, MODULE_LINES)):
             yield f"{name}: {lines} lines, at most {most}: split it by idea"
@@ -138,7 +138,8 @@ def surface_lines() -> list[str]:
             lines.append(f"{module.__name__}.{name}{signature(thing)}")
             if inspect.isclass(thing):
                 foreign = {name for base in thing.__mro__ if not ours(base) for name in vars(base)}
-                for method, function in sorted(vars(thing).items()):
+                own = {name: getattr(thing, name) for base in thing.__mro__ if ours(base) for name in vars(base)}
+                for method, function in sorted(own.items()):
                     if not method.startswith("_") and callable(function) and method not in foreign:
                         lines.append(f"{module.__name__}.{name}.{method}{signature(function)}")
     return lines

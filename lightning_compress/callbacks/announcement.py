@@ -8,10 +8,10 @@ from typing import Any
 import lightning as L
 
 from lightning_compress import loggers
+from lightning_compress.callbacks.checkpoints.resume_limits import resume_limits
 from lightning_compress.callbacks.distillation import KnowledgeDistillation
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
-from lightning_compress.callbacks.resume_limits import resume_limits
 from lightning_compress.monitoring import phases
 
 

@@ -91,7 +91,7 @@ def _show(path: Path, against: Path | None, rows: list[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lightning_compress.foundation.number_text import size
+    from lightning_compress.report.number_text import size
 
     table = Table(title=f"{path}" if against is None else f"{path} against {against}")
     heads = ["batch", "threads", "median ms", "p90", "p99", "per s"]

@@ -99,7 +99,7 @@ def _show(found: FileVerdict) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from lightning_compress.foundation.number_text import metric, percent
+    from lightning_compress.report.number_text import metric, percent
     from lightning_compress.report.text import VERSIONS
 
     console = Console()

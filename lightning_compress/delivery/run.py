@@ -25,7 +25,6 @@ from lightning_compress.delivery.side_by_side import (
     evaluate_through,
 )
 from lightning_compress.delivery.timing import timings
-from lightning_compress.delivery.without_channels import without_channels
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.compressed_tensors import load_compressed_tensors
 from lightning_compress.export.divergence import can_trace, first_divergence, site_errors
@@ -36,6 +35,7 @@ from lightning_compress.export.onnx.session import OnnxModel, needs_exact_kernel
 from lightning_compress.export.packed.save_load import load_packed
 from lightning_compress.export.signatures import called_through
 from lightning_compress.export.verification import deployed_form, pytorch_name
+from lightning_compress.export.without_channels import without_channels
 from lightning_compress.foundation.processor import has_vnni
 from lightning_compress.quantization import find, strip
 

@@ -22,8 +22,8 @@ from lightning_compress.quantization.attach import Quantization, find, strip
 from lightning_compress.quantization.candidates import Use
 from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.quantizers import bias as biases
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
 from lightning_compress.quantization.quantizers.attention import SeparateProjections
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
 
 
@@ -76,7 +76,7 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
     duplicate = copy.deepcopy(model).cpu().eval()
     quantization = find(duplicate)
     if quantization:
-        quantization.refuse_replaced()
+        quantization.weights.refuse_replaced()
         quantization.synchronize()
     folds = dict(quantization.placement.folds) if quantization and quantization.placement else None
     integers = _integers(quantization) if quantization else {}

@@ -18,7 +18,7 @@ import stat
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning_compress.errors import CompressionError, first_line
@@ -64,17 +64,28 @@ class CompiledSource:
     """A C++ source and its compiled library, which is loaded once a process.
 
     Args:
-        path: The source, one file.
+        path: The source.
+        headers: The headers of its directory that it includes.
         declare: Tells ``ctypes`` the types of the library's functions.
         name: What it is, for the screen.
         without: What its absence costs, one sentence for the screen.
 
     Attributes:
+        sources: The source and its headers; a change in any of them compiles anew.
         failure: Why there is no library; ``None`` where there is one, or nobody asked yet.
     """
 
-    def __init__(self, path: Path, declare: Callable[[ctypes.CDLL], object], *, name: str, without: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        declare: Callable[[ctypes.CDLL], object],
+        *,
+        name: str,
+        without: str,
+        headers: Sequence[str] = (),
+    ) -> None:
         self.path = path
+        self.sources = (path, *map(path.with_name, headers))
         self.failure: str | None = None
         self._declare, self._name, self._without = declare, name, without
         self._library: ctypes.CDLL | None = None
@@ -103,7 +114,13 @@ class CompiledSource:
         if os.name != "posix":
             raise CompressionError("They are compiled on Linux and macOS alone.")
         command, cache = compiler(), _cache()
-        identity = (self.path.read_bytes(), *_COMMON, *command, platform.machine(), _processor())
+        identity = (
+            *(source.read_bytes() for source in self.sources),
+            *_COMMON,
+            *command,
+            platform.machine(),
+            _processor(),
+        )
         stem = f"{self.path.stem}-{_digest(*identity)}"
         if cache is not None and (kept := _kept(cache, stem)) is not None:
             return ctypes.CDLL(str(kept))

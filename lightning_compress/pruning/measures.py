@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_compress.foundation.shards import WHOLE, Shards
-from lightning_compress.pruning.channels.group import ChannelGroup
+from lightning_compress.pruning.masked_weights import MaskedWeights
 from lightning_compress.pruning.masks import stacked
-from lightning_compress.pruning.prunable import Site
 from lightning_compress.pruning.ranking.nan_checks import NanChecks
 from lightning_compress.pruning.schedule import SparsitySchedule
 from lightning_compress.pruning.settings import Settings
@@ -20,12 +18,10 @@ from lightning_compress.pruning.settings import Settings
 _COLLAPSED, _SPOILED = 2**50, 2**51
 
 
-class Measures:
-    """The part of a pruner that is read, not written."""
+class Measures(MaskedWeights):
+    """The part of a pruner that measures."""
 
     _settings: Settings
-    _sites: Sequence[Site]
-    _groups: Sequence[ChannelGroup]
     _shards: Shards = WHOLE
     _asked: dict[str, float]
     _parameters: int
@@ -36,24 +32,9 @@ class Measures:
     _listed: list[int] | None
 
     @property
-    def masks(self) -> dict[str, Tensor]:
-        """Parameter name → mask of its shape, ``bool``, ``True`` = kept. Not copies; under FSDP2 of the local rows."""
-        return {site.name: site.mask for site in self._sites}
-
-    @property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Parameter name → the parameter that is pruned."""
-        return {site.name: site.parameter for site in self._sites}
-
-    @property
     def pattern(self) -> str:
         """The common pattern, as written."""
         return self._settings.pattern.text
-
-    @property
-    def patterns(self) -> dict[str, str]:
-        """Parameter name → the pattern in which it is pruned."""
-        return {site.name: site.pattern.text for site in self._sites}
 
     @property
     def coverage(self) -> float:

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.foundation.settings_diff import settle
-from lightning_compress.foundation.shards import WHOLE, local
+from lightning_compress.foundation.shards import WHOLE
 from lightning_compress.pruning import checkpoint as state
 from lightning_compress.pruning.budgets import asked_at, budgets, prune_to, refuse_floors
 from lightning_compress.pruning.channels.group import ChannelGroup
 from lightning_compress.pruning.criteria import CriterionFunction
 from lightning_compress.pruning.distributions import DistributionName
-from lightning_compress.pruning.masks import apply_masks
 from lightning_compress.pruning.measures import Measures
 from lightning_compress.pruning.patterns import Channel
 from lightning_compress.pruning.prunable import Prunable
@@ -167,13 +166,7 @@ class Pruner(Measures):
 
     def _masks_written(self) -> None:
         """Make channels and weights agree, from the masks of the weights, and count."""
-        if self._groups:
-            for group in self._groups:
-                group.infer(self.masks)
-            for site in self._sites:
-                site.mask.fill_(True)
-            for group in self._groups:
-                group.write(self.masks)
+        self._infer_groups()
         self._count()
 
     def describe(self) -> dict[str, Any]:
@@ -244,26 +237,6 @@ class Pruner(Measures):
                 site.mask.copy_(masks[site.name])
         self._masks_written()
 
-    def masks_by_parameter(self) -> dict[Tensor, Tensor]:
-        """Parameter → mask, on the parameter's device."""
-        for site in self._sites:
-            site.move()
-        return {site.parameter: site.mask for site in self._sites}
-
-    def mask_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Zero pruned entries in a copy of the model's weights, such as an average of them."""
-        for site in self._sites:
-            if site.name in state_dict:
-                copy = local(state_dict[site.name])
-                apply_masks([copy], [site.mask.to(copy.device)])
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Zero masked weights, and nothing else."""
-        for site in self._sites:
-            site.move()
-        apply_masks([local(site.parameter) for site in self._sites], [site.mask for site in self._sites])
-
     @torch.no_grad()
     def _update(self, step: int) -> bool:
         self.idle = False
@@ -276,8 +249,7 @@ class Pruner(Measures):
         with nan_checks.deferred() as checks:
             found = budgets(prunable, self._asked, common, self._pruned_now())
             prune_to(settings, found, self._scores, step, self._shards)
-        for group in self._groups:
-            group.write(self.masks)
+        self._write_groups()
         self._count(checks)
         # Without regrowth masks are nested, so they changed exactly where their counts did.
         changes = self._outcome(before, checks) + self._regrow(step)

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.quantization.model import ATTRIBUTE, Quantization
+from lightning_compress.quantization.model import Quantization
 from lightning_compress.quantization.settings import QuantizationSettings
+from lightning_compress.quantization.wiring import ATTRIBUTE
 
 __all__ = ["Quantization", "attach", "find", "install", "prepare", "strip"]
 

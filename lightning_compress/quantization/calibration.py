@@ -14,8 +14,9 @@ from lightning_compress.foundation.example_inputs import call_arguments, evaluat
 from lightning_compress.foundation.recorded_forward import recording
 from lightning_compress.quantization.attach import Quantization, install, strip
 from lightning_compress.quantization.placement.batch_norm import NORMS
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer, WeightQuantizer
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
 from lightning_compress.quantization.quantizers.searched import SearchedWeightQuantizer
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 from lightning_compress.quantization.ranges import observers
 from lightning_compress.quantization.settings import QuantizationSettings
 

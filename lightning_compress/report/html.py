@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_compress.foundation import number_text as numbers
+from lightning_compress.report import number_text as numbers
 from lightning_compress.report import plots, text
 from lightning_compress.report import speed_of_patterns as zeros
 from lightning_compress.report.warnings import remarks

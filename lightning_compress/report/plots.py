@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_compress.foundation import number_text as text
+from lightning_compress.report import number_text as text
 from lightning_compress.report import text as text_of
 from lightning_compress.report.svg import ACCENT, INK, PARTS, QUIET, SECOND, WASH, blank, page_style, svg
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_compress.foundation.number_text import (
+from lightning_compress.report.number_text import (
     NOTHING,
     change,
     is_share,

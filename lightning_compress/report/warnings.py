@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_compress.foundation.number_text import is_share, metric, milliseconds
+from lightning_compress.report.number_text import is_share, metric, milliseconds
 from lightning_compress.report.text import main_metric
 
 RUIN = 0.5

@@ -12,9 +12,8 @@ from torch import nn
 
 from lightning_compress import report
 from lightning_compress.errors import CompressionError
-from lightning_compress.foundation import number_text
 from lightning_compress.metrics import describe
-from lightning_compress.report import plots, text
+from lightning_compress.report import number_text, plots, text
 from lightning_compress.report.html import html
 from lightning_compress.report.markdown import markdown
 from lightning_compress.report.schema import SCHEMA

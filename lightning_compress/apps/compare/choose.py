@@ -13,7 +13,7 @@ from lightning_compress.apps.compare.limits import Limits, milliseconds
 from lightning_compress.apps.compare.pareto import front
 from lightning_compress.apps.compare.sweep import DEPLOYED, Job, Sweep
 from lightning_compress.apps.configuration.overrides import quoted
-from lightning_compress.foundation import number_text as text
+from lightning_compress.report import number_text as text
 
 _OBJECTIVES = {"bytes": "smallest", "metric": "best in {metric}", "latency": "fastest"}
 _LEAST_SPARSITY, _MOST_SPARSITY = 0.5, 0.99

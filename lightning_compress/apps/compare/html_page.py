@@ -8,7 +8,7 @@ from lightning_compress.apps.compare import table as listing
 from lightning_compress.apps.compare.choose import Choice
 from lightning_compress.apps.compare.limits import Limits, milliseconds
 from lightning_compress.apps.compare.sweep import Sweep
-from lightning_compress.foundation import number_text as text
+from lightning_compress.report import number_text as text
 
 
 def html(sweep: Sweep, limits: Limits, choice: Choice, *, beside: Path | None = None) -> str:

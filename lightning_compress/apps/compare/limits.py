@@ -8,7 +8,7 @@ from typing import Literal
 
 from lightning_compress.apps.compare.sweep import Job
 from lightning_compress.errors import CompressionError, closest
-from lightning_compress.foundation import number_text as text
+from lightning_compress.report import number_text as text
 
 Objective = Literal["bytes", "metric", "latency"]
 

@@ -21,8 +21,8 @@ from lightning_compress.apps.compare.job_files import (
 from lightning_compress.apps.train.outcome import RESULT_FILE
 from lightning_compress.apps.train.sweep_jobs import JOB_FILE, SHARED, read_job
 from lightning_compress.errors import CompressionError, closest
-from lightning_compress.foundation import number_text as text
 from lightning_compress.report import check
+from lightning_compress.report import number_text as text
 
 REPORT_FILE = "report.json"
 DEPLOYED = "deployed"

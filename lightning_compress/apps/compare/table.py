@@ -10,8 +10,8 @@ from typing import Any
 from lightning_compress.apps.compare.choose import Choice
 from lightning_compress.apps.compare.limits import Limits, milliseconds
 from lightning_compress.apps.compare.sweep import Job, Sweep
-from lightning_compress.foundation import number_text as text
-from lightning_compress.foundation.markdown_text import code, escaped
+from lightning_compress.report import number_text as text
+from lightning_compress.report.markdown_text import code, escaped
 
 FORMAT = 1
 HEADS = ("Pruning", "Bits", "Metric", "Change", "Size", "Smaller", "Latency", "int8", "Training")

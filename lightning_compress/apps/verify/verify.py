@@ -22,8 +22,8 @@ from lightning_compress.export.divergence import SiteError, can_trace, first_div
 from lightning_compress.export.formats import DENSE_ONNX, FILES
 from lightning_compress.export.signatures import called_through
 from lightning_compress.export.verification import deployed_form
-from lightning_compress.foundation import number_text as text
 from lightning_compress.foundation.checksum import sha256
+from lightning_compress.report import number_text as text
 
 __all__ = ["Demands", "FileVerdict", "Split", "verify_run"]
 

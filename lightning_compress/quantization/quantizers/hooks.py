@@ -16,7 +16,8 @@ from lightning_compress.foundation.boundary import Boundary
 from lightning_compress.foundation.function_calls import CallHook
 from lightning_compress.foundation.nested import Key, replaced_arguments, replaced_at
 from lightning_compress.quantization.fake_quantize import functional as kernels
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
+from lightning_compress.quantization.quantizers.switch import Switch
 
 # Modules that make a new tensor which autograd does not keep for their own backward: it can be quantized in place.
 _UNSAVED = frozenset(

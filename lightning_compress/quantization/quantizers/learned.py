@@ -26,7 +26,9 @@ from lightning_compress.quantization.fake_quantize.lsq import (
 )
 from lightning_compress.quantization.fake_quantize.step_memory import StepMemory
 from lightning_compress.quantization.fake_quantize.transforms import look, transformed
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch, WeightQuantizer
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
+from lightning_compress.quantization.quantizers.switch import Switch
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 from lightning_compress.quantization.quantizers.weight_group import Ready, connected_learned, searched_together
 from lightning_compress.quantization.ranges import observers
 from lightning_compress.quantization.settings import ActivationSpec, WeightSpec

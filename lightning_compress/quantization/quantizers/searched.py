@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from lightning_compress.quantization.candidates import Weight
-from lightning_compress.quantization.quantizers.base import Switch, WeightQuantizer
+from lightning_compress.quantization.quantizers.switch import Switch
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 from lightning_compress.quantization.quantizers.weight_group import searched_together
 from lightning_compress.quantization.ranges import observers
 from lightning_compress.quantization.settings import WeightSpec

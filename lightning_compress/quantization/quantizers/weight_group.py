@@ -18,7 +18,7 @@ from lightning_compress.quantization.fake_quantize.gpu.weight_operators import (
 from lightning_compress.quantization.ranges import observers
 
 if TYPE_CHECKING:
-    from lightning_compress.quantization.quantizers.base import WeightQuantizer
+    from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 
 _LONGEST_ROW = 65_536
 

@@ -44,6 +44,14 @@ class KeptCheckpoints:
     def __init__(self) -> None:
         self.known: dict[str, Kept | None] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What is known, as primitives."""
+        return {path: None if kept is None else list(kept) for path, kept in self.known.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self.known = {path: kept and Kept(*kept) for path, kept in state.items()}
+
     def look(self, trainer: L.Trainer, *, begins: bool = False) -> None:
         """Take note of new ones; the model must still be as it was when they were kept.
 

@@ -9,7 +9,7 @@ import lightning as L
 _PLATEAU = "lightning_compress_plateau_metrics"
 
 
-def mend_progress(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+def correct_progress(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
     """Let a fit begin the next epoch where its checkpoint was written in or after the last batch of one.
 
     Lightning 2.6 counts the epoch of a checkpoint that was written in its last batch (``every_n_train_steps``) as
