@@ -195,7 +195,12 @@ class CompressionMonitor(SavingCallback):
         self._restored = bool(self._measured)
 
     def layers(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[LayerRow]:
-        """Describe every parameter as it is now."""
+        """Describe every parameter as it is now.
+
+        Args:
+            trainer: Whose callbacks say what is pruned.
+            pl_module: The module.
+        """
         pruner, _ = compression(trainer)
         return describe(pl_module, pruner=pruner, macs=self._macs)
 

@@ -174,7 +174,11 @@ class Pruner(Measures):
         return state.describe(self._settings, self.schedule)
 
     def due(self, optimizer_step: int) -> bool:
-        """Whether :meth:`step` would update the masks."""
+        """Whether :meth:`step` would update the masks.
+
+        Args:
+            optimizer_step: Optimizer steps done so far.
+        """
         update = self.schedule.last_update(optimizer_step)
         return update is not None and (self.last_update is None or update > self.last_update)
 
@@ -226,11 +230,19 @@ class Pruner(Measures):
         return due and self._settings.needs_gradient
 
     def reschedule(self, run: Run) -> None:
-        """Place the points in time anew, now that the length of an epoch is known."""
+        """Place the points in time anew, now that the length of an epoch is known.
+
+        Args:
+            run: The length of the run and of its epochs.
+        """
         self.schedule = self._settings.resolve(run)
 
     def adopt(self, other: Pruner) -> None:
-        """Start from another pruner's masks, for weights of the same name and shape."""
+        """Start from another pruner's masks, for weights of the same name and shape.
+
+        Args:
+            other: The other pruner.
+        """
         masks, self.idle = other.masks, False
         for site in self._sites:
             if site.name in masks and masks[site.name].shape == site.mask.shape:

@@ -101,7 +101,7 @@ def test_a_compiled_step_observes_every_batch_in_the_same_graph(range_: str, mon
     other, backend = copy.deepcopy(net), CompileCounter()
     quantization.prepare(net, range=range_, observe_every=3, example_inputs=x)
     quantization.prepare(other, range=range_, observe_every=1, example_inputs=x)
-    monkeypatch.setattr("lightning_compress.quantization.quantizers.base._SEARCH_EVERY", 1)
+    monkeypatch.setattr("lightning_compress.quantization.quantizers.activation._SEARCH_EVERY", 1)
     compiled = torch.compile(net, fullgraph=True, backend=backend)
     for factor in range(1, 12):
         torch.testing.assert_close(compiled(x * factor), other(x * factor))
