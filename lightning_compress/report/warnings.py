@@ -85,7 +85,7 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         )
     if slower:
         found.append(
-            f"On this machine the deployed file is slower than the dense model: {milliseconds(after)} against "
-            f"{milliseconds(before)}."
+            f"On this machine the deployed file is slower than the dense model: {milliseconds(after['median'])} "
+            f"against {milliseconds(before['median'])}."
         )
     return found
