@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_compress import loggers, report
 from lightning_compress.callbacks.checkpoints.kept_checkpoints import (
     KeptCheckpoints,
-    best_checkpoint,
+    chosen_checkpoint,
     newest_checkpoint,
     with_checkpoint,
 )
@@ -268,9 +267,7 @@ class CompressedExport(SavingCallback):
         seen, entry = self._call.seen(), self._call.exported(pl_module)
         pruner, _ = compression(trainer)
         notes: list[str] = []
-        checkpoint = (
-            best_checkpoint(trainer, f"{_FIELD}.export_checkpoint") if self._export_checkpoint == "best" else None
-        )
+        checkpoint = chosen_checkpoint(trainer, self._export_checkpoint, f"{_FIELD}.export_checkpoint")
         module = pl_module if checkpoint is None else with_checkpoint(trainer, pl_module, checkpoint, notes)
         rows, size = described(module, entry, pruner, notes)
         data = self._data(trainer) if self._verify else None
@@ -293,10 +290,7 @@ class CompressedExport(SavingCallback):
         if self._dense.state is not None and self._dense.source != GIVEN:
             found.judge_start(self.limits.monitor, self.limits.mode)
         found.failures[:0] = [f"{item} was not written: {why}" for item, why in self._call.refused.items()]
-        kept = self._kept.notes(trainer, exported=checkpoint)
-        for note in kept:
-            rank_zero_warn(f"{_FIELD}: {note}")
-        found.notes += [*notes, *kept]
+        found.notes += [*notes, *self._kept.warn_of_early(trainer, _FIELD, exported=checkpoint)]
         broken = self.limits.failures(found, found.agreement)
         monitor = next((c for c in trainer.callbacks if isinstance(c, CompressionMonitor)), None)  # type: ignore[attr-defined]
         self.report = compose(

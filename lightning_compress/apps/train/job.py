@@ -218,7 +218,7 @@ class _Job(Parts):
         trainer = self.trainer(own or False, callbacks)
         for logger in own:
             logger.log_hyperparams(_plain(self.cfg))
-            if place := loggers.place(logger):
+            if place := loggers.sink(logger).place:
                 log.info("W&B run: %s", place)
         done = [f"dense_checkpoint={quoted(dense_checkpoint)}"] if dense_checkpoint is not None else []
         # All files are written by then; the run ends as usual, with exit code 1.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.int32_words import pack, unpack
+from lightning_compress.export.compressed_tensors.int32_words import pack, unpack
 from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.quantization import find
 from lightning_compress.quantization.attach import Quantization
