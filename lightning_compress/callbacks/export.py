@@ -298,8 +298,7 @@ class CompressedExport(SavingCallback):
             name=name,
             rows=rows,
             float_bytes=size,
-            history=[] if monitor is None else monitor.history,
-            evaluations=[] if monitor is None else monitor.evaluations,
+            **({} if monitor is None else {"history": monitor.history, "evaluations": monitor.evaluations}),
             pruner=pruner,
             quantization=find(module),
             data=record,
@@ -310,11 +309,11 @@ class CompressedExport(SavingCallback):
         self._directory.commit()
         if self._print_report:
             report.show(self.report, self._directory.path)
-        files = [self._directory / n for item in self.report["artifacts"] for n in (item["file"], *item["beside"])]
+        files = [name for item in self.report["artifacts"] for name in (item["file"], *item["beside"])]
         loggers.log_report(
             trainer.loggers,
             self.report,
-            [*files, *(self._directory / name for name in REPORTS)],
+            [self._directory / name for name in (*files, *REPORTS)],
             dense=self._dense.given or self._directory / DENSE_STATE,
             checkpoint=checkpoint or newest_checkpoint(trainer),
         )

@@ -29,7 +29,7 @@ def compose(
     name: str,
     rows: Sequence[LayerRow],
     float_bytes: int,
-    history: Sequence[Mapping[str, Any]],
+    history: Sequence[Mapping[str, Any]] = (),
     evaluations: Sequence[Mapping[str, Any]] = (),
     pruner: Pruner | None,
     quantization: Quantization | None,

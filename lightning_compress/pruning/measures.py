@@ -1,8 +1,10 @@
-"""What a pruner's masks and weights measure: sparsity reached and asked for, counts by layer."""
+"""What a pruner was asked for, and what its masks and weights measure: sparsity, counts by layer."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +37,10 @@ class Measures(MaskedWeights):
     def pattern(self) -> str:
         """The common pattern, as written."""
         return self._settings.pattern.text
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as primitives, points in time as optimizer steps."""
+        return state.describe(self._settings, self.schedule)
 
     @property
     def coverage(self) -> float:
@@ -123,3 +129,11 @@ class Measures(MaskedWeights):
                     "Set a higher layer_floor, distribution='erk', or a lower final_sparsity.",
                     stacklevel=6,
                 )
+
+    def _pruned_now(self) -> Mapping[str, int | Tensor]:
+        """Group or site name → units or entries pruned now; left on an accelerator where one process has it all."""
+        if self._groups:
+            return {group.name: group.pruned() for group in self._groups}
+        if self._counts.device.type == "cpu" or self._shards.size > 1:
+            return self._pruned
+        return {site.name: count for site, count in zip(self._sites, self._counts.unbind(), strict=False)}

@@ -169,10 +169,6 @@ class Pruner(Measures):
         self._infer_groups()
         self._count()
 
-    def describe(self) -> dict[str, Any]:
-        """The settings as primitives, points in time as optimizer steps."""
-        return state.describe(self._settings, self.schedule)
-
     def due(self, optimizer_step: int) -> bool:
         """Whether :meth:`step` would update the masks.
 
@@ -267,14 +263,6 @@ class Pruner(Measures):
         changes = self._outcome(before, checks) + self._regrow(step)
         self.churn = changes / self._entries()
         return changes > 0
-
-    def _pruned_now(self) -> Mapping[str, int | Tensor]:
-        """Group or site name → units or entries pruned now; left on an accelerator where one process has it all."""
-        if self._groups:
-            return {group.name: group.pruned() for group in self._groups}
-        if self._counts.device.type == "cpu" or self._shards.size > 1:
-            return self._pruned
-        return {site.name: count for site, count in zip(self._sites, self._counts.unbind(), strict=False)}
 
     def _regrow(self, step: int) -> int:
         fraction = drop_fraction_at(step, self.schedule, self._settings.drop_fraction)
