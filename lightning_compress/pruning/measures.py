@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.foundation.shards import WHOLE, Shards
+from lightning_compress.pruning import checkpoint as state
 from lightning_compress.pruning.masked_weights import MaskedWeights
 from lightning_compress.pruning.masks import stacked
 from lightning_compress.pruning.ranking.nan_checks import NanChecks
