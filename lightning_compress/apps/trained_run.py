@@ -1,4 +1,4 @@
-"""Reading what a training left in its directory: its config, data, checkpoints and report."""
+"""Reading a trained run from its directory: config, data, checkpoints and report."""
 
 from __future__ import annotations
 

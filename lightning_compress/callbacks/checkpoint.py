@@ -25,7 +25,7 @@ else:
 
 
 class OnlyCompressed(_Base):
-    """What makes a ``ModelCheckpoint`` of either of Lightning's packages take no dense epoch as best.
+    """Makes a ``ModelCheckpoint`` of either of Lightning's packages ignore epochs before the targets are reached.
 
     Attributes:
         keeps_random_states: That checkpoints hold the states of the random number generators.

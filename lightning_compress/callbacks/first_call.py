@@ -52,7 +52,7 @@ class FirstCall:
         self._rehearsed = False
 
     def forget(self) -> None:
-        """Begin anew, for another fit."""
+        """Start over, for another fit."""
         self._entry, self._rehearsed, self.refused = None, False, {}
 
     def watch(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -31,7 +31,7 @@ _POINTS = 100
 
 
 class CompressionMonitor(SavingCallback):
-    """Logs what compression has reached, beside what was asked.
+    """Logs achieved and target sparsity, bit widths and sizes.
 
     Under ``compress/``: ``sparsity/global`` and ``sparsity/target`` (over all prunable weights), ``bits/weight`` (mean
     over the layers' weights) and ``bits/activation`` (mean over the layers' inputs), ``size_mb/dense`` and
@@ -243,7 +243,7 @@ class CompressionMonitor(SavingCallback):
         self._series |= self._signals.series
         self._unlogged = True
         step = trainer.global_step
-        # A second fit, or one from an older checkpoint, writes the history anew from where it starts.
+        # A second fit, or one from an older checkpoint, writes the history again from where it starts.
         self.history = [point for point in self.history if point["step"] < step]
         self.history.append(history_point(step, self._series, self._measured[0]))
         self._remember_layers(rows, step)

@@ -1,4 +1,4 @@
-"""What becomes of a fit whose export goes wrong: the setting ``on_error``."""
+"""The setting ``on_error``: whether a failed export ends the fit or warns."""
 
 from __future__ import annotations
 

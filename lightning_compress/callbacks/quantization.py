@@ -38,7 +38,7 @@ class QuantizationAwareTraining(SavingCallback):
 
     Args:
         weight_bits: Bits of weights, 2 to 8; ``None`` leaves them float. Points in time with bits that fall, such as
-            ``{0: 8, 0.4: 4, 0.7: 2}``, go down step by step; learned scales start anew at each.
+            ``{0: 8, 0.4: 4, 0.7: 2}``, go down step by step; learned scales start over at each.
         activation_bits: Bits of activations, likewise.
         weight_granularity: ``"channel"``, ``"tensor"`` or ``"group:<n>"``.
         activation_scheme: ``"affine"`` or ``"symmetric"``.
@@ -60,7 +60,7 @@ class QuantizationAwareTraining(SavingCallback):
         example_inputs: Inputs of one forward, to place activation quantizers. By default the module's
             ``example_input_array``, or else the first training batch, which then runs in float.
         accept_changes: Go on from a checkpoint of other settings, with a warning that lists the differences, and not
-            refuse it. With other bits, ranges or layers the quantizers are made anew and learn their ranges again;
+            refuse it. With other bits, ranges or layers the quantizers are made again and learn their ranges again;
             learning rate and points in time take effect as they are.
 
     Attributes:

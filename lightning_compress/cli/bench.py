@@ -21,7 +21,7 @@ def add_bench(commands: Any) -> None:
     parser = add_parser(
         commands,
         "bench",
-        "Latency, throughput and memory of a file by batch size and threads, beside another one.",
+        "Latency, throughput and memory of a file by batch size and threads, compared with another one.",
         run,
         epilog="The two files run in turn, block by block; the ratio is the median over blocks, with its quartiles.",
     )

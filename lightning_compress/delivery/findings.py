@@ -1,4 +1,4 @@
-"""What an export found out, and what it could not do."""
+"""Results of an export: files, metrics, timings, notes and failures."""
 
 from __future__ import annotations
 

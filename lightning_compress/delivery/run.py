@@ -1,4 +1,4 @@
-"""Writing the files of an export, running them again, and saying what was found."""
+"""The whole export: write the files, run them, measure, and collect the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latency of what was written, beside the trained model and the dense one in the same runtime."""
+"""Latency of the deployed file, compared with the trained model and the dense one in the same runtime."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _COMPILED = (
 
 
 class Distiller:
-    """Adds distillation losses to the loss of a step that knows nothing of them.
+    """Adds distillation losses to the loss of an unchanged training step.
 
     Args:
         student: Root of the student's module names.

@@ -220,7 +220,7 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> list[
 
 
 def _make_room(weight: IntegerWeight, bias: torch.Tensor, input_scale: float) -> None:
-    """Widen the scale of channels whose bias would overflow int32; their integers are rounded anew."""
+    """Widen the scale of channels whose bias would overflow int32; their integers are rounded again."""
     scale = biases.with_room(weight.scale, bias, input_scale)
     widened = scale > weight.scale
     if bool(widened.any()):

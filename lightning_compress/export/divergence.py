@@ -1,4 +1,4 @@
-"""Where a written file begins to differ from the model: activations at every quantizer, in execution order."""
+"""The first layer at which a written file differs from the model: activations at every quantizer, in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running a written file beside the model that it was written from, on data."""
+"""Verification: run a written file and the model that it was written from on the same data."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def verify(
     dense: nn.Module | None = None,
     threads: int = 1,
 ) -> Verification:
-    """Run a written file on data, beside the model that it was written from.
+    """Run a written file and the model that it was written from on the same data.
 
     Args:
         path: An ``.onnx`` file, run by ONNX Runtime on the CPU, an ``.xml`` file, run by OpenVINO, a ``.pt2`` file, run
@@ -171,7 +171,7 @@ def verify(
         threads: Threads of ONNX Runtime.
 
     Raises:
-        CompressionError: The file cannot be loaded or run, gives outputs of another shape, or no data came.
+        CompressionError: The file cannot be loaded or run, gives outputs of another shape, or the dataloader is empty.
 
     Example:
         >>> import tempfile
@@ -199,7 +199,7 @@ def verify(
             for name, output in outputs.items():
                 measured[name].update(_prediction(output), target)
     if not comparison.samples:
-        raise CompressionError(f"verify: no data came to run {path} on: the dataloader is empty.")
+        raise CompressionError(f"verify: there is no data to run {path} on: the dataloader is empty.")
     return Verification(
         path=path,
         runtime=runtime,

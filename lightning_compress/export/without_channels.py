@@ -66,6 +66,6 @@ def _cut(scale: Tensor, rows: Tensor, name: str) -> Tensor:
     if scale.ndim > 1:
         raise CompressionError(
             f"{name} has scales for groups of inputs (weight_granularity='group:…'), which do not outlive the removal "
-            "of channels. Use 'channel' beside pattern='channel'."
+            "of channels. Use weight_granularity='channel' with pattern='channel'."
         )
     return scale if scale.ndim == 0 else scale[rows]

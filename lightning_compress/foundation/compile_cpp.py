@@ -71,8 +71,8 @@ class CompiledSource:
         without: What its absence costs, one sentence for the screen.
 
     Attributes:
-        sources: The source and its headers; a change in any of them compiles anew.
-        failure: Why there is no library; ``None`` where there is one, or nobody asked yet.
+        sources: The source and its headers; a change in any of them compiles again.
+        failure: Why there is no library; ``None`` where there is one, or it was not asked for yet.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ def _keep(built: Path, cache: Path | None) -> Path:
             temporary.chmod(0o700)
     except (CompressionError, OSError) as error:
         _say(
-            f"{cache}: cannot be written ({first_line(error)}), so that every process compiles anew. Set "
+            f"{cache}: cannot be written ({first_line(error)}), so that every process compiles again. Set "
             f"XDG_CACHE_HOME to a directory that can be written."
         )
         return built

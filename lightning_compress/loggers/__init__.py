@@ -1,4 +1,4 @@
-"""What goes to experiment loggers besides the series: plan, tables, pictures, alerts, the report, the files.
+"""What is sent to experiment loggers besides the series: plan, tables, pictures, alerts, the report, the files.
 
 The only room that knows W&B. A logger that fails never stops a run: its error becomes a warning.
 """

@@ -1,4 +1,4 @@
-"""What goes to loggers when a run or a sweep is done: numbers to sort by, files with their lineage, the choice."""
+"""What is sent to loggers when a run or a sweep is done: numbers to sort by, files with their lineage, the choice."""
 
 from __future__ import annotations
 

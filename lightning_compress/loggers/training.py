@@ -1,4 +1,4 @@
-"""What goes to loggers while a model trains, besides the series: plan, tables, histograms, pictures, alerts."""
+"""What is sent to loggers during training, besides the series: plan, tables, histograms, pictures, alerts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One row per parameter of a model: what monitor, report and command line say of it."""
+"""One row per parameter of a model: as monitor, report and command line show it."""
 
 from __future__ import annotations
 

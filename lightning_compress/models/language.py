@@ -11,7 +11,7 @@ from lightning_compress.models.classifier import Batch, Classifier
 
 
 class LanguageModel(Classifier):
-    """A classifier of every next token; beside the share that is right it logs the perplexity, exp of the mean loss.
+    """A classifier of every next token; besides the accuracy it logs the perplexity, exp of the mean loss.
 
     Args:
         net: Maps int64 [B, T] to logits float32 [B, T, vocabulary].

@@ -226,7 +226,7 @@ class Pruner(Measures):
         return due and self._settings.needs_gradient
 
     def reschedule(self, run: Run) -> None:
-        """Place the points in time anew, now that the length of an epoch is known.
+        """Place the points in time again, now that the length of an epoch is known.
 
         Args:
             run: The length of the run and of its epochs.

@@ -44,7 +44,7 @@ class Quantization:
         activations: Site name → its quantizer; empty until the model was recorded.
         biases: What rounds the biases of integer layers in evaluation; empty until the model was recorded.
         placement: Where the activation quantizers sit; ``None`` until the model was recorded.
-        settled: Whether these are the last bits that the run comes to.
+        settled: Whether these are the final bit widths of the run.
     """
 
     def __init__(self, model: nn.Module, settings: QuantizationSettings) -> None:
@@ -115,7 +115,7 @@ class Quantization:
         names = [name for name, quantizer in self.activations.items() if not quantizer.observed]
         if len(names) == len(self.activations):
             names = []
-        lines = [f"{name}: no training batch came by here, so that its range is unknown" for name in names]
+        lines = [f"{name}: no training batch passed here, so that its range is unknown" for name in names]
         return [*lines, *(f"{name}: no training batch ran it while ranges were learned" for name in self._waiting())]
 
     def _waiting(self) -> list[str]:
@@ -202,7 +202,7 @@ class Quantization:
     def set_bits(self, weight_bits: int | None, activation_bits: int | None) -> None:
         """Go on with other bits, but for layers that have bits of their own by an override.
 
-        Ranges of activations stay; those of weights are found anew. Learned scales start anew from the range of least
+        Ranges of activations stay; those of weights are found again. Learned scales start over from the range of least
         squared error, as a stage of a chain from many bits to few does (Li et al., APoT, 2020).
 
         Args:

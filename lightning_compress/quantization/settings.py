@@ -1,4 +1,4 @@
-"""What to quantize and how: settings, checked when they are made."""
+"""Settings of quantization, checked when they are made."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class ActivationSpec:
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """Everything that ``prepare`` and ``QuantizationAwareTraining`` can be asked for.
+    """All settings of ``prepare`` and ``QuantizationAwareTraining``.
 
     Attributes:
         weight_bits: Bits of weights, 2 to 8, or ``None`` for float.

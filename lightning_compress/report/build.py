@@ -1,4 +1,4 @@
-"""Parts of a report that are made the same way by everyone who writes one."""
+"""Parts that all reports share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them, the same in every form of the report."""
+"""Formatting of numbers, the same in every form of the report."""
 
 from __future__ import annotations
 

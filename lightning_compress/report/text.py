@@ -1,4 +1,4 @@
-"""What a report says in words: the table of its versions, the headline, sizes, and how it was made."""
+"""Texts of a report: the table of its versions, the headline, sizes, and how it was made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader of a report must not miss: what went wrong, and what the numbers do not say by themselves."""
+"""Warnings of a report: what went wrong, and what the numbers alone do not show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A directory of jobs, read back: what each was, what it came to, or why there is nothing to compare."""
+"""The jobs of a sweep's directory: settings and results of each, or why it cannot be compared."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ TAKES_DENSE = {"distillation": "teacher", "export": "dense"}
 
 
 class Parts:
-    """Builds the parts of a job anew for each training.
+    """Builds the parts of a job again for each training.
 
     Args:
         cfg: The composed config.

@@ -1,4 +1,4 @@
-"""Proving a written file: run it on the data of its run, beside the dense and the trained model."""
+"""Verifying a written file: run it on the data of its run, and compare it with the dense and the trained model."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _with_defaults(given: Demands, export: Any) -> Demands:
 
 @dataclass(frozen=True)
 class _Trained:
-    """What all files of a run are held against."""
+    """What all files of a run are compared with."""
 
     run: TrainedRun
     model: nn.Module

@@ -1,4 +1,4 @@
-"""The quantizers of the module that is trained: made anew, kept from an earlier fit, or taken from a checkpoint."""
+"""The quantizers of the module that is trained: made again, kept from an earlier fit, or taken from a checkpoint."""
 
 from __future__ import annotations
 

@@ -94,5 +94,7 @@ def needed() -> ctypes.CDLL:
     """
     lib = KERNELS.load()
     if lib is None:
-        raise CompressionError(f"A mask of the compiled kernels came to a process without them: {KERNELS.failure}")
+        raise CompressionError(
+            f"A mask of the compiled kernels needs them, and they are unavailable: {KERNELS.failure}"
+        )
     return lib

@@ -170,7 +170,7 @@ class ActivationQuantizer:
 
     def _due(self) -> bool:
         if torch.compiler.is_compiling():
-            return True  # A graph that counted would be compiled anew for each count.
+            return True  # A graph that counted would be compiled again for each count.
         due = self._calls == 0 or self._observed is False
         self._calls = (self._calls + 1) % (
             self.switch.observe_every * (_SEARCH_EVERY if self.spec.range == "mse" else 1)

@@ -125,7 +125,7 @@ class ClipForward:
             self._called_with = args[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What came, where the quantizer clips it."""
+        """The input, where the quantizer clips it."""
         x, self._called_with = self._called_with, None
         if x is not None and not kwargs and len(args) == 1 and args[0] is x:
             self.hook.clip = _CLIPS[type(self.module)]

@@ -137,7 +137,7 @@ class LearnedActivationQuantizer(ActivationQuantizer):
         log_scale: Natural logarithm of the scale: float32, ``[]``.
         shift: Smallest value of the range, in widths of the first range: float32, ``[]``.
         width: Width of the first range: float32, ``[]``.
-        restarts: Whether the next training batch sets the range anew, since the bits changed.
+        restarts: Whether the next training batch sets the range again, since the bits changed.
     """
 
     def __init__(self, name: str, spec: ActivationSpec, switch: Switch, device: torch.device | None = None) -> None:

@@ -180,7 +180,7 @@ def update_(
     *,
     symmetric: bool = False,
 ) -> None:
-    """``ema_``, and then scale and zero point anew from the range; all in place.
+    """``ema_``, and then scale and zero point again from the range; all in place.
 
     Args:
         range_: float32, ``[2]``; NaN until something was observed.
