@@ -201,11 +201,26 @@ class KnowledgeDistillation(SavingCallback):
         return self.teacher
 
     def active(self, step: int) -> bool:
-        """Whether the training step after this many optimizer steps is distilled."""
+        """Whether a training step is distilled.
+
+        Args:
+            step: Optimizer steps done before it.
+        """
         return self.phases["start"] <= step < self.phases.get("end", step + 1)
 
     def distilled(self, step: MethodType, trainer: L.Trainer, module: L.LightningModule, args: Any, kwargs: Any) -> Any:
-        """Run a training step and add what the teacher finds to the loss that it returns."""
+        """Run a training step and add what the teacher finds to the loss that it returns.
+
+        Args:
+            step: The module's own step.
+            trainer: Whose step it is.
+            module: The student.
+            args: Of the step.
+            kwargs: Likewise.
+
+        Returns:
+            What the step returned, with the total as its loss.
+        """
         if self._distiller is None:
             return step(*args, **kwargs)
         # Watched in every step: compiled code keeps the hooks that were there when it was compiled, or lacks them.

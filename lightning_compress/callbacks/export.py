@@ -292,13 +292,13 @@ class CompressedExport(SavingCallback):
         found.failures[:0] = [f"{item} was not written: {why}" for item, why in self._call.refused.items()]
         found.notes += [*notes, *self._kept.warn_of_early(trainer, _FIELD, exported=checkpoint)]
         broken = self.limits.failures(found, found.agreement)
-        monitors = [c for c in trainer.callbacks if isinstance(c, CompressionMonitor)]  # type: ignore[attr-defined]
+        monitor = next((c for c in trainer.callbacks if isinstance(c, CompressionMonitor)), None)  # type: ignore[attr-defined]
         self.report = compose(
             found,
             name=name,
             rows=rows,
             float_bytes=size,
-            history=monitors[0].history if monitors else [],
+            **({} if monitor is None else {"history": monitor.history, "evaluations": monitor.evaluations}),
             pruner=pruner,
             quantization=find(module),
             data=record,
@@ -309,11 +309,11 @@ class CompressedExport(SavingCallback):
         self._directory.commit()
         if self._print_report:
             report.show(self.report, self._directory.path)
-        files = [self._directory / n for item in self.report["artifacts"] for n in (item["file"], *item["beside"])]
+        files = [name for item in self.report["artifacts"] for name in (item["file"], *item["beside"])]
         loggers.log_report(
             trainer.loggers,
             self.report,
-            [*files, *(self._directory / name for name in REPORTS)],
+            [self._directory / name for name in (*files, *REPORTS)],
             dense=self._dense.given or self._directory / DENSE_STATE,
             checkpoint=checkpoint or newest_checkpoint(trainer),
         )

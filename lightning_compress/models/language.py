@@ -23,7 +23,11 @@ class LanguageModel(Classifier):
         self.val_perplexity, self.test_perplexity = Perplexity(), Perplexity()
 
     def scores(self, batch: Batch) -> Batch:
-        """Logits float32 [B * T, vocabulary] of all tokens in a batch, and the tokens that follow, int64 [B * T]."""
+        """Logits float32 [B * T, vocabulary] of all tokens in a batch, and the tokens that follow, int64 [B * T].
+
+        Args:
+            batch: Tokens int64 [B, T] and those that follow, int64 [B, T].
+        """
         logits, following = super().scores(batch)
         return logits.flatten(0, 1), following.flatten()
 

@@ -1,13 +1,16 @@
-"""Achieved and target sparsity of a pruner, and counts by layer."""
+"""What a pruner was asked for, and what its masks and weights measure: sparsity, counts by layer."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_compress.foundation.shards import WHOLE, Shards
+from lightning_compress.pruning import checkpoint as state
 from lightning_compress.pruning.masked_weights import MaskedWeights
 from lightning_compress.pruning.masks import stacked
 from lightning_compress.pruning.ranking.nan_checks import NanChecks
@@ -35,6 +38,10 @@ class Measures(MaskedWeights):
     def pattern(self) -> str:
         """The common pattern, as written."""
         return self._settings.pattern.text
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as primitives, points in time as optimizer steps."""
+        return state.describe(self._settings, self.schedule)
 
     @property
     def coverage(self) -> float:
@@ -123,3 +130,11 @@ class Measures(MaskedWeights):
                     "Set a higher layer_floor, distribution='erk', or a lower final_sparsity.",
                     stacklevel=6,
                 )
+
+    def _pruned_now(self) -> Mapping[str, int | Tensor]:
+        """Group or site name → units or entries pruned now; left on an accelerator where one process has it all."""
+        if self._groups:
+            return {group.name: group.pruned() for group in self._groups}
+        if self._counts.device.type == "cpu" or self._shards.size > 1:
+            return self._pruned
+        return {site.name: count for site, count in zip(self._sites, self._counts.unbind(), strict=False)}

@@ -169,12 +169,12 @@ class Pruner(Measures):
         self._infer_groups()
         self._count()
 
-    def describe(self) -> dict[str, Any]:
-        """The settings as primitives, points in time as optimizer steps."""
-        return state.describe(self._settings, self.schedule)
-
     def due(self, optimizer_step: int) -> bool:
-        """Whether :meth:`step` would update the masks."""
+        """Whether :meth:`step` would update the masks.
+
+        Args:
+            optimizer_step: Optimizer steps done so far.
+        """
         update = self.schedule.last_update(optimizer_step)
         return update is not None and (self.last_update is None or update > self.last_update)
 
@@ -226,11 +226,19 @@ class Pruner(Measures):
         return due and self._settings.needs_gradient
 
     def reschedule(self, run: Run) -> None:
-        """Place the points in time again, now that the length of an epoch is known."""
+        """Place the points in time again, now that the length of an epoch is known.
+
+        Args:
+            run: The length of the run and of its epochs.
+        """
         self.schedule = self._settings.resolve(run)
 
     def adopt(self, other: Pruner) -> None:
-        """Start from another pruner's masks, for weights of the same name and shape."""
+        """Start from another pruner's masks, for weights of the same name and shape.
+
+        Args:
+            other: The other pruner.
+        """
         masks, self.idle = other.masks, False
         for site in self._sites:
             if site.name in masks and masks[site.name].shape == site.mask.shape:
@@ -255,14 +263,6 @@ class Pruner(Measures):
         changes = self._outcome(before, checks) + self._regrow(step)
         self.churn = changes / self._entries()
         return changes > 0
-
-    def _pruned_now(self) -> Mapping[str, int | Tensor]:
-        """Group or site name → units or entries pruned now; left on an accelerator where one process has it all."""
-        if self._groups:
-            return {group.name: group.pruned() for group in self._groups}
-        if self._counts.device.type == "cpu" or self._shards.size > 1:
-            return self._pruned
-        return {site.name: count for site, count in zip(self._sites, self._counts.unbind(), strict=False)}
 
     def _regrow(self, step: int) -> int:
         fraction = drop_fraction_at(step, self.schedule, self._settings.drop_fraction)

@@ -31,7 +31,11 @@ from lightning_compress.quantization.wiring import Wiring
 
 
 class Quantization:
-    """All quantizers of one model.
+    """All quantizers of one model; ``prepare`` makes it.
+
+    Args:
+        model: The model, changed in place.
+        settings: What is quantized, and how.
 
     Attributes:
         settings: What was asked for.
@@ -147,7 +151,11 @@ class Quantization:
         self.place(tape)
 
     def place(self, tape: Tape) -> None:
-        """Quantize what only a recorded forward shows: weights that functions read, and activations."""
+        """Quantize what only a recorded forward shows: weights that functions read, and activations.
+
+        Args:
+            tape: The recorded forward.
+        """
         self.weights.take_recorded(tape)
         self._set_ends(recorded_ends(tape, self._bits.overrides))
         self._attach_activations(self._placed(tape))
@@ -283,6 +291,9 @@ class Quantization:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over placement, ranges and phase from ``state_dict``; weights find their own scales again.
+
+        Args:
+            state: What ``state_dict`` returned.
 
         Raises:
             CompressionError: The state is of other settings, or of another model.

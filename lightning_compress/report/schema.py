@@ -101,6 +101,7 @@ SCHEMA = {
             "phase": str,
         }
     ],
+    "evaluations": [{"step": int, "metrics": _Map(_NUMBER)}],
     "stays_float": [str],
     "notes": [str],
     "failures": [str],

@@ -14,7 +14,14 @@ _FEW = 5
 
 
 def ruin(report: Mapping[str, Any]) -> list[str]:
-    """What makes a model useless: accuracy below half of the control's, or a layer without any weight left."""
+    """What makes a model useless: accuracy below half of the control's, or a layer without any weight left.
+
+    Args:
+        report: As ``report.json`` holds it.
+
+    Returns:
+        A sentence for each; empty where there is nothing.
+    """
     return [*_collapse(report), *_empty_layers(report)]
 
 
@@ -78,7 +85,7 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         )
     if slower:
         found.append(
-            f"On this machine the deployed file is slower than the dense model: {milliseconds(after)} against "
-            f"{milliseconds(before)}."
+            f"On this machine the deployed file is slower than the dense model: {milliseconds(after['median'])} "
+            f"against {milliseconds(before['median'])}."
         )
     return found

@@ -169,10 +169,12 @@ class ActivationQuantizer:
         return x.numel() > 0
 
     def _due(self) -> bool:
+        if torch.compiler.is_compiling():
+            return True  # A graph that counted would be compiled again for each count.
         due = self._calls == 0 or self._observed is False
-        every = self.switch.observe_every * (_SEARCH_EVERY if self.spec.range == "mse" else 1)
-        # Not a count of all calls: a compiled graph is made again for each value that it finds here.
-        self._calls = (self._calls + 1) % every
+        self._calls = (self._calls + 1) % (
+            self.switch.observe_every * (_SEARCH_EVERY if self.spec.range == "mse" else 1)
+        )
         return due
 
     def _learn_behind(self, seen: torch.Tensor) -> None:
