@@ -36,7 +36,7 @@ def add_calibrate(commands: Any) -> None:
     parser.add_argument(
         "--no-bias-correction",
         action="store_true",
-        help="leave biases as they are; by default they make up for the mean error of rounded weights",
+        help="leave biases as they are; by default they correct the mean error of rounded weights",
     )
     parser.add_argument("--batchnorm", action="store_true", help="measure batch-norm statistics again on the batches")
     parser.add_argument(

@@ -39,7 +39,7 @@ def add_compare(commands: Any) -> None:
     parser.add_argument(
         "--objective",
         choices=("bytes", "metric", "latency"),
-        help="what to be best at; default: bytes, or the metric where only size or latency is limited",
+        help="what to optimize; default: bytes, or the metric where only size or latency is limited",
     )
     parser.add_argument(
         "--format", default="deployed", help="whose bytes count: deployed (default), onnx, packed, as the reports have"

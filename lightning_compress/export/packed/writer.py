@@ -140,7 +140,7 @@ class Packing:
     def _add_integers(self, entry: Entry, weight: QuantizedWeight, channel_axis: int, index: int) -> Entry:
         integers = weight.integers.cpu().numpy()
         if integers.size and max(int(integers.max()), -int(integers.min())) > LARGEST:
-            raise CompressionError(f"{entry.name}: its integers pass ±{LARGEST}, which the packed format ends at.")
+            raise CompressionError(f"{entry.name}: its integers exceed ±{LARGEST}, the largest of the packed format.")
         coded = weights.encode_integers(integers)
         self._bounds[index] = coded.entropy_bound
         self._add_chunk(coded, index, "values")
