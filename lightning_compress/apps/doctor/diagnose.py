@@ -167,7 +167,7 @@ def _expected(pruner: Pruner | None, settings: Settings | None, found: Diagnosis
     if cut:
         listed = "; ".join(f"{name} keeps {kept[name]} of {pruner.masks[name].numel()} weights" for name in cut)
         found.warnings.append(
-            f"Pruned completely or nearly so, judging by the present weights: {listed}. Almost nothing passes such a layer. "
+            f"Pruned completely or nearly so, by the present weights: {listed}. Almost nothing passes such a layer. "
             f"Set a higher layer_floor, distribution='erk', or a lower final_sparsity."
         )
     for name, mask in pruner.masks.items():
