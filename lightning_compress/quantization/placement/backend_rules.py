@@ -49,6 +49,15 @@ class Rules:
 
 _COMPUTE = WEIGHTED | PRODUCTS
 
+# The integer operators of XNNPACK, and of LiteRT's other kernels, read and write integers without exception.
+_INTEGERS_THROUGHOUT = Rules(
+    inputs=_COMPUTE,
+    outputs=CONVOLUTIONS | LINEAR,
+    joins=ADDS | CONCATS | MULTIPLIES,
+    pools=POOLS,
+    fused=CLIPPING,
+)
+
 RULES: dict[Backend | None, Rules] = {
     None: Rules(inputs=WEIGHTED),
     # QLinearConv needs a QuantizeLinear behind it; Gemm and MatMul may hand on float32.
@@ -77,12 +86,6 @@ RULES: dict[Backend | None, Rules] = {
         sums_in_convolutions=True,
     ),
     "tensorrt": Rules(inputs=_COMPUTE, joins=ADDS | CONCATS, pools=POOLS, fused=CLIPPING, sums_in_convolutions=True),
-    # XNNPACK's integer operators read and write integers without exception.
-    "executorch": Rules(
-        inputs=_COMPUTE,
-        outputs=CONVOLUTIONS | LINEAR,
-        joins=ADDS | CONCATS | MULTIPLIES,
-        pools=POOLS,
-        fused=CLIPPING,
-    ),
+    "executorch": _INTEGERS_THROUGHOUT,
+    "litert": _INTEGERS_THROUGHOUT,
 }
