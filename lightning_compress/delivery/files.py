@@ -15,6 +15,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.export.compressed_tensors import save_compressed_tensors
 from lightning_compress.export.executorch.write import to_executorch
 from lightning_compress.export.formats import BESIDE, FILES
+from lightning_compress.export.litert.write import Layout, Values, to_litert
 from lightning_compress.export.onnx.write import to_onnx
 from lightning_compress.export.openvino import to_openvino
 from lightning_compress.export.packed.save_load import PackedFile, save_packed
@@ -30,11 +31,15 @@ class GraphSettings:
         input_names: Names of the inputs; those of the forward's parameters by default.
         output_names: Names of the outputs; by default the keys or fields under which the forward returns them.
         dynamic_batch: Whether the batch is left free where that can be.
+        litert_layout: Order of the dimensions of images in a LiteRT file.
+        litert_values: What a LiteRT file takes and gives.
     """
 
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
     dynamic_batch: bool = True
+    litert_layout: Layout = "channels_first"
+    litert_values: Values = "float32"
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,10 @@ class Files:
             self._graph(to_torch_export, model, path)
         elif item == "executorch":
             to_executorch(model, self.entry.example_inputs, path)
+        elif item == "litert":
+            settings = self.settings
+            inputs = self.entry.example_inputs
+            to_litert(model, inputs, path, layout=settings.litert_layout, values=settings.litert_values)
         return None
 
     def write_onnx(self, model: nn.Module, name: str) -> None:

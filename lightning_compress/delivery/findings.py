@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_compress.delivery.dense_baseline import untrained_start
+from lightning_compress.delivery.microcontroller import Microcontroller
 from lightning_compress.errors import reason
 from lightning_compress.export.divergence import SiteError
+from lightning_compress.export.integer_share import IntegerShare
 from lightning_compress.export.latency import Ratio, Timing
-from lightning_compress.export.onnx.integer_share import IntegerShare
 from lightning_compress.export.packed.save_load import PackedFile
 from lightning_compress.export.verification import Comparison
 
@@ -38,7 +39,8 @@ class Findings:
         packed: The packed file, if it was written.
         comparisons: Format → how far its outputs are from the model's; empty if nothing was verified.
         divergence: Where the deployed form begins to differ by more than rounding, if it does.
-        integers: How much of the ONNX file's arithmetic ONNX Runtime does in integers, where it is quantized.
+        integers: How much of the deployed file's arithmetic its runtime does in integers, where that is known.
+        microcontroller: What the interpreter for microcontrollers said of the LiteRT file, where it is installed.
         ratio: Latency of the deployed form ÷ that of the dense one, in the same runtime.
         notes: What a reader should know about the numbers.
         failures: What was asked for and could not be done, with the reason, a sentence each.
@@ -50,6 +52,7 @@ class Findings:
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     divergence: SiteError | None = None
     integers: IntegerShare | None = None
+    microcontroller: Microcontroller | None = None
     ratio: Ratio | None = None
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,8 @@ from lightning_compress.delivery.directory import ExportDirectory
 from lightning_compress.delivery.evaluation import EvaluationData, duplicate, evaluate, in_training_modes
 from lightning_compress.delivery.files import Files, GraphSettings
 from lightning_compress.delivery.findings import Findings, Result
-from lightning_compress.delivery.network_call import Entry
+from lightning_compress.delivery.microcontroller import on_microcontroller
+from lightning_compress.delivery.network_call import Entry, Passed
 from lightning_compress.delivery.output_cache import Remembered
 from lightning_compress.delivery.side_by_side import (
     AsTrained,
@@ -30,12 +31,15 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.export.compressed_tensors import load_compressed_tensors
 from lightning_compress.export.divergence import can_trace, first_divergence, site_errors
 from lightning_compress.export.formats import DENSE_ONNX, FILES, deployed_of, files_of
+from lightning_compress.export.integer_share import IntegerShare
 from lightning_compress.export.latency import Ratio
-from lightning_compress.export.onnx.integer_share import IntegerShare, integer_share
+from lightning_compress.export.litert.integer_operators import litert_integer_share
+from lightning_compress.export.litert.micro import has_micro
+from lightning_compress.export.onnx.integer_share import integer_share
 from lightning_compress.export.onnx.session import OnnxModel, needs_exact_kernels, open_session
 from lightning_compress.export.packed.save_load import load_packed
 from lightning_compress.export.signatures import called_through
-from lightning_compress.export.verification import deployed_form, pytorch_name
+from lightning_compress.export.verification import Comparison, deployed_form, pytorch_name
 from lightning_compress.foundation.processor import has_vnni
 from lightning_compress.quantization import find, strip
 
@@ -99,9 +103,9 @@ class Export:
         if deployed is not None:
             size = sum((self.directory / name).stat().st_size for name in files_of([deployed]) if name != DENSE_ONNX)
             found.results["deployed"] = Result("Deployed", runtime, FILES[deployed], size)
-        if deployed == "onnx" and runtime is not None:
+        if deployed is not None and runtime is not None:
             with found.attempt("What runs in integers was not counted"):
-                found.integers = self._in_integers()
+                found.integers = self._in_integers(deployed)
         if self.data is not None:
             self._verify(found, self.data, deployed, trained_alone)
         if self.latency and runtime is not None and deployed is not None:
@@ -109,12 +113,14 @@ class Export:
                 self._measure(found, deployed)
         return found
 
-    def _in_integers(self) -> IntegerShare | None:
-        """How much of the ONNX file runs in integers, for one sample; ``None`` where activations are float."""
+    def _in_integers(self, deployed: str) -> IntegerShare | None:
+        """How much of a file runs in integers, for one sample; ``None`` where activations are float, or not known."""
         quantization = find(self.module)
-        if quantization is None or not quantization.activations:
+        if quantization is None or not quantization.activations or deployed not in ("onnx", "litert"):
             return None
-        call, path = self._real_call.first(1), self.directory / FILES["onnx"]
+        call, path = self._real_call.first(1), self.directory / FILES[deployed]
+        if deployed == "litert":
+            return litert_integer_share(path)
         model = OnnxModel(path, self._copy().forward, threads=self.threads)
         return integer_share(path, model.feed(*call.args, **call.kwargs))
 
@@ -189,6 +195,8 @@ class Export:
                     form, reference, self.module, data, entry=self.entry.name, passed=passed
                 )
                 found.comparisons[item] = compared
+                if item == "litert" and has_micro():
+                    self._on_microcontroller(found, data, reference, passed)
                 if item != deployed:
                     continue
                 if trained is not None and trained.state is not None:
@@ -203,6 +211,18 @@ class Export:
                     call, path = self._real_call, self.directory / FILES[item]
                     errors = site_errors(path, model, call.args, call.kwargs, threads=self.threads)
                     found.divergence = first_divergence(errors)
+
+    def _on_microcontroller(
+        self, found: Findings, data: EvaluationData, reference: Callable[..., Any], passed: Passed | None
+    ) -> None:
+        """Run the LiteRT file as a microcontroller would, on the first batch: its kernels are plain ones."""
+        first = replace(data, limit=1)
+
+        def beside(form: Callable[..., Any]) -> Comparison:
+            return evaluate_beside(form, reference, self.module, first, entry=self.entry.name, passed=passed)[1]
+
+        found.microcontroller = on_microcontroller(self.directory / FILES["litert"], self._copy(), beside)
+        found.notes.append(found.microcontroller.sentence)
 
     def _verify_whole(self, found: Findings, data: EvaluationData, deployed: str | None) -> None:
         """Metrics of files that hold the whole module, where no single call can be put in its place."""

@@ -14,6 +14,8 @@ from lightning_compress.delivery.network_call import Entry
 from lightning_compress.export.executorch.write import ExecuTorchModel, to_executorch
 from lightning_compress.export.formats import DENSE_ONNX, FILES
 from lightning_compress.export.latency import Timing, measure
+from lightning_compress.export.litert.run import LiteRTModel
+from lightning_compress.export.litert.write import to_litert
 from lightning_compress.export.onnx.session import OnnxModel
 from lightning_compress.export.openvino import OpenVinoModel
 from lightning_compress.export.verification import deployed_form
@@ -52,6 +54,12 @@ def timings(
             with tempfile.TemporaryDirectory() as temporary:
                 to_executorch(dense, call.example_inputs, file := Path(temporary) / "dense.pte")
                 timed["dense"] = _executorch(file, dense, call)
+    elif deployed == "litert":
+        timed["deployed"] = _litert(path, reference, call, threads)
+        if dense is not None:
+            with tempfile.TemporaryDirectory() as temporary:
+                to_litert(dense, call.example_inputs, file := Path(temporary) / "dense.tflite")
+                timed["dense"] = _litert(file, dense, call, threads)
     else:
         form, _ = deployed_form(path, reference, threads=threads)
         timed["deployed"] = lambda: form(None, *call.args, **call.kwargs)
@@ -79,6 +87,11 @@ def _session(path: Path, reference: nn.Module, call: Entry, threads: int) -> Cal
 def _executorch(path: Path, reference: nn.Module, call: Entry) -> Callable[[], Any]:
     model = ExecuTorchModel(path, reference.forward)
     return lambda: model(*call.args, **call.kwargs)
+
+
+def _litert(path: Path, reference: nn.Module, call: Entry, threads: int) -> Callable[[], Any]:
+    model = LiteRTModel(path, reference.forward, threads=threads)
+    return model.prepared(*call.args, **call.kwargs)
 
 
 def _openvino(path: Path, reference: nn.Module, call: Entry, threads: int) -> Callable[[], Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.export.litert.run import LiteRTModel
 from lightning_compress.export.onnx.session import OnnxModel
 from lightning_compress.export.packed.save_load import load_packed
 from lightning_compress.foundation.boundary import watch
@@ -74,7 +75,7 @@ class _Seen:
 
 def can_trace(path: str | os.PathLike[str]) -> bool:
     """Whether activations inside a file of this format can be looked at."""
-    return Path(path).suffix in (".onnx", ".packed")
+    return Path(path).suffix in (".onnx", ".packed", ".tflite")
 
 
 def site_errors(
@@ -88,10 +89,11 @@ def site_errors(
     """Compare a file's activations with the model's at every activation quantizer.
 
     A copy of the ONNX graph in memory gets the dequantized activations as further outputs; ONNX Runtime still takes
-    its integer kernels. A packed file is loaded into a copy of the model.
+    its integer kernels. LiteRT's reference kernels keep all activations. A packed file is loaded into a copy of the
+    model.
 
     Args:
-        path: An ONNX or packed file.
+        path: An ONNX, LiteRT or packed file.
         model: The model that it was written from, fake-quantized; it is not changed.
         args: Positional arguments of one call.
         kwargs: Keyword arguments.
@@ -108,6 +110,9 @@ def site_errors(
     expected, outputs = _of_model(model, args, kwargs)
     if path.suffix == ".onnx":
         found, last, given = _of_onnx(path, model, args, kwargs, threads)
+    elif path.suffix == ".tflite":
+        values, given = LiteRTModel(path, model.forward, kernels="reference").activations(*args, **kwargs)
+        found, last = [_Seen("", value, grid) for value, grid in values], ()
     else:
         loaded = load_packed(path, strip(copy.deepcopy(model))).cpu().eval()
         found, given = _of_model(loaded, args, kwargs)
@@ -116,7 +121,7 @@ def site_errors(
     for theirs, ours in _pairs(expected, found):
         if theirs.value.numel() != ours.value.numel() or not theirs.value.numel():
             continue
-        difference = differences(ours.value.reshape(theirs.value.shape), theirs.value) / theirs.grid[0]
+        difference = _nearest(ours.value, theirs.value) / theirs.grid[0]
         layers = ours.layers or (theirs.name.partition(":")[0],)
         errors.append(SiteError(theirs.name, layers, float(difference.mean()), float(difference.max())))
     pairs = [(ours, theirs) for ours, theirs in zip(given, outputs, strict=False) if ours.shape == theirs.shape]
@@ -124,6 +129,15 @@ def site_errors(
         difference = differences(*pairs[0]) / (float(sizes(pairs[0][1]).max()) or 1.0)
         errors.append(SiteError("output", last, float(difference.mean()), float(difference.max())))
     return errors
+
+
+def _nearest(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Absolute differences, of images in the order of dimensions in which they are less."""
+    found = differences(ours.reshape(theirs.shape), theirs)
+    last = ours.permute(0, 3, 1, 2) if ours.ndim == 4 else ours
+    if last is ours or last.shape != theirs.shape:
+        return found
+    return min(found, differences(last, theirs), key=lambda difference: float(difference.mean()))
 
 
 def first_divergence(errors: Sequence[SiteError]) -> SiteError | None:

@@ -7,24 +7,29 @@ from typing import Literal, get_args
 
 from lightning_compress.errors import CompressionError, closest, refuse_missing
 
-Format = Literal["onnx", "openvino", "torch_export", "executorch", "packed", "compressed_tensors"]
+Format = Literal["onnx", "openvino", "torch_export", "executorch", "litert", "packed", "compressed_tensors"]
 """In the order in which one counts as deployed: what a runtime computes in integers before what is only stored."""
 FILES: dict[str, str] = {
     "onnx": "model.onnx",
     "openvino": "model.xml",
     "torch_export": "model.pt2",
     "executorch": "model.pte",
+    "litert": "model.tflite",
     "packed": "model.packed",
     "compressed_tensors": "model.safetensors",
 }
 BESIDE = {"openvino": "model.bin", "compressed_tensors": "config.json"}
 """Second files of formats that have two."""
-TRACED = ("onnx", "openvino", "torch_export", "executorch")
+TRACED = ("onnx", "openvino", "torch_export", "executorch", "litert")
 """Formats that hold a graph, for which the network is traced with the inputs of one call."""
-FIXED_BATCH = ("executorch",)
+FIXED_BATCH = ("executorch", "litert")
 """Those of them that are written for one sample a call."""
-_RUNTIMES = {"openvino": "OpenVINO", "executorch": "ExecuTorch"}
-"""Formats whose runtime is a package of the same name, which an extra brings."""
+_RUNTIMES = {
+    "openvino": ("openvino", "OpenVINO"),
+    "executorch": ("executorch", "ExecuTorch"),
+    "litert": ("litert_torch", "LiteRT"),
+}
+"""Formats that need packages, which an extra of the format's name brings: name of the import, and for people."""
 DENSE_STATE, DENSE_ONNX = "dense.safetensors", "dense.onnx"
 GIVEN = "given"
 REPORTS = ("report.json", "report.md", "report.html")
@@ -48,9 +53,9 @@ def check_formats(formats: Sequence[str], name: str) -> tuple[str, ...]:
             raise CompressionError.field(
                 name, expected=f"some of {', '.join(known)}", got=item, fix=closest(str(item), known)
             )
-    for item, runtime in _RUNTIMES.items():
+    for item, (package, runtime) in _RUNTIMES.items():
         if item in formats:
-            refuse_missing(name, item, runtime)
+            refuse_missing(name, package, runtime, item)
     return tuple(dict.fromkeys(formats))
 
 

@@ -17,6 +17,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.export.compressed_tensors import load_compressed_tensors
 from lightning_compress.export.executorch.write import ExecuTorchModel, executorch_name
 from lightning_compress.export.formats import FILES
+from lightning_compress.export.litert.run import LiteRTModel, litert_name
 from lightning_compress.export.onnx.session import OnnxModel, runtime_name
 from lightning_compress.export.openvino import OpenVinoModel, openvino_name
 from lightning_compress.export.packed.save_load import load_packed
@@ -165,7 +166,8 @@ def verify(
 
     Args:
         path: An ``.onnx`` file, run by ONNX Runtime on the CPU, an ``.xml`` file, run by OpenVINO, a ``.pt2`` file, run
-            by PyTorch, a ``.pte`` file, run by ExecuTorch, or else ``model.safetensors`` in the compressed-tensors
+            by PyTorch, a ``.pte`` file, run by ExecuTorch, a ``.tflite`` file, run by
+            LiteRT, or else ``model.safetensors`` in the compressed-tensors
             format or a packed file, loaded into a copy of ``model``.
         model: The model as it was exported, fake-quantized. It is not changed; it runs on the CPU in eval mode.
         dataloader: Batches ``(inputs..., targets)``, or dicts whose targets are under ``target(s)``, ``label(s)`` or
@@ -241,6 +243,9 @@ def deployed_form(path: Path, model: nn.Module, *, threads: int = 1) -> tuple[Ca
     if path.suffix == ".pte":
         method = ExecuTorchModel(path, model.forward)
         return (lambda like, *args, **kwargs: restored(method(*args, **kwargs), like)), executorch_name()
+    if path.suffix == ".tflite":
+        file = LiteRTModel(path, model.forward, threads=threads)
+        return (lambda like, *args, **kwargs: restored(file(*args, **kwargs), like)), litert_name(threads)
     if path.name == FILES["compressed_tensors"]:
         opened = load_compressed_tensors(path, strip(copy.deepcopy(model))).cpu().eval()
         return (lambda like, *args, **kwargs: opened(*args, **kwargs)), pytorch_name()

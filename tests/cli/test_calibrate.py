@@ -136,7 +136,10 @@ def test_what_needs_training_is_left_out_and_named(capsys: pytest.CaptureFixture
         (["export.verify=false"], "export.verify: expected true"),
         (["quantization.range=learned"], "quantization.range: expected minmax, percentile or mse"),
         (["quantization.weight_bits={0: 8, 4: 4}"], "quantization.weight_bits: expected one bit width"),
-        (["--metric", "test/accuracy"], "--metric: expected a metric that the evaluation logs, got 'test/accuracy'. Closest: test/acc"),
+        (
+            ["--metric", "test/accuracy"],
+            "--metric: expected a metric that the evaluation logs, got 'test/accuracy'. Closest: test/acc",
+        ),
         (["--max-drop", "much"], "--max-drop: expected a loss"),
         (["--frequency", "2"], "there is no option --frequency"),
         (["trainer.limit_train_batches=0"], "calibrate: the training data has no batch"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
-from lightning_modules import PlainModule, loader, quiet_trainer
 from networks import ConcatNet, EncoderNet, KeywordSpotter, Mlp, MobileNet
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_compress import CompressedExport, CompressionError, QuantizationAwareTraining
 from lightning_compress.export.litert.integer_operators import litert_integer_share
 from lightning_compress.export.litert.run import LiteRTModel
 from lightning_compress.export.litert.write import to_litert
@@ -43,12 +40,12 @@ def samples(shape: tuple[int, ...], count: int, *, dense: bool) -> tuple[torch.T
         directions = 2 * torch.randn(4, shape[0], generator=generator)
         y = F.interpolate(torch.rand(count, 4, 2, 2), shape[1:]).argmax(1)
         return torch.randn(count, *shape) / 2 + directions[y].permute(0, 3, 1, 2), y
-    directions = torch.randn(5, *shape, generator=generator)
+    directions = 2 * torch.randn(5, *shape, generator=generator)
     y = torch.randint(0, 5, (count,))
     return torch.randn(count, *shape) + directions[y], y
 
 
-def trained(name: str, steps: int = 40, **settings: object) -> nn.Module:
+def trained(name: str, steps: int = 80, **settings: object) -> nn.Module:
     """A network that has learned to tell the directions apart under quantization, in eval mode."""
     torch.manual_seed(0)
     build, shape = NETWORKS[name]
@@ -114,9 +111,7 @@ def test_every_operator_computes_in_integers_but_those_that_are_named(
         assert (share.share, share.lines()) == (1.0, [])
 
 
-def test_the_trained_integers_and_scales_are_in_the_file(
-    networks: Callable[[str], nn.Module], tmp_path: Path
-) -> None:
+def test_the_trained_integers_and_scales_are_in_the_file(networks: Callable[[str], nn.Module], tmp_path: Path) -> None:
     model = networks("cnn")
     to_litert(model, held_out("cnn")[0][:1], tmp_path / "model.tflite")
     file = Interpreter(str(tmp_path / "model.tflite"))

@@ -107,8 +107,10 @@ def test_batch_norms_take_the_division_and_depthwise_layers_are_equalized_on_bot
     for first, second in ((folded(0), folded(3)[:, 0][None]), (folded(3), found[6].weight.detach().numpy())):
         made = np.abs(first).reshape(8, -1).max(1)
         # Iterated over a chain, until a round changes less than a thousandth.
-        read = np.abs(found[3].weight[:, 0].detach().numpy()).reshape(8, -1).max(1) if first.shape[1] == 3 else (
-            np.abs(second).max((0, 2, 3))
+        read = (
+            np.abs(found[3].weight[:, 0].detach().numpy()).reshape(8, -1).max(1)
+            if first.shape[1] == 3
+            else (np.abs(second).max((0, 2, 3)))
         )
         np.testing.assert_allclose(made, read, rtol=5e-3)
     made, read = ranges(found[6].weight.detach().numpy(), found[9].weight.detach().numpy())

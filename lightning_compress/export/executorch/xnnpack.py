@@ -8,13 +8,14 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from lightning_compress.export.pt2e import arguments, register
-from lightning_compress.export.pt2e_passes import (
+from lightning_compress.export.pt2e import (
+    arguments,
     calls,
     one_dequantize_each,
     operator,
     quantize_behind_moves,
     refuse_narrow,
+    register,
 )
 
 _WEIGHTED = frozenset({"linear", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"})

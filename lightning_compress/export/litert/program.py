@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from lightning_compress.export.pt2e import arguments, register
-from lightning_compress.export.pt2e_passes import (
-    calls,
+from lightning_compress.export.pt2e import (
+    arguments,
     one_dequantize_each,
     operator,
     quantize_behind_moves,
     refuse_narrow,
+    register,
 )
 
 Grid = tuple[float, int]

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.errors import CompressionError, first_line
-from lightning_compress.export.litert.flatbuffer import with_integers_outside
+from lightning_compress.errors import CompressionError, first_line, refuse_missing
+from lightning_compress.export.litert.flatbuffer import changed
 from lightning_compress.export.litert.program import for_litert
-from lightning_compress.export.litert.run import LiteRTModel, refuse_missing_litert
+from lightning_compress.export.litert.run import LiteRTModel
 from lightning_compress.export.pt2e import to_pt2e
 from lightning_compress.export.trace import trace
 from lightning_compress.foundation.atomic_write import replacing
@@ -76,7 +76,7 @@ def to_litert(
             an input or output has no quantizer where int8 is asked for, the file gives other outputs, or nothing can be
             written.
     """
-    refuse_missing_litert("to_litert")
+    refuse_missing("to_litert", "litert_torch", "LiteRT", "litert")
     path = Path(path)
     args, kwargs = first_samples(call_arguments(example_inputs, model.forward), batch_size)
     args, kwargs = mapped((args, kwargs), lambda tensor: tensor.detach().cpu().contiguous())
@@ -88,8 +88,8 @@ def to_litert(
     to_pt2e(program, signed=True)
     for_litert(program)
     data = _converted(program.module(), (*example, *named.values()), layout)
-    if values == "int8":
-        data = with_integers_outside(data)
+    if values == "float32" or layout == "channels_last":
+        data = changed(data, floats=values == "float32", last=layout == "channels_last")
     with replacing(path) as temporary:
         temporary.write_bytes(data)
         actual = LiteRTModel(temporary, model.forward)(*args, **kwargs)
@@ -118,6 +118,8 @@ def _converted(module: nn.Module, example: tuple[Tensor, ...], layout: Layout) -
     try:
         with quiet():
             import litert_torch
+
+            litert_torch.config.show_progress = False
             from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
             from litert_torch.quantize.quant_config import QuantConfig
 
