@@ -58,9 +58,8 @@ class CompressedExport(SavingCallback):
 
     Args:
         dirpath: The directory.
-        formats: Some of ``"onnx"``, ``"openvino"``, ``"torch_export"``, ``"executorch"``, ``"litert"``, ``"packed"`` and
-            ``"compressed_tensors"``; the first of them in this
-            order counts as deployed.
+        formats: Some of ``"onnx"``, ``"openvino"``, ``"torch_export"``, ``"executorch"``, ``"litert"``, ``"packed"``
+            and ``"compressed_tensors"``; the first of them in this order counts as deployed.
         verify: Whether to run the written files on data.
         split: ``"val"`` or ``"test"``: which step and which data.
         dataloaders: Data for ``split``, in place of the data module's or the module's own.

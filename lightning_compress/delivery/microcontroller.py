@@ -1,4 +1,4 @@
-"""A LiteRT file in the interpreter for microcontrollers: whether it runs there, in how much memory, and what it says."""
+"""A LiteRT file in the interpreter for microcontrollers: whether it runs, in how much memory, and what it says."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def site_errors(
     for theirs, ours in _pairs(expected, found):
         if theirs.value.numel() != ours.value.numel() or not theirs.value.numel():
             continue
-        difference = _nearest(ours.value, theirs.value) / theirs.grid[0]
+        difference = _nearest(ours.value, theirs.value, channels_last=path.suffix == ".tflite") / theirs.grid[0]
         layers = ours.layers or (theirs.name.partition(":")[0],)
         errors.append(SiteError(theirs.name, layers, float(difference.mean()), float(difference.max())))
     pairs = [(ours, theirs) for ours, theirs in zip(given, outputs, strict=False) if ours.shape == theirs.shape]
@@ -131,13 +131,11 @@ def site_errors(
     return errors
 
 
-def _nearest(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Absolute differences, of images in the order of dimensions in which they are less."""
-    found = differences(ours.reshape(theirs.shape), theirs)
-    last = ours.permute(0, 3, 1, 2) if ours.ndim == 4 else ours
-    if last is ours or last.shape != theirs.shape:
-        return found
-    return min(found, differences(last, theirs), key=lambda difference: float(difference.mean()))
+def _nearest(ours: Tensor, theirs: Tensor, *, channels_last: bool) -> Tensor:
+    """Absolute differences; of a file whose kernels may have channels last, in the order in which they are less."""
+    orders = [ours, ours.movedim(-1, 1)] if channels_last and ours.ndim > 2 else [ours]
+    found = (differences(order.reshape(theirs.shape), theirs) for order in orders)
+    return min(found, key=lambda difference: float(difference.mean()))
 
 
 def first_divergence(errors: Sequence[SiteError]) -> SiteError | None:

@@ -30,9 +30,9 @@ def equalize(model: nn.Module, tape: Tape, folds: Mapping[str, str]) -> list[tup
     """Rescale weights so that each channel between two layers has the same range in both, in place.
 
     Output channel i of the first layer is divided by s_i and input channel i of the second multiplied by it, with
-    s_i = sqrt(r1_i / r2_i) and r the largest absolute weight of the channel (Nagel et al. 2019, equations 8 to 11). What
-    the network computes stays, since only functions with f(s x) = s f(x) lie between the two: ReLU does, ReLU6 does not.
-    A batch norm behind the first layer takes the division. Pairs are repeated until nothing changes.
+    s_i = sqrt(r1_i / r2_i) and r the largest absolute weight of the channel (Nagel et al. 2019, equations 8 to 11).
+    What the network computes stays, since only functions with f(s x) = s f(x) lie between the two, as ReLU and not
+    ReLU6. A batch norm behind the first layer takes the division. Pairs are repeated until nothing changes.
 
     Args:
         model: The model.

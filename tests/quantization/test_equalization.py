@@ -1,4 +1,4 @@
-"""Cross-layer equalization against the paper's formula in NumPy, and that it changes nothing that a network computes."""
+"""Cross-layer equalization against the paper's formula in NumPy; what a network computes stays."""
 
 from __future__ import annotations
 

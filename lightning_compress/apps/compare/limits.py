@@ -121,8 +121,8 @@ class Limits:
     ) -> Limits:
         """Fill in what was left open.
 
-        The objective is the smallest file; where only size, latency or memory is bounded, the best metric. With no limit and
-        no objective a loss of 1 % is allowed.
+        The objective is the smallest file; where only size, latency or memory is bounded, the best metric. With no
+        limit and no objective a loss of 1 % is allowed.
 
         Example:
             >>> Limits.of("test/acc").max_drop, Limits.of("test/acc", max_size=1e5).objective

@@ -15,8 +15,8 @@ from lightning_compress.foundation.markdown_text import code, escaped
 
 FORMAT = 1
 HEADS = ("Pruning", "Bits", "Metric", "Change", "Size", "Smaller", "Latency", "int8", "Flash", "RAM", "Training")
-"""``int8`` is the share of the deployed file's multiply-adds in integer kernels. Flash and RAM are a microcontroller's, shown
-where any job has them."""
+"""``int8`` is the share of the deployed file's multiply-adds in integer kernels. Flash and RAM are a microcontroller's,
+shown where any job has them."""
 
 
 def as_dict(sweep: Sweep, limits: Limits, choice: Choice, *, beside: Path | None = None) -> dict[str, Any]:
