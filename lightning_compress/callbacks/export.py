@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
@@ -35,7 +35,7 @@ from lightning_compress.delivery.report import compose, described
 from lightning_compress.delivery.run import Export
 from lightning_compress.errors import CompressionError, DoesNotHold, reason
 from lightning_compress.export.formats import DENSE_STATE, GIVEN, REPORTS, check_formats, deployed_of, files_of
-from lightning_compress.export.litert.write import Layout, Values
+from lightning_compress.export.litert.settings import LiteRTSettings
 from lightning_compress.foundation.checksum import sha256
 from lightning_compress.quantization import find
 
@@ -58,8 +58,8 @@ class CompressedExport(SavingCallback):
 
     Args:
         dirpath: The directory.
-        formats: Some of ``"onnx"``, ``"openvino"``, ``"torch_export"``, ``"executorch"``, ``"litert"``, ``"packed"``
-            and ``"compressed_tensors"``; the first of them in this order counts as deployed.
+        formats: Some of ``"onnx"``, ``"openvino"``, ``"torch_export"``, ``"executorch"``, ``"litert"``, ``"packed"``,
+            ``"compressed_tensors"``; the first of them in this order counts as deployed.
         verify: Whether to run the written files on data.
         split: ``"val"`` or ``"test"``: which step and which data.
         dataloaders: Data for ``split``, in place of the data module's or the module's own.
@@ -86,8 +86,8 @@ class CompressedExport(SavingCallback):
             default.
         output_names: Names of the graph's outputs; by default the keys or fields under which the forward returns them.
         dynamic_batch: Whether the batch is left free where the network allows it; the report says where it is not.
-        litert_layout: ``"channels_first"`` or ``"channels_last"``: order of the dimensions of images in a LiteRT file.
-        litert_values: ``"float32"`` or ``"int8"``: what a LiteRT file takes and gives.
+        litert: ``layout`` (``"channels_first"``, ``"channels_last"``) of images in a LiteRT file, and what ``values``
+            (``"float32"``, ``"int8"``) it takes and gives.
 
     Attributes:
         report: The report of the last export; ``None`` before, and on other ranks than zero.
@@ -129,8 +129,7 @@ class CompressedExport(SavingCallback):
         input_names: Sequence[str] | None = None,
         output_names: Sequence[str] | None = None,
         dynamic_batch: bool = True,
-        litert_layout: Layout = "channels_first",
-        litert_values: Values = "float32",
+        litert: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.formats = check_formats(formats, f"{_FIELD}.formats")
@@ -140,8 +139,6 @@ class CompressedExport(SavingCallback):
         for setting, value, allowed in (
             ("on_error", on_error, ("refuse", "warn", "raise")),
             ("export_checkpoint", export_checkpoint, ("last", "best")),
-            ("litert_layout", litert_layout, get_args(Layout)),
-            ("litert_values", litert_values, get_args(Values)),
         ):
             if value not in allowed:
                 raise CompressionError.field(f"{_FIELD}.{setting}", expected=f"one of {', '.join(allowed)}", got=value)
@@ -163,14 +160,10 @@ class CompressedExport(SavingCallback):
         self._on_error, self._print_report = on_error, print_report
         self._export_checkpoint = export_checkpoint
         self._kept = KeptCheckpoints()
-        self._settings = GraphSettings(input_names, output_names, dynamic_batch, litert_layout, litert_values)
+        of_litert = LiteRTSettings.of(litert, f"{_FIELD}.litert")
+        self._settings = GraphSettings(input_names, output_names, dynamic_batch, of_litert)
         self._call = FirstCall(
-            self.formats,
-            example_inputs,
-            module,
-            dynamic_batch=dynamic_batch,
-            refuses=on_error != "warn",
-            field=_FIELD,
+            self.formats, example_inputs, module, dynamic_batch=dynamic_batch, refuses=on_error != "warn", field=_FIELD
         )
 
     @override

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.export.compressed_tensors import save_compressed_tensors
 from lightning_compress.export.executorch.write import to_executorch
 from lightning_compress.export.formats import BESIDE, FILES
-from lightning_compress.export.litert.write import Layout, Values, to_litert
+from lightning_compress.export.litert.settings import LiteRTSettings
+from lightning_compress.export.litert.write import to_litert
 from lightning_compress.export.onnx.write import to_onnx
 from lightning_compress.export.openvino import to_openvino
 from lightning_compress.export.packed.save_load import PackedFile, save_packed
@@ -31,15 +32,13 @@ class GraphSettings:
         input_names: Names of the inputs; those of the forward's parameters by default.
         output_names: Names of the outputs; by default the keys or fields under which the forward returns them.
         dynamic_batch: Whether the batch is left free where that can be.
-        litert_layout: Order of the dimensions of images in a LiteRT file.
-        litert_values: What a LiteRT file takes and gives.
+        litert: The same of a LiteRT file.
     """
 
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
     dynamic_batch: bool = True
-    litert_layout: Layout = "channels_first"
-    litert_values: Values = "float32"
+    litert: LiteRTSettings = LiteRTSettings()  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,7 @@ class Files:
         elif item == "executorch":
             to_executorch(model, self.entry.example_inputs, path)
         elif item == "litert":
-            settings = self.settings
-            inputs = self.entry.example_inputs
-            to_litert(model, inputs, path, layout=settings.litert_layout, values=settings.litert_values)
+            to_litert(model, self.entry.example_inputs, path, **asdict(self.settings.litert))
         return None
 
     def write_onnx(self, model: nn.Module, name: str) -> None:

@@ -15,8 +15,7 @@ from lightning_compress.delivery.dense_baseline import as_dense
 from lightning_compress.delivery.directory import ExportDirectory
 from lightning_compress.delivery.evaluation import EvaluationData, duplicate, evaluate, in_training_modes
 from lightning_compress.delivery.files import Files, GraphSettings
-from lightning_compress.delivery.findings import Findings, Result
-from lightning_compress.delivery.microcontroller import on_microcontroller
+from lightning_compress.delivery.findings import Findings, Microcontroller, Result
 from lightning_compress.delivery.network_call import Entry, Passed
 from lightning_compress.delivery.output_cache import Remembered
 from lightning_compress.delivery.side_by_side import (
@@ -34,12 +33,13 @@ from lightning_compress.export.formats import DENSE_ONNX, FILES, deployed_of, fi
 from lightning_compress.export.integer_share import IntegerShare
 from lightning_compress.export.latency import Ratio
 from lightning_compress.export.litert.integer_operators import litert_integer_share
-from lightning_compress.export.litert.micro import has_micro
+from lightning_compress.export.litert.micro import has_micro, micro_memory
+from lightning_compress.export.litert.run import LiteRTModel
 from lightning_compress.export.onnx.integer_share import integer_share
 from lightning_compress.export.onnx.session import OnnxModel, needs_exact_kernels, open_session
 from lightning_compress.export.packed.save_load import load_packed
-from lightning_compress.export.signatures import called_through
-from lightning_compress.export.verification import Comparison, deployed_form, pytorch_name
+from lightning_compress.export.signatures import called_through, restored
+from lightning_compress.export.verification import deployed_form, pytorch_name
 from lightning_compress.foundation.processor import has_vnni
 from lightning_compress.quantization import find, strip
 
@@ -215,13 +215,20 @@ class Export:
     def _on_microcontroller(
         self, found: Findings, data: EvaluationData, reference: Callable[..., Any], passed: Passed | None
     ) -> None:
-        """Run the LiteRT file as a microcontroller would, on the first batch: its kernels are plain ones."""
-        first = replace(data, limit=1)
-
-        def beside(form: Callable[..., Any]) -> Comparison:
-            return evaluate_beside(form, reference, self.module, first, entry=self.entry.name, passed=passed)[1]
-
-        found.microcontroller = on_microcontroller(self.directory / FILES["litert"], self._copy(), beside)
+        """Run the LiteRT file as a microcontroller would, on the first batch, since plain kernels take their time."""
+        path, compared = self.directory / FILES["litert"], None
+        memory = micro_memory(path)
+        if memory.arena is not None:
+            file = LiteRTModel(path, self._copy().forward, kernels="micro")
+            _, compared = evaluate_beside(
+                lambda like, *args, **kwargs: restored(file(*args, **kwargs), like),
+                reference,
+                self.module,
+                replace(data, limit=1),
+                entry=self.entry.name,
+                passed=passed,
+            )
+        found.microcontroller = Microcontroller.of(memory, compared)
         found.notes.append(found.microcontroller.sentence)
 
     def _verify_whole(self, found: Findings, data: EvaluationData, deployed: str | None) -> None:

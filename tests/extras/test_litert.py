@@ -212,7 +212,7 @@ def test_the_first_diverging_layer_of_a_damaged_file_is_named(
 
 
 def test_an_export_writes_runs_measures_and_reports_litert(tmp_path: Path) -> None:
-    callback = CompressedExport(tmp_path, formats=["litert"], litert_values="int8")
+    callback = CompressedExport(tmp_path, formats=["litert"], litert={"values": "int8"})
     quiet_trainer(callbacks=[callback, QuantizationAwareTraining(backend="litert")]).fit(
         PlainModule(), loader(), loader(seed=1)
     )

@@ -111,6 +111,7 @@ def _round_weights_in_graph(program: torch.export.ExportedProgram) -> None:
     """Float weight, quantize, dequantize, in place of stored integers: the quantization finds the integers again."""
     theirs, signature, state = register(), program.graph_signature, program.state_dict
     floats: set[str] = set()
+    grid: tuple[Any, ...]
     for node in list(program.graph_module.graph.nodes):
         each = node.target is theirs.dequantize_per_channel.default
         if not each and node.target is not theirs.dequantize_per_tensor.default:

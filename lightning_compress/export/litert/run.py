@@ -40,7 +40,7 @@ class LiteRTModel:
     ) -> None:
         refuse_missing("LiteRTModel", "ai_edge_litert", "LiteRT", "litert")
         self.path, self._forward = Path(path), forward
-        self.interpreter = MicroInterpreter(path) if kernels == "micro" else _interpreter(path, threads, kernels)
+        self.interpreter: Any = MicroInterpreter(path) if kernels == "micro" else _interpreter(path, threads, kernels)
         self.inputs: list[Detail] = self.interpreter.get_input_details()
         self.outputs: list[Detail] = self.interpreter.get_output_details()
         self._last = channels_last(parsed(self.path.read_bytes()))
@@ -63,7 +63,8 @@ class LiteRTModel:
     def prepared(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
         """A function that runs the file once, on the inputs of this call."""
         self.run(self._given(args, kwargs))
-        return self.interpreter.invoke  # type: ignore[no-any-return]
+        invoke: Callable[[], Any] = self.interpreter.invoke
+        return invoke
 
     def activations(self, *args: Any, **kwargs: Any) -> tuple[list[tuple[Tensor, tuple[float, int]]], list[Tensor]]:
         """Activations inside a file that is run by reference kernels, and its outputs.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from lightning_compress.errors import CompressionError, first_line, refuse_missi
 from lightning_compress.export.litert.flatbuffer import changed
 from lightning_compress.export.litert.program import for_litert
 from lightning_compress.export.litert.run import LiteRTModel
+from lightning_compress.export.litert.settings import Layout, LiteRTSettings, Values
 from lightning_compress.export.pt2e import to_pt2e
 from lightning_compress.export.trace import trace
 from lightning_compress.foundation.atomic_write import replacing
@@ -29,9 +30,6 @@ from lightning_compress.foundation.example_inputs import call_arguments, first_s
 from lightning_compress.foundation.nested import mapped
 from lightning_compress.foundation.output_difference import same_outputs
 from lightning_compress.foundation.pytree import tree_leaves
-
-Layout = Literal["channels_first", "channels_last"]
-Values = Literal["float32", "int8"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,7 @@ def to_litert(
             an input or output has no quantizer where int8 is asked for, the file gives other outputs, or nothing can be
             written.
     """
+    LiteRTSettings.of({"layout": layout, "values": values}, "to_litert")
     refuse_missing("to_litert", "litert_torch", "LiteRT", "litert")
     path = Path(path)
     args, kwargs = first_samples(call_arguments(example_inputs, model.forward), batch_size)
