@@ -94,16 +94,13 @@ class MicroInterpreter:
 
     def __init__(self, path: str | Path) -> None:
         refuse_missing_micro("MicroInterpreter")
+        # Apart first: with too little memory the interpreter ends its process.
+        if (found := micro_memory(path)).arena is None:
+            missing = f"it has no kernel for {', '.join(found.unsupported)}" if found.unsupported else found.error
+            raise CompressionError(f"{path}: the interpreter for microcontrollers cannot run this file: {missing}.")
         from tflite_micro.python.tflite_micro import runtime
 
-        try:
-            self._interpreter = runtime.Interpreter.from_file(str(path), arena_size=_ROOM)
-        except (RuntimeError, ValueError) as error:
-            found = micro_memory(path)
-            missing = f"it has no kernel for {', '.join(found.unsupported)}" if found.unsupported else str(error)
-            raise CompressionError(
-                f"{path}: the interpreter for microcontrollers cannot load this file: {missing}."
-            ) from error
+        self._interpreter = runtime.Interpreter.from_file(str(path), arena_size=_ROOM)
         graph = parsed(Path(path).read_bytes()).subgraphs[0]
         inputs, outputs = self._interpreter.get_input_details, self._interpreter.get_output_details
         self._inputs = [{**inputs(index), "index": index} for index in range(len(graph.inputs))]

@@ -38,9 +38,10 @@ class LiteRTModel:
     def __init__(
         self, path: str | Path, forward: Callable[..., Any], *, threads: int = 1, kernels: Kernels = "xnnpack"
     ) -> None:
-        refuse_missing("LiteRTModel", "ai_edge_litert", "LiteRT", "litert")
         self.path, self._forward = Path(path), forward
-        self.interpreter: Any = MicroInterpreter(path) if kernels == "micro" else _interpreter(path, threads, kernels)
+        self.interpreter: Any = (
+            MicroInterpreter(path) if kernels == "micro" else litert_interpreter(path, threads=threads, kernels=kernels)
+        )
         self.inputs: list[Detail] = self.interpreter.get_input_details()
         self.outputs: list[Detail] = self.interpreter.get_output_details()
         self._last = channels_last(parsed(self.path.read_bytes()))
@@ -122,7 +123,18 @@ class LiteRTModel:
         return (shape[0], shape[3], *shape[1:3]) if self._last and len(shape) == 4 else shape
 
 
-def _interpreter(path: str | Path, threads: int, kernels: Kernels) -> Any:
+def litert_interpreter(path: str | Path, *, threads: int = 1, kernels: Kernels = "xnnpack") -> Any:
+    """LiteRT's own interpreter of a file, ready to run.
+
+    Args:
+        path: The file.
+        threads: Its threads.
+        kernels: ``"xnnpack"``, or ``"reference"``, which keep the values of all tensors.
+
+    Raises:
+        CompressionError: LiteRT is not installed, the file is missing, or LiteRT cannot load it.
+    """
+    refuse_missing("litert_interpreter", "ai_edge_litert", "LiteRT", "litert")
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     plain = kernels == "reference"
