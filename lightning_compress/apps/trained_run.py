@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lightning_compress.apps.configuration.instantiate import instantiate
 from lightning_compress.apps.configuration.saved_config import CONFIG
+from lightning_compress.apps.regular_file import regular_text
 from lightning_compress.apps.train.outcome import RESULT_FILE
 from lightning_compress.delivery.dense_baseline import read_dense
 from lightning_compress.delivery.evaluation import EvaluationData, duplicate, quiet_trainer, undisturbed
@@ -221,7 +222,7 @@ def _dense_candidates(folder: Path, path: Path) -> Iterator[Path]:
 def _result(folder: Path) -> dict[str, Any]:
     path = folder / RESULT_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(regular_text(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -26,6 +26,7 @@ def add_bench(commands: Any) -> None:
         run,
         epilog="The two files run in turn, block by block; the ratio is the median over blocks, with its quartiles.",
     )
+    parser.set_defaults(runs_file=True)
     parser.add_argument(
         "path",
         type=Path,

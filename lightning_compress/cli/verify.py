@@ -37,7 +37,7 @@ def add_verify(commands: Any) -> None:
     )
     parser.add_argument("path", type=Path, help="an .onnx, .packed, .pt2 or .xml file, or the directory of an export")
     # Overrides may stand on either side of options, which argparse alone would not allow.
-    parser.set_defaults(passes_on=True)
+    parser.set_defaults(passes_on=True, runs_file=True)
     parser.add_argument(
         "--max-drop",
         metavar="LOSS",

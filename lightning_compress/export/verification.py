@@ -69,7 +69,8 @@ class Comparison:
             targets: Integer tensors among which the classes are; they tell which dimension holds scores.
 
         Raises:
-            CompressionError: The file gave outputs of another shape, or other values that are not finite.
+            CompressionError: The file gave outputs of another shape or kind of numbers, or other values that are not
+                finite.
 
         Example:
             >>> comparison = Comparison()
@@ -87,6 +88,11 @@ class Comparison:
                 raise CompressionError(
                     f"The written file gives an output of shape {list(ours.shape)} where the model gives "
                     f"{list(theirs.shape)}: something that depends on the batch was fixed when it was exported."
+                )
+            kinds = [(value.is_floating_point(), value.is_complex()) for value in (ours, theirs)]
+            if kinds[0] != kinds[1]:
+                raise CompressionError(
+                    f"The written file gives an output of {ours.dtype} where the model gives {theirs.dtype}."
                 )
             difference = differences(ours, theirs)
             if not bool(difference.isfinite().all()):

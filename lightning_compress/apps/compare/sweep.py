@@ -200,7 +200,7 @@ def _read(path: Path, folder: Path, format: str) -> Job:
         result = read_json(path / RESULT_FILE) if (path / RESULT_FILE).exists() else None
         if result is None and (record or (path / ".hydra").exists()):
             return Job(name, path, "unfinished", "it has not ended, or was killed", overrides=overrides)
-        report = _report(path, result)
+        report = _report(path, folder, result)
         if report is None:
             return Job(name, path, "unfinished", "it ended without an export; run it with export=default")
         content = read_json(report)
@@ -233,8 +233,13 @@ def _job(
     micro = mapping(report.get("microcontroller"))
     pruning, quantization = (mapping(report["plan"][name]) for name in ("pruning", "quantization"))
     sparsity = float(number(pruning.get("final_sparsity")) or 0.0)
-    if min(size, *files.values()) < 0 or not 0 <= sparsity <= 1:
-        raise CompressionError(f"{report_path}: damaged, with a size of {size} bytes and a sparsity of {sparsity}.")
+    seconds = number(mapping(result.get("seconds")).get("compressed"))
+    shares = {"sparsity": sparsity, "integer_share": number(report.get("integer_share"))}
+    for what, share in shares.items():
+        if share is not None and not 0 <= share <= 1:
+            raise CompressionError.field(f"{report_path}: {what}", expected="a share from 0 to 1", got=share)
+    if seconds is not None and seconds < 0:
+        raise CompressionError.field(f"{path / RESULT_FILE}: seconds", expected="a number of at least 0", got=seconds)
     page = report_path.with_suffix(".html")
     return Job(
         name=name,
@@ -253,25 +258,34 @@ def _job(
         dense_bytes=None if dense is None else dense["bytes"],
         latency_ms=_median(deployed),
         dense_latency_ms=_median(dense),
-        integer_share=number(report.get("integer_share")),
+        integer_share=shares["integer_share"],
         flash=None if micro.get("arena_bytes") is None else _count(micro.get("flash_bytes")),
         ram=_count(micro.get("arena_bytes")),
-        seconds=number(mapping(result.get("seconds")).get("compressed")),
+        seconds=seconds,
         samples=_count(report.get("samples")),
         report=page if page.is_file() else None,
         failures=tuple(texts(report.get("failures"))),
     )
 
 
-def _report(path: Path, result: Mapping[str, Any] | None) -> Path | None:
-    """The job's report: in its directory, which may have been moved since, or where the job says that it is."""
+def _report(path: Path, folder: Path, result: Mapping[str, Any] | None) -> Path | None:
+    """The job's report: in its directory, which may have been moved since, or where the job says that it is.
+
+    Raises:
+        CompressionError: It is outside of the sweep's directory, where a job of anybody could name any file.
+    """
     # Directories with a dot hold what an export was killed at.
     whole = (found for found in path.rglob(REPORT_FILE) if not found.parent.name.startswith("."))
     inside = sorted(whole, key=lambda found: (len(found.parts), found))
-    if inside:
-        return inside[0]
     said = (result or {}).get("report")
-    return Path(said) if isinstance(said, str) and Path(said).is_file() else None
+    found = inside[0] if inside else Path(said) if isinstance(said, str) else None
+    if found is None:
+        return None
+    if not found.resolve().is_relative_to(folder.resolve()):
+        raise CompressionError(
+            f"its report is {found}, outside of {folder}: compare a directory that holds both, or move it there"
+        )
+    return found if found.is_file() else None
 
 
 def _pruning(settings: Mapping[str, Any]) -> str:
@@ -295,6 +309,8 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _count(value: Any) -> int | None:
     found = number(value)
+    if found is not None and found < 0:
+        raise CompressionError(f"damaged, with a count of {found}.")
     return None if found is None else int(found)
 
 
