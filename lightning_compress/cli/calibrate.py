@@ -41,7 +41,7 @@ def add_calibrate(commands: Any) -> None:
     parser.add_argument(
         "--equalize", action="store_true", help="first give consecutive layers equal ranges of each channel"
     )
-    parser.add_argument("--batchnorm", action="store_true", help="measure batch-norm statistics anew on the batches")
+    parser.add_argument("--batchnorm", action="store_true", help="measure batch-norm statistics again on the batches")
     parser.add_argument(
         "--max-drop",
         default="1%",

@@ -1,4 +1,4 @@
-"""Running a LightningModule's own evaluation, with another form of the network inside."""
+"""Running a LightningModule's own evaluation with another form of the network, such as a written file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an export found out, what it could not do among it."""
+"""Results of an export: files, metrics, timings, notes and failures."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 from lightning_compress.delivery.dense_baseline import untrained_start
 from lightning_compress.errors import reason
 from lightning_compress.export.divergence import SiteError
+from lightning_compress.export.formats import deployed_of
 from lightning_compress.export.integer_share import IntegerShare
 from lightning_compress.export.latency import Ratio, Timing
 from lightning_compress.export.litert.micro import MicroMemory
 from lightning_compress.export.packed.save_load import PackedFile
 from lightning_compress.export.verification import Comparison
-from lightning_compress.foundation.number_text import percent, size
+from lightning_compress.report.number_text import percent, size
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Findings:
         packed: The packed file, if it was written.
         comparisons: Format → how far its outputs are from the model's; empty if nothing was verified.
         divergence: Where the deployed form begins to differ by more than rounding, if it does.
-        integers: How much of the deployed file's arithmetic its runtime does in integers, where that is known.
+        integers: How much of the ONNX file's arithmetic ONNX Runtime does in integers, where it is quantized.
         microcontroller: What the interpreter for microcontrollers said of the LiteRT file, where it is installed.
         ratio: Latency of the deployed form ÷ that of the dense one, in the same runtime.
         notes: What a reader should know about the numbers.
@@ -119,6 +120,12 @@ class Findings:
     ratio: Ratio | None = None
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of predictions in which the deployed form and the trained model agree; ``None`` if it is unknown."""
+        form = deployed_of(self.comparisons)
+        return None if form is None else self.comparisons[form].agreement
 
     @property
     def written(self) -> list[str]:

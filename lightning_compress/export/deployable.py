@@ -22,8 +22,8 @@ from lightning_compress.quantization.attach import Quantization, find, strip
 from lightning_compress.quantization.candidates import Use
 from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.quantizers import bias as biases
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
 from lightning_compress.quantization.quantizers.attention import SeparateProjections
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
 
 
@@ -76,7 +76,7 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
     duplicate = copy.deepcopy(model).cpu().eval()
     quantization = find(duplicate)
     if quantization:
-        quantization.refuse_replaced()
+        quantization.weights.refuse_replaced()
         quantization.synchronize()
     folds = dict(quantization.placement.folds) if quantization and quantization.placement else None
     integers = _integers(quantization) if quantization else {}
@@ -220,7 +220,7 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> list[
 
 
 def _make_room(weight: IntegerWeight, bias: torch.Tensor, input_scale: float) -> None:
-    """Widen the scale of channels whose bias would overflow int32; their integers are rounded anew."""
+    """Widen the scale of channels whose bias would overflow int32; their integers are rounded again."""
     scale = biases.with_room(weight.scale, bias, input_scale)
     widened = scale > weight.scale
     if bool(widened.any()):

@@ -68,17 +68,28 @@ class CompiledSource:
     """A C++ source and its compiled library, which is loaded once a process.
 
     Args:
-        path: The source, one file.
+        path: The source.
+        headers: The headers of its directory that it includes.
         declare: Tells ``ctypes`` the types of the library's functions.
         name: What it is, for the screen.
         without: What its absence costs, one sentence for the screen.
 
     Attributes:
-        failure: Why there is no library; ``None`` where there is one, or nobody asked yet.
+        sources: The source and its headers; a change in any of them compiles again.
+        failure: Why there is no library; ``None`` where there is one, or it was not asked for yet.
     """
 
-    def __init__(self, path: Path, declare: Callable[[ctypes.CDLL], object], *, name: str, without: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        declare: Callable[[ctypes.CDLL], object],
+        *,
+        name: str,
+        without: str,
+        headers: Sequence[str] = (),
+    ) -> None:
         self.path = path
+        self.sources = (path, *map(path.with_name, headers))
         self.failure: str | None = None
         self._declare, self._name, self._without = declare, name, without
         self._library: ctypes.CDLL | None = None
@@ -112,7 +123,13 @@ class CompiledSource:
         if os.name != "posix":
             raise CompressionError("They are compiled on Linux and macOS alone.")
         command, cache = compiler(), _cache()
-        identity = (self.path.read_bytes(), *_COMMON, *command, platform.machine(), _processor())
+        identity = (
+            *(source.read_bytes() for source in self.sources),
+            *_COMMON,
+            *command,
+            platform.machine(),
+            _processor(),
+        )
         stem = f"{self.path.stem}-{_digest(*identity)}"
         if cache is not None and (kept := _kept(cache, stem)) is not None:
             return ctypes.CDLL(str(kept))
@@ -179,7 +196,7 @@ def _keep(built: Path, cache: Path | None) -> Path:
             temporary.chmod(0o700)
     except (CompressionError, OSError) as error:
         _say(
-            f"{cache}: cannot be written ({first_line(error)}), so that every process compiles anew. Set "
+            f"{cache}: cannot be written ({first_line(error)}), so that every process compiles again. Set "
             f"XDG_CACHE_HOME to a directory that can be written."
         )
         return built

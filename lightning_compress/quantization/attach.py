@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.quantization.model import ATTRIBUTE, Quantization
+from lightning_compress.quantization.model import Quantization
 from lightning_compress.quantization.settings import QuantizationSettings
+from lightning_compress.quantization.wiring import ATTRIBUTE
 
 __all__ = ["Quantization", "attach", "find", "install", "prepare", "strip"]
 
@@ -57,7 +58,15 @@ def prepare(model: nn.Module, *, example_inputs: Any = None, **settings: Any) ->
 
 
 def install(model: nn.Module, settings: QuantizationSettings) -> Quantization:
-    """Attach the weight quantizers; activations follow with ``record``, ``place`` or ``load_state_dict``."""
+    """Attach the weight quantizers; activations follow with ``record``, ``place`` or ``load_state_dict``.
+
+    Args:
+        model: The model, changed in place.
+        settings: What is quantized, and how.
+
+    Raises:
+        CompressionError: The model is prepared already, or nothing in it can be quantized.
+    """
     if find(model) is not None:
         raise CompressionError(
             f"{settings.field}: {type(model).__name__} is quantized already: strip(model) before preparing it again."
@@ -71,6 +80,13 @@ def attach(model: nn.Module, state: Mapping[str, Any]) -> Quantization:
     """Attach the quantization that ``Quantization.state_dict`` described, with its weight scales fixed.
 
     For weights that lie on their grid already (loaded artifacts): quantizing again changes nothing.
+
+    Args:
+        model: The model, changed in place.
+        state: What ``Quantization.state_dict`` returned.
+
+    Raises:
+        CompressionError: The state is of another model.
     """
     settings = QuantizationSettings(**state["settings"])
     quantization = install(model, settings)
@@ -81,7 +97,11 @@ def attach(model: nn.Module, state: Mapping[str, Any]) -> Quantization:
 
 
 def find(model: nn.Module) -> Quantization | None:
-    """The quantization attached to a model, to one of its submodules, or to what it is a part of, if any."""
+    """The quantization attached to a model, to one of its submodules, or to what it is a part of, if any.
+
+    Args:
+        model: The model.
+    """
     for module in model.modules():
         if ATTRIBUTE in module.__dict__:
             return module.__dict__[ATTRIBUTE]
@@ -90,6 +110,9 @@ def find(model: nn.Module) -> Quantization | None:
 
 def strip(model: nn.Module) -> nn.Module:
     """Remove every trace of quantization, in place; the weights stay the float ones.
+
+    Args:
+        model: The model.
 
     Returns:
         The same model.

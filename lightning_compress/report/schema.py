@@ -1,4 +1,4 @@
-"""What a report must hold, so that other tools can rely on it."""
+"""The schema of a report, on which other tools can rely."""
 
 from __future__ import annotations
 
@@ -101,6 +101,7 @@ SCHEMA = {
             "phase": str,
         }
     ],
+    "evaluations": [{"step": int, "metrics": _Map(_NUMBER)}],
     "stays_float": [str],
     "notes": [str],
     "failures": [str],

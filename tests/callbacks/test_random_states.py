@@ -24,8 +24,8 @@ from lightning_compress import (
     GradualMagnitudePruning,
     QuantizationAwareTraining,
 )
-from lightning_compress.callbacks.random_states import random_states
-from lightning_compress.callbacks.resume_limits import resume_limits
+from lightning_compress.callbacks.checkpoints.random_states import random_states
+from lightning_compress.callbacks.checkpoints.resume_limits import resume_limits
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|not empty|Checkpoint directory)")
 

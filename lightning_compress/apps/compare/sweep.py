@@ -1,4 +1,4 @@
-"""A directory of jobs, read back: what each was, what it came to, or why there is nothing to compare."""
+"""The jobs of a sweep's directory: settings and results of each, or why it cannot be compared."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lightning_compress.apps.compare.job_files import (
 from lightning_compress.apps.train.outcome import RESULT_FILE
 from lightning_compress.apps.train.sweep_jobs import JOB_FILE, SHARED, read_job
 from lightning_compress.errors import CompressionError, closest
-from lightning_compress.foundation import number_text as text
 from lightning_compress.report import check
+from lightning_compress.report import number_text as text
 
 REPORT_FILE = "report.json"
 DEPLOYED = "deployed"

@@ -1,4 +1,4 @@
-"""Which classes a config from somebody else's folder may name before the user has said that it is trusted.
+"""Which classes a config from an untrusted folder may name.
 
 A ``_target_`` is any Python function: building what a config says is running its author's code.
 """
