@@ -104,17 +104,19 @@ def _plain(model: nn.Module) -> Iterator[None]:
     quantization = find(model)
     enabled = quantization is not None and quantization.enabled
     fastpath = torch.backends.mha.get_fastpath_enabled()
+    backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    libraries = [(backend, backend.enabled) for backend in backends]
     if quantization is not None:
         quantization.enabled = False
     torch.backends.mha.set_fastpath_enabled(False)
+    for library, _ in libraries:
+        library.enabled = False
     try:
-        with (
-            evaluating(model),
-            torch.backends.mkldnn.flags(enabled=False),
-            torch.backends.cudnn.flags(enabled=False),
-        ):
+        with evaluating(model):
             yield
     finally:
+        for library, was_enabled in libraries:
+            library.enabled = was_enabled
         torch.backends.mha.set_fastpath_enabled(fastpath)
         if quantization is not None:
             quantization.enabled = enabled
