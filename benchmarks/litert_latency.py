@@ -2,9 +2,9 @@
 
     python benchmarks/litert_latency.py --write
 
-Each network is calibrated for each runtime's backend on the same random batches, written by us in int8 and in float, and
-all files of a network run in turn, block by block, with one sample and one thread. A ratio is the median over blocks with
-its quartiles. Needs the extras ``litert`` and ``openvino``.
+Each network is calibrated for each runtime's backend on the same random batches, written by us in int8 and in float,
+and all files of a network run in turn, block by block, with one sample and one thread. A ratio is the median over
+blocks with its quartiles. Needs the extras ``litert`` and ``openvino``.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def main() -> None:
             columns[f"{name}_int8_ms"] = (f"{runtime}: int8, ms", ".3f")
         notes = [
             "One sample, one thread, all files of a network interleaved; medians over blocks.",
-            f"Other processes ran on the machine (load {load:.1f} on {os.cpu_count()} cores), which the ratios feel less "
-            f"than the times.",
+            f"Other processes ran on the machine (load {load:.1f} on {os.cpu_count()} cores): take the ratios, not the "
+            f"times.",
         ]
         versions = {"LiteRT": "ai-edge-litert", "OpenVINO": "openvino", "ONNX Runtime": "onnxruntime"}
         results.write(
