@@ -21,7 +21,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.foundation import pytree
 from lightning_compress.foundation.recorded_forward import Tape, recording
 from lightning_compress.foundation.settings_diff import check_accept, settle
-from lightning_compress.quantization.attach import Quantization, find, install, strip
+from lightning_compress.quantization.attach import Quantization, find, install, refuse_replaced, strip
 from lightning_compress.quantization.bit_schedule import BitPlan, BitSchedule
 from lightning_compress.quantization.ranges.optimizer import RangeOptimizer
 from lightning_compress.quantization.settings import (
@@ -224,7 +224,7 @@ class QuantizationAwareTraining(SavingCallback):
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._attached.refuse_replaced()
+        refuse_replaced(self._attached)
 
     @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:

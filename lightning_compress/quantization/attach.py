@@ -11,7 +11,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.model import ATTRIBUTE, Quantization
 from lightning_compress.quantization.settings import QuantizationSettings
 
-__all__ = ["Quantization", "attach", "find", "install", "prepare", "strip"]
+__all__ = ["Quantization", "attach", "find", "install", "prepare", "refuse_replaced", "strip"]
 
 
 def prepare(model: nn.Module, *, example_inputs: Any = None, **settings: Any) -> nn.Module:
@@ -86,6 +86,22 @@ def find(model: nn.Module) -> Quantization | None:
         if ATTRIBUTE in module.__dict__:
             return module.__dict__[ATTRIBUTE]
     return None
+
+
+def refuse_replaced(quantization: Quantization) -> None:
+    """Notice modules that were replaced since quantization was attached, as a head is for another task.
+
+    Raises:
+        CompressionError: The quantizers of such a module are of one that is no longer part of the model.
+    """
+    alive = set(quantization.root.modules())
+    gone = [name for name, q in quantization.layers.items() if not any(use.owner in alive for use in q.uses)]
+    if gone:
+        raise CompressionError(
+            f"{quantization.settings.field}: the module of {', '.join(gone)} was replaced after quantization was "
+            f"attached, so that the new one would stay float. Replace it before the fit, or strip(model) and prepare "
+            f"again."
+        )
 
 
 def strip(model: nn.Module) -> nn.Module:

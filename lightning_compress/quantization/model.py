@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.example_inputs import call_arguments, evaluating
+from lightning_compress.foundation.function_calls import on_call
 from lightning_compress.foundation.recorded_forward import Tape, recording
 from lightning_compress.foundation.settings_diff import differences
 from lightning_compress.quantization import selection, wiring
@@ -21,17 +22,20 @@ from lightning_compress.quantization.candidates import (
     functional_uses,
     outside_uses,
 )
+from lightning_compress.quantization.computed_weights import ComputedUse, computed_uses, mark, read_itself
 from lightning_compress.quantization.late_layers import LateLayers, addition, merged, ran
 from lightning_compress.quantization.placement.first_last import recorded_ends, registered_ends
 from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.placement.sites import Placement
 from lightning_compress.quantization.quantizers.attention import SeparateProjections
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch, WeightQuantizer, WeightShadows
+from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch, WeightQuantizer
 from lightning_compress.quantization.quantizers.bias import BiasShadow
-from lightning_compress.quantization.quantizers.hooks import ActivationHook, Unnested
+from lightning_compress.quantization.quantizers.computed import ComputedWeight
+from lightning_compress.quantization.quantizers.hooks import Unnested
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
 from lightning_compress.quantization.quantizers.weight_group import WeightGroup
-from lightning_compress.quantization.settings import QuantizationSettings, check_bits
+from lightning_compress.quantization.quantizers.weight_shadows import WeightShadows
+from lightning_compress.quantization.settings import QuantizationSettings, check_change
 
 # Where a module keeps what is attached to it.
 ATTRIBUTE = "_lightning_compress_quantization"
@@ -41,9 +45,11 @@ class Quantization:
     """All quantizers of one model.
 
     Attributes:
+        root: The module that was prepared: all names are relative to it.
         settings: What was asked for.
         layers: Weight's full name → its quantizer.
         activations: Site name → its quantizer; empty until the model was recorded.
+        computed: Name of a weight that a forward computes → its quantizer; empty until the model was recorded.
         biases: What rounds the biases of integer layers in evaluation; empty until the model was recorded.
         placement: Where the activation quantizers sit; ``None`` until the model was recorded.
         weight_bits: Bits of weights now, of layers that ask for no others.
@@ -52,32 +58,30 @@ class Quantization:
     """
 
     def __init__(self, model: nn.Module, settings: QuantizationSettings) -> None:
-        self.settings = settings
+        self.root, self.settings = model, settings
         self.layers: dict[str, WeightQuantizer] = {}
         self.activations: dict[str, ActivationQuantizer] = {}
+        self.computed: dict[str, ComputedWeight] = {}
         self.biases: list[BiasShadow] = []
         self.placement: Placement | None = None
-        self._model = model
         self._switch = Switch(model)
         self._group = WeightGroup()
         self._switch.momentum = settings.momentum
         self._switch.observe_every = settings.observe_every
         self._handles: list[wiring.Handle] = []
+        self._shadows: list[WeightShadows] = []
+        self._released: list[str] = []
         self._overrides: dict[str, Mapping[str, Any]] = {}
         self._ends: set[str] = set()
         self._loose: dict[str, Mapping[str, Any]] = {}
-        self._computed: list[str] = []
+        self._wrapped: dict[str, Mapping[str, Any]] = {}
+        self._unquantizable: dict[str, str] = {}
         self._functional: list[FunctionalUse] = []
         self.weight_bits = settings.weight_bits
         self.activation_bits = settings.activation_bits
         self.settled = True
         self._late = LateLayers(model, ())
         self._attach_weights()
-
-    @property
-    def root(self) -> nn.Module:
-        """The module that was prepared: all names are relative to it."""
-        return self._model
 
     def names_in(self, model: nn.Module) -> dict[str, str]:
         """Weight's name here → its name in a module that holds the root, or that is a part of it."""
@@ -114,27 +118,26 @@ class Quantization:
     @property
     def unreached(self) -> list[str]:
         """What stays float although the backend could run it in integers, with the reason."""
-        return [*self._computed, *(self.placement.unreached if self.placement else ()), *self._unobserved()]
+        lines = [f"{name}: {reason}" for name, reason in self._unquantizable.items()]
+        return [*lines, *(self.placement.unreached if self.placement else ()), *self._unobserved()]
 
     def _unobserved(self) -> list[str]:
         """What no training batch has reached, once one has reached others: each name with the reason."""
         names = [name for name, quantizer in self.activations.items() if not quantizer.observed]
-        if len(names) == len(self.activations):
-            names = []
+        names = [] if len(names) == len(self.activations) else names
         lines = [f"{name}: no training batch came by here, so that its range is unknown" for name in names]
         return [*lines, *(f"{name}: no training batch ran it while ranges were learned" for name in self._waiting())]
 
     def _waiting(self) -> list[str]:
         """Layers whose inputs would be quantized, had a training batch run them."""
-        if self.placement is None:
-            return []
         wanted = {name.rpartition(".")[0] for name, bits in self._input_bits().items() if bits is not None}
-        return sorted(self._late.waiting & wanted)
+        return sorted(self._late.waiting & wanted) if self.placement is not None else []
 
     @property
     def needs_recording(self) -> bool:
         """Whether activations are asked for and the model was not recorded yet."""
-        return self.placement is None and any(bits is not None for bits in self._input_bits().values())
+        bits = [*self._input_bits().values(), *(self.activation_bits for _ in self._wrapped)]
+        return self.placement is None and any(each is not None for each in bits)
 
     @property
     def gains_by_recording(self) -> bool:
@@ -147,25 +150,28 @@ class Quantization:
         Args:
             example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments.
         """
-        args, kwargs = call_arguments(example_inputs, self._model.forward)
+        args, kwargs = call_arguments(example_inputs, self.root.forward)
         enabled, self.enabled = self.enabled, False
         try:
-            with evaluating(self._model), torch.no_grad(), recording(self._model) as tape:
-                self._model(*args, **kwargs)
+            with evaluating(self.root), torch.no_grad(), recording(self.root) as tape:
+                self.root(*args, **kwargs)
         finally:
             self.enabled = enabled
         self.place(tape)
 
     def place(self, tape: Tape) -> None:
         """Quantize what only a recorded forward shows: weights that functions read, and activations."""
-        reads = functional_uses(tape, self._model)
-        selection.refuse_unread(self.settings, self._loose, {read.weight for read in reads})
+        reads, computed = functional_uses(tape, self.root), computed_uses(tape)
+        parts = {name for use in computed for name in use.made_of}
+        selection.refuse_unread(self.settings, self._loose, {read.weight for read in reads} | parts)
         seen = {(read.weight, read.host) for read in reads}
-        outside = [read for read in outside_uses(tape, self._model) if (read.weight, read.host) not in seen]
+        outside = [read for read in outside_uses(tape, self.root) if (read.weight, read.host) not in seen]
         self._attach_functional([*reads, *outside])
+        self._attach_computed(computed, [name for name in self.layers if name in parts and not read_itself(tape, name)])
+        mark(tape, self.computed)
         self._set_ends(recorded_ends(tape, self._overrides))
         self._attach_activations(self._placed(tape))
-        self._wait_for(set(self._owners()) - ran(tape, self._model, self.layers.values()))
+        self._wait_for(set(self._owners()) - ran(tape, self.root, self.layers.values()))
 
     def place_late(self) -> bool:
         """Place the activation quantizers of layers that ran for the first time since; call it between two steps.
@@ -181,10 +187,11 @@ class Quantization:
             enabled, self.enabled = self.enabled, False
             with evaluating(part), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 try:
-                    with recording(self._model) as tape:
+                    with recording(self.root) as tape:
                         part(*args, **kwargs)
                 finally:
                     self.enabled = enabled
+                mark(tape, self.computed)
                 self._attach_more(self._placed(tape))
                 part(*args, **kwargs)
             self._late.ran(tape)
@@ -196,13 +203,13 @@ class Quantization:
         return [name.rpartition(".")[0] for name in self.layers if name not in self._loose]
 
     def _wait_for(self, layers: Collection[str]) -> None:
-        self._late = LateLayers(self._model, layers)
+        self._late = LateLayers(self.root, layers)
         self._handles += self._late.watch(self._owners())
 
     def _placed(self, tape: Tape) -> Placement:
         return place(
             tape,
-            self._model,
+            self.root,
             layer_bits=self._input_bits(),
             bits=self.activation_bits,
             backend=self.settings.backend,
@@ -223,24 +230,15 @@ class Quantization:
             weight_bits: Bits of weights, 2 to 8; ``None`` only where they are float already.
             activation_bits: Bits of activations, likewise.
         """
-        for which, now, new in (
-            ("weight_bits", self.weight_bits, weight_bits),
-            ("activation_bits", self.activation_bits, activation_bits),
-        ):
-            check_bits(new, f"set_bits.{which}")
-            if (now is None) != (new is None):
-                raise CompressionError.field(
-                    f"set_bits.{which}",
-                    expected="bits where the model was prepared with bits, None where with None",
-                    got=new,
-                )
+        check_change(self.weight_bits, weight_bits, "set_bits.weight_bits")
+        check_change(self.activation_bits, activation_bits, "set_bits.activation_bits")
         self.weight_bits, self.activation_bits = weight_bits, activation_bits
         self._renew_specs()
 
     def _input_bits(self) -> dict[str, int | None]:
         """Weight's full name → bits of its layer's input now."""
-        settings = self._settings_now()
-        return {name: settings.input_bits(own, end=name in self._ends) for name, own in self._overrides.items()}
+        bits = self._settings_now().input_bits
+        return {name: bits(own, end=name in self._ends) for name, own in self._overrides.items()}
 
     def _settings_now(self) -> QuantizationSettings:
         return replace(self.settings, weight_bits=self.weight_bits, activation_bits=self.activation_bits)
@@ -252,7 +250,8 @@ class Quantization:
     def _renew_specs(self) -> None:
         """Bring all quantizers to the bits of now."""
         settings = self._settings_now()
-        for name, layer in self.layers.items():
+        every: dict[str, WeightQuantizer | ComputedWeight] = {**self.layers, **self.computed}
+        for name, layer in every.items():
             spec = settings.weight_spec(self._overrides[name], end=name in self._ends)
             if spec is not None and spec != layer.spec:
                 layer.change(spec)
@@ -262,15 +261,15 @@ class Quantization:
                 activation.change(self.settings.activation_spec(bits))
 
     def _attach_weights(self) -> None:
-        found = selection.select_weights(self._model, self.settings)
-        self._loose, self._computed = found.loose, found.unquantizable
+        found = selection.select_weights(self.root, self.settings)
+        self._loose, self._wrapped, self._unquantizable = found.loose, found.computed, found.unquantizable
         self._overrides = {weight.name: overrides for weight, overrides in found.weights}
         self._ends = registered_ends(self._overrides)
         self._quantize([weight for weight, _ in found.weights])
 
     def _attach_functional(self, found: Sequence[FunctionalUse]) -> None:
         """Quantize weights where functions read them: parameters of no layer, and layers' weights read elsewhere."""
-        modules = dict(self._model.named_modules())
+        modules = dict(self.root.named_modules())
         new: dict[str, list[FunctionalUse]] = {}
         reads: list[tuple[WeightQuantizer, Use]] = []
         for read in found:
@@ -284,8 +283,8 @@ class Quantization:
                 continue
             self._functional.append(read)
         self._watch(reads)
-        single = {"weight_granularity": "tensor"}
-        self._overrides |= {n: {**self._loose[n], **(single if r[0].batched else {})} for n, r in new.items()}
+        single = {False: {}, True: {"weight_granularity": "tensor"}}
+        self._overrides |= {n: {**self._loose[n], **single[r[0].batched]} for n, r in new.items()}
         self._quantize([Weight(n, tuple(read.use(modules) for read in r), r[0].axis) for n, r in new.items()])
 
     def _quantize(self, found: Sequence[Weight]) -> None:
@@ -309,27 +308,45 @@ class Quantization:
             host.__dict__[ATTRIBUTE] = self
             if isinstance(host, nn.MultiheadAttention) and SeparateProjections.serves(host):
                 self._handles.append(SeparateProjections(host))
-            self._handles += WeightShadows(uses, self._switch).attach(host)
+            self._shadows.append(WeightShadows(uses, self._switch))
+            self._handles += self._shadows[-1].attach(host)
+
+    def _attach_computed(self, uses: Sequence[ComputedUse], released: Sequence[str]) -> None:
+        """Quantize weights that forwards compute, some of them instead of the layers' weights that those come from."""
+        known = {**self._loose, **self._overrides, **self._wrapped}
+        modules = dict(self.root.named_modules())
+        for found, own in wiring.computed_weights(uses, modules, known, self._settings_now(), self._switch):
+            self.computed[found.use.name], self._overrides[found.use.name] = found, own
+            self._unquantizable.pop(found.use.layer, None)
+            self._take([(found.module, on_call(found.module, found.hook()))])
+        for name in released:
+            quantizer = self.layers.pop(name)
+            self._group.members.remove(quantizer)
+            del self._overrides[name]
+            for shadows in self._shadows:
+                shadows.release(quantizer)
+        self._released += released
 
     def _attach_activations(self, placement: Placement) -> None:
         if self.placement is not None:
             raise CompressionError("The model was recorded already: strip(model) before preparing it again.")
-        modules = dict(self._model.named_modules())
+        modules = dict(self.root.named_modules())
         self.placement = Placement()
         self._handles += [Unnested(module) for module in modules.values() if isinstance(module, nn.TransformerEncoder)]
         self._attach_more(placement)
 
     def _attach_more(self, found: Placement) -> None:
         """Attach what of a placement is not there yet."""
-        modules = dict(self._model.named_modules())
+        modules = dict(self.root.named_modules())
         known = self.placement or Placement()
         placement = addition(known, found)
         self.placement = merged(known, placement)
-        device = next((parameter.device for parameter in self._model.parameters()), None)
+        device = next((parameter.device for parameter in self.root.parameters()), None)
         for site in placement.sites:
             spec = self.settings.activation_spec(site.width(self.activation_bits))
             self.activations[site.name] = wiring.activation_quantizer(site.name, spec, self._switch, device)
-        self._hook(placement, modules, functions=False)
+        acting = {site.name: self.activations[site.name] for site in placement.sites}
+        self._take(wiring.hooks(placement, modules, acting, self._switch, functions=False))
         for name, site_name in placement.layer_input.items():
             if (weight := self.layers.get(name)) is not None:
                 norm = placement.folds.get(name.rpartition(".")[0])
@@ -340,21 +357,15 @@ class Quantization:
                     shadow.host.__dict__[ATTRIBUTE] = self
                     self._handles += shadow.attach(shadow.host)
         # Last, so that the functions that the other hooks call are not counted.
-        self._hook(placement, modules, functions=True)
+        self._take(wiring.hooks(placement, modules, acting, self._switch, functions=True))
+        for name, computed in self.computed.items():
+            if computed.activation is None and (at := placement.layer_input.get(name)) is not None:
+                computed.activation = self.activations[at]
 
-    def _hook(self, placement: Placement, modules: dict[str, nn.Module], *, functions: bool) -> None:
-        for site in placement.sites:
-            for at, paths in site.places.items():
-                if at.module not in modules:
-                    raise CompressionError(
-                        f"The activation quantizer {site.name!r} belongs to module {at.module!r}, which this model "
-                        f"does not have. Load it into the architecture that it was trained with."
-                    )
-                if bool(at.function) == functions:
-                    module = modules[at.module]
-                    module.__dict__[ATTRIBUTE] = self
-                    hook = ActivationHook(self.activations[site.name], paths, self._switch)
-                    self._handles += wiring.hook(module, at, hook)
+    def _take(self, hooked: Iterable[tuple[nn.Module, wiring.Handle]]) -> None:
+        for module, handle in hooked:
+            module.__dict__[ATTRIBUTE] = self
+            self._handles.append(handle)
 
     def parameters(self) -> list[nn.Parameter]:
         """Learned scales and offsets, for an optimizer of their own; empty unless ``range="learned"``."""
@@ -364,20 +375,6 @@ class Quantization:
             if isinstance(quantizer, LearnedWeightQuantizer | LearnedActivationQuantizer)
             for parameter in quantizer.parameters()
         ]
-
-    def refuse_replaced(self) -> None:
-        """Notice modules that were replaced since, as a head is for another task.
-
-        Raises:
-            CompressionError: The quantizers of such a module are of one that is no longer part of the model.
-        """
-        alive = set(self._model.modules())
-        gone = [name for name, q in self.layers.items() if not any(use.owner in alive for use in q.uses)]
-        if gone:
-            raise CompressionError(
-                f"{self.settings.field}: the module of {', '.join(gone)} was replaced after quantization was attached, "
-                f"so that the new one would stay float. Replace it before the fit, or strip(model) and prepare again."
-            )
 
     def synchronize(self) -> None:
         """Bring every ``scale`` and ``zero_point`` to what an optimizer made of ``parameters()``."""
@@ -390,7 +387,7 @@ class Quantization:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for module in self._model.modules():
+        for module in self.root.modules():
             module.__dict__.pop(ATTRIBUTE, None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -403,6 +400,8 @@ class Quantization:
             "activation_bits": self.activation_bits,
             "ends": sorted(self._ends),
             "functional": [list(astuple(read)) for read in self._functional],
+            "computed": [computed.use.as_list() for computed in self.computed.values()],
+            "released": list(self._released),
             "placement": None if self.placement is None else self.placement.as_dict(),
             "waiting": sorted(self._late.waiting),
             "activations": {name: q.state_dict() for name, q in self.activations.items()},
@@ -424,6 +423,7 @@ class Quantization:
         self.weight_bits, self.activation_bits = state["weight_bits"], state["activation_bits"]
         if state["placement"] is not None and self.placement is None:
             self._attach_functional([FunctionalUse(*read) for read in state["functional"]])
+            self._attach_computed([ComputedUse.from_list(use) for use in state["computed"]], state["released"])
         self._set_ends(set(state["ends"]))
         if state["placement"] is not None and self.placement is None:
             self._attach_activations(Placement.from_dict(state["placement"]))

@@ -238,6 +238,14 @@ def check_bits(bits: object, field: str) -> None:
         )
 
 
+def check_change(now: int | None, new: object, field: str) -> None:
+    """Refuse bits where a model was prepared without, or the other way round."""
+    check_bits(new, field)
+    if (now is None) != (new is None):
+        expected = "bits where the model was prepared with bits, None where with None"
+        raise CompressionError.field(field, expected=expected, got=new)
+
+
 def check_granularity(granularity: object, field: str) -> None:
     """Refuse a granularity that is not ``channel``, ``tensor`` or ``group:<n>``."""
     if not isinstance(granularity, str) or not re.fullmatch(r"channel|tensor|group:[1-9]\d*", granularity):

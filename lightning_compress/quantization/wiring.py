@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.boundary import Boundary
 from lightning_compress.foundation.function_calls import CallHandle, on_call
 from lightning_compress.quantization.candidates import Weight
+from lightning_compress.quantization.computed_weights import ComputedUse
+from lightning_compress.quantization.placement.sites import Placement
 from lightning_compress.quantization.quantizers.attention import SeparateProjections
 from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch, WeightQuantizer
 from lightning_compress.quantization.quantizers.bias import BiasShadow, fits
+from lightning_compress.quantization.quantizers.computed import ComputedWeight
 from lightning_compress.quantization.quantizers.hooks import ActivationHook, ClipForward, Unnested
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
 from lightning_compress.quantization.quantizers.searched import SearchedWeightQuantizer
-from lightning_compress.quantization.settings import ActivationSpec, WeightSpec
+from lightning_compress.quantization.settings import ActivationSpec, QuantizationSettings, WeightSpec
 
 Handle = torch.utils.hooks.RemovableHandle | CallHandle | ClipForward | SeparateProjections | Unnested
 
@@ -38,8 +43,61 @@ def activation_quantizer(
     return kind(name, spec, switch, device)
 
 
-def hook(module: nn.Module, place: Boundary, hook: ActivationHook) -> Iterator[Handle]:
-    """Let a quantizer act at a boundary of a module; gives what takes it off again."""
+def computed_weights(
+    uses: Iterable[ComputedUse],
+    modules: Mapping[str, nn.Module],
+    overrides: Mapping[str, Mapping[str, Any]],
+    settings: QuantizationSettings,
+    switch: Switch,
+) -> Iterator[tuple[ComputedWeight, Mapping[str, Any]]]:
+    """Quantizers of computed weights that are selected, or of which a part is, each with its overrides.
+
+    Args:
+        uses: Where such weights pass.
+        modules: Full name → module.
+        overrides: Full name of what is selected → its overrides.
+        settings: What is asked for now.
+        switch: What the model's quantizers share.
+    """
+    for use in uses:
+        own = next((overrides[name] for name in (use.layer, *use.made_of) if name in overrides), None)
+        if own is not None and (spec := settings.weight_spec(own)) is not None:
+            yield ComputedWeight(use, modules[use.place.module], spec, switch), own
+
+
+def hooks(
+    placement: Placement,
+    modules: Mapping[str, nn.Module],
+    activations: Mapping[str, ActivationQuantizer],
+    switch: Switch,
+    *,
+    functions: bool,
+) -> Iterator[tuple[nn.Module, Handle]]:
+    """Let quantizers act where a placement has them; gives each module with what takes a quantizer off it again.
+
+    Args:
+        placement: Where.
+        modules: Full name → module.
+        activations: Site's name → its quantizer.
+        switch: What the model's quantizers share.
+        functions: Whether at functions, or else at modules.
+
+    Raises:
+        CompressionError: A module is missing.
+    """
+    for site in placement.sites:
+        for at, paths in site.places.items():
+            if at.module not in modules:
+                raise CompressionError(
+                    f"The activation quantizer {site.name!r} belongs to module {at.module!r}, which this model does "
+                    f"not have. Load it into the architecture that it was trained with."
+                )
+            if bool(at.function) == functions:
+                hook = ActivationHook(activations[site.name], paths, switch)
+                yield from ((modules[at.module], handle) for handle in _hook(modules[at.module], at, hook))
+
+
+def _hook(module: nn.Module, place: Boundary, hook: ActivationHook) -> Iterator[Handle]:
     if place.function:
         yield on_call(module, hook.at_call(place))
     elif place.side == "input":

@@ -11,13 +11,12 @@ from torch import nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.device_operators import dense, served
-from lightning_compress.quantization.candidates import Use, Weight
+from lightning_compress.quantization.candidates import Weight
 from lightning_compress.quantization.fake_quantize import functional as kernels
 from lightning_compress.quantization.fake_quantize.gpu import autograd as device
 from lightning_compress.quantization.fake_quantize.gpu import operators
 from lightning_compress.quantization.fake_quantize.integers import quantize_weight_integers
 from lightning_compress.quantization.fake_quantize.transforms import look, transformed
-from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
 from lightning_compress.quantization.quantizers.weight_group import Ready, WeightGroup, connected
 from lightning_compress.quantization.ranges import observers
 from lightning_compress.quantization.settings import ActivationSpec, WeightSpec
@@ -361,20 +360,3 @@ class ActivationQuantizer:
             self.nonfinite = state["nonfinite"].clone().to(device)
         self.observed = bool(state["observed"])
         self._calls = int(state["calls"])
-
-
-class WeightShadows(Shadows):
-    """Shows a module the quantized weights that its forward reads.
-
-    Args:
-        reads: Each quantizer with the attribute through which the module reads its weight.
-        switch: What the model's quantizers share.
-    """
-
-    def __init__(self, reads: Sequence[tuple[WeightQuantizer, Use]], switch: Switch) -> None:
-        super().__init__([Shadow(use.owner, use.attribute, quantizer.fake_quantize) for quantizer, use in reads])
-        self._switch = switch
-
-    def active(self, module: nn.Module) -> bool:
-        """While the quantizers act."""
-        return self._switch.enabled
