@@ -29,6 +29,7 @@ from typing import Any
 
 import architectures
 import results
+import tables
 import torch
 import zoo_job
 
@@ -197,6 +198,16 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             "",
             *(["## Not whole", "", *failed, ""] if failed else []),
             *([f"## Integer share below {HIGH}", "", *low, ""] if low else []),
+            "## What a training step costs",
+            "",
+            "Quantization adds a cost by the call, which no batch changes, and passes over memory. With small tensors "
+            "the first is most of it.",
+            "",
+            "<!-- results:zoo_step -->",
+            f"{tables.table('zoo_step')}<!-- /results:zoo_step -->",
+            "",
+            "## How this was measured",
+            "",
             f"{machine['processor']}, 1 thread, PyTorch {versions['torch']}, ONNX Runtime {versions['onnxruntime']}; "
             f"each row has its date in `benchmarks/results/zoo.json`. `make zoo` measures what is missing there, and "
             f"writes this page.",
