@@ -20,8 +20,6 @@ ROOT = HERE.parent
 PACKAGE = ROOT / "lightning_compress"
 MODULE_LINES = 320
 FOLDER_MODULES = 16
-CEILINGS = HERE / "ceilings.txt"
-"""Modules and folders that are still larger, each with what it may not exceed: the list only gets shorter."""
 FILES_OF_A_PRIVATE_NAME = 3
 PRIVATE = HERE / "private_names.txt"
 SURFACE = HERE / "public_surface.txt"
@@ -29,17 +27,12 @@ PUBLIC = ("lightning_compress", *(f"lightning_compress.{room}" for room in ("exp
           "distillation", "metrics", "callbacks", "loggers", "data", "models")))  # fmt: skip
 
 
-def ceilings() -> dict[str, int]:
-    """Path → largest size, for what is larger than the rule."""
-    return {name: int(size) for name, size in map(str.split, CEILINGS.read_text(encoding="utf-8").splitlines())}
-
-
 def long_modules(package: Path = PACKAGE) -> Iterator[str]:
     """Modules that hold more than one idea, by their length."""
-    for path in sorted((*package.rglob("*.py"), *package.rglob("*.cpp"))):
+    for path in sorted((*package.rglob("*.py"), *package.rglob("*.cpp"), *package.rglob("*.h"))):
         lines, name = len(path.read_text(encoding="utf-8").splitlines()), path.relative_to(package.parent).as_posix()
-        if lines > (most := ceilings().get(name, MODULE_LINES)):
-            yield f"{name}: {lines} lines, at most {most}: split it by idea"
+        if lines > MODULE_LINES:
+            yield f"{name}: {lines} lines, at most {MODULE_LINES}: split it by idea"
 
 
 def large_folders(package: Path = PACKAGE) -> Iterator[str]:
@@ -47,22 +40,8 @@ def large_folders(package: Path = PACKAGE) -> Iterator[str]:
     for folder in sorted({path.parent for path in package.rglob("*.py")}):
         count = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
         name = folder.relative_to(package.parent).as_posix()
-        if count > (most := ceilings().get(name, FOLDER_MODULES)):
-            yield f"{name}: {count} modules, at most {most}: make rooms in it"
-
-
-def too_high(package: Path = PACKAGE) -> Iterator[str]:
-    """Ceilings that are no longer needed or could be lower."""
-    for name, most in ceilings().items():
-        path = package.parent / name
-        size = len([p for p in path.glob("*.py") if p.name != "__init__.py"]) if path.is_dir() else 0
-        if path.is_file():
-            size = len(path.read_text(encoding="utf-8").splitlines())
-        rule = FOLDER_MODULES if path.is_dir() else MODULE_LINES
-        if size <= rule:
-            yield f"{CEILINGS.name}: {name} has {size} now: take its line out"
-        elif size < most:
-            yield f"{CEILINGS.name}: {name} has {size} now: lower its ceiling from {most}"
+        if count > FOLDER_MODULES:
+            yield f"{name}: {count} modules, at most {FOLDER_MODULES}: make rooms in it"
 
 
 def is_private(name: str) -> bool:
@@ -138,7 +117,8 @@ def surface_lines() -> list[str]:
             lines.append(f"{module.__name__}.{name}{signature(thing)}")
             if inspect.isclass(thing):
                 foreign = {name for base in thing.__mro__ if not ours(base) for name in vars(base)}
-                for method, function in sorted(vars(thing).items()):
+                own = {name: getattr(thing, name) for base in thing.__mro__ if ours(base) for name in vars(base)}
+                for method, function in sorted(own.items()):
                     if not method.startswith("_") and callable(function) and method not in foreign:
                         lines.append(f"{module.__name__}.{name}.{method}{signature(function)}")
     return lines
@@ -173,7 +153,7 @@ def main() -> int:
     if parser.parse_args().write:
         for path, lines in lists.items():
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    found = [*too_high(), *long_modules(), *large_folders(), *widespread()]
+    found = [*long_modules(), *large_folders(), *widespread()]
     for path, lines in lists.items():
         found += changes(path, lines)
     print("\n".join(found) or "Lengths, folders, private names and public surface are as agreed.")

@@ -63,8 +63,7 @@ _ACCURACY = "{accuracy:.2f} ± {accuracy_std:.2f} % ({drop:.2f} below dense), {t
 
 HEADLINES = [
     Headline(
-        "Step of quantization-aware training ÷ float step, ResNet-20, residual adds quantized; "
-        "ranges observed / frozen / learned",
+        "QAT step ÷ float step, ResNet-20, residual adds quantized; ranges observed / frozen / learned",
         "量化感知训练步 ÷ 浮点训练步，ResNet-20，残差加法已量化；范围：持续观测 / 冻结 / 可学习",
         "quantization_step",
         {"network": "resnet20", "ranges": ("observed", "frozen", "learned")},
@@ -72,21 +71,21 @@ HEADLINES = [
         top=True,
     ),
     Headline(
-        "Memory that its training adds ÷ float",
-        "其训练所增内存 ÷ 浮点",
+        "Extra training memory of QAT ÷ that of float training, ResNet-20",
+        "量化感知训练所增内存 ÷ 浮点训练所增内存，ResNet-20",
         "quantization_step",
         {"network": "resnet20", "ranges": ("observed", "frozen", "learned")},
         "{memory_ratio:.2f}",
     ),
     Headline(
-        "Its step, transformer encoder",
-        "其训练步，Transformer 编码器",
+        "QAT step ÷ float step, transformer encoder",
+        "量化感知训练步 ÷ 浮点训练步，Transformer 编码器",
         "quantization_step",
         {"network": "encoder", "ranges": ("observed", "frozen", "learned")},
         "{ratio:.2f}",
     ),
     Headline(
-        "The step of ModelOpt / torchao / NNCF ÷ float step, ResNet-20",
+        "QAT step of ModelOpt / torchao / NNCF ÷ float step, ResNet-20",
         "ModelOpt / torchao / NNCF 的训练步 ÷ 浮点训练步，ResNet-20",
         "quantization_peers",
         {"network": "resnet20", "library": ("nvidia-modelopt==0.47.0", "torchao==0.18.0", "nncf==3.4.0")},

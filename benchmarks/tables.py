@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import chinese as chinese_words
 from headlines import HEADLINES, Headline
 
 from lightning_compress.foundation.atomic_write import replacing
@@ -25,34 +26,6 @@ from lightning_compress.foundation.atomic_write import replacing
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n).*?(<!-- /results:(?P=name) -->)", flags=re.DOTALL)
 MODELS = ("dense", "fake_quantized", "deployed")
-
-CHINESE = {
-    "what": "内容",
-    "measured": "测得",
-    "how": "命令与日期",
-    "test accuracy, %": "测试准确率（%）",
-    "perplexity": "困惑度",
-    "file, kB": "文件大小（kB）",
-    "times smaller": "压缩倍数",
-    "latency at batch 1, µs": "批大小为 1 的延迟（µs）",
-    "Dense": "稠密模型",
-    "Fake-quantized": "伪量化模型（训练结果）",
-    "Deployed": "部署模型",
-    "Packed file of the same weights": "相同权重的 packed 文件",
-    "as deployed": "与部署模型相同",
-    "recipe": "配方",
-    "seeds": "种子数",
-    "dense, %": "稠密（%）",
-    "deployed, %": "部署（%）",
-    "dense − deployed, points": "稠密减部署（百分点）",
-    "ONNX, × smaller": "ONNX 压缩倍数",
-    "packed, × smaller": "packed 压缩倍数",
-    "How this was measured": "测量方法",
-    "date": "日期",
-    "CPU": "CPU",
-    "1 thread": "单线程",
-}
-"""Words of the tables in pages of Chinese; others stay as they are."""
 
 
 def pages() -> list[Path]:
@@ -112,7 +85,8 @@ def of_benchmark(found: Mapping[str, Any], chinese: bool = False) -> str:
     seeds = [f"seed{'s' * (len(found['seeds']) > 1)} {', '.join(map(str, found['seeds']))}"] if found["seeds"] else []
     where = f"{', '.join([*seeds, *surroundings])}, {found['date']}; `{found['command']}`."
     trained = (found["seeds"] or []) if "accuracy" in columns else []
-    shown = [*_count_of_seeds(trained, chinese), *found["notes"]]
+    notes = map(chinese_words.of_note, found["notes"]) if chinese else found["notes"]
+    shown = [*_count_of_seeds(trained, chinese), *notes]
     return "\n".join([*lines, "", *shown, *[""] * bool(shown), *folded([*found.get("origins", []), where], chinese)])
 
 
@@ -127,7 +101,10 @@ def of_headlines(headlines: Sequence[Headline], chinese: bool = False) -> str:
     """One line of each result, with the command that it comes from."""
     folder = ROOT / "benchmarks" / "results"
     found = [(headline, line) for headline in headlines if (line := headline.found(folder)) is not None]
-    rows = [[headline.chinese if chinese else headline.text, *line] for headline, line in found]
+    rows = [
+        [headline.chinese if chinese else headline.text, _say(number, chinese), how]
+        for headline, (number, how) in found
+    ]
     return "\n".join(grid([_say(text, chinese) for text in ("what", "measured", "how")], rows, [False] * 3))
 
 
@@ -271,7 +248,7 @@ def _threads(count: int) -> str:
 
 
 def _say(text: str, chinese: bool) -> str:
-    return CHINESE.get(text, text) if chinese else text
+    return chinese_words.of_cell(text) if chinese else text
 
 
 def rewrite(check: bool = False) -> list[str]:

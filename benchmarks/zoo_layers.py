@@ -20,7 +20,7 @@ from torch import nn
 from lightning_compress.export.onnx.session import open_session
 from lightning_compress.foundation.example_inputs import call_arguments
 from lightning_compress.quantization import find
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
 
 TIES = 0.01
 """Share of a tensor's integers that may be on the other side of a tie; one always may."""

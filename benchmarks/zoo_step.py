@@ -98,7 +98,7 @@ class Training:
             quantization.prepare(self.network, example_inputs=zoo_job.batch(architecture, 2, seed=1))
             found = quantization.find(self.network)
             sites = found.placement.sites
-            self.quantizers = len(found.layers) + len(found.computed) + len(sites)
+            self.quantizers = len(found.layers) + len(found.weights.computed) + len(sites)
             self.functions = sum(any(boundary.function for boundary in site.boundaries) for site in sites)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-4, momentum=0.9)
 

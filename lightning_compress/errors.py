@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 
 class CompressionError(ValueError):
-    """Something asked for cannot be done; the message says what, where and how to mend it."""
+    """Something asked for cannot be done; the message says what, where and how to fix it."""
 
     @classmethod
     def field(cls, name: str, *, expected: str, got: object, fix: str = "") -> CompressionError:
@@ -18,7 +18,7 @@ class CompressionError(ValueError):
             name: Full name of the field, for example ``GradualMagnitudePruning.final_sparsity``.
             expected: What is allowed.
             got: What was given.
-            fix: How to mend it.
+            fix: How to fix it.
 
         Example:
             >>> print(CompressionError.field("bits", expected="an integer from 2 to 8", got=9))
@@ -28,7 +28,7 @@ class CompressionError(ValueError):
 
 
 class DoesNotHold(CompressionError):
-    """Everything was done, and what was found does not meet what was asked for."""
+    """Everything was done, and a requested limit does not hold."""
 
 
 def refuse_missing(field: str, package: str, name: str) -> None:

@@ -38,7 +38,7 @@ def is_instance(thing: object, kind: type[Kind]) -> TypeIs[Kind]:
 
 
 def is_overridden(hook: str, thing: object, kind: type) -> bool:
-    """Whether an object's class defines a hook anew.
+    """Whether an object's class defines a hook again.
 
     Args:
         hook: Name of the method.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,41 @@ def test_the_chinese_guide_shows_the_results_of_the_english_one() -> None:
         for name in ("choosing.md", "choosing.zh.md")
     )
     assert chinese == english
+
+
+sys.path.insert(0, str(DOCS / "extensions"))
+import generated  # noqa: E402
+
+SECTION = re.compile(r"^(?:Args|Attributes):\n((?:    .*\n|\n)+)", flags=re.MULTILINE)
+ENTRY = re.compile(r"^    ([*\w][*\w, ]*):", flags=re.MULTILINE)
+
+
+def explained(*objects: object) -> set[str]:
+    """Names that docstrings have an entry for."""
+    texts = [inspect.cleandoc(value.__doc__ or "") + "\n" for value in objects]
+    entries = [entry for text in texts for section in SECTION.findall(text) for entry in ENTRY.findall(section)]
+    return {name.strip("* ") for entry in entries for name in entry.split(",")}
+
+
+def arguments(value: object) -> set[str]:
+    return set(inspect.signature(value).parameters) - {"self", "args", "kwargs"}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("package", generated.API)
+def test_the_reference_explains_every_argument(package: str) -> None:
+    module = importlib.import_module(package)
+    public = {name: getattr(module, name) for name in module.__all__}
+    seen = 0
+    for name, value in public.items():
+        if inspect.isfunction(value):
+            assert arguments(value) <= explained(value), name
+            seen += 1
+        elif isinstance(value, type) and not issubclass(value, Exception):
+            assert arguments(value) <= explained(*value.__mro__), name
+            seen += 1
+            for method in set(vars(value)) - set(generated.hooks(value)):
+                found = vars(value)[method]
+                if inspect.isfunction(found) and not method.startswith("_"):
+                    same = [vars(base)[method] for base in value.__mro__ if method in vars(base)]
+                    assert arguments(found) <= explained(*same), f"{name}.{method}"
+    assert seen

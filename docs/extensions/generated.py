@@ -49,9 +49,24 @@ def api() -> None:
             kind = "autoclass" if isinstance(value, type) else "autofunction"
             if not getattr(value, "__doc__", None) or getattr(value, "__module__", "typing") == "typing":
                 continue
-            options = ["   :members:"] if kind == "autoclass" else []
+            options = []
+            if isinstance(value, type):
+                options = ["   :members:", "   :show-inheritance:", f"   :exclude-members: {', '.join(hooks(value))}"]
             lines += ["```{eval-rst}", f".. {kind}:: {package}.{name}", *options, "```", ""]
         (FOLDER / f"api_{package.rpartition('.')[2]}.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def hooks(value: type) -> list[str]:
+    """Methods that Lightning or PyTorch calls, and describes."""
+    return sorted(
+        {
+            name
+            for base in value.__mro__
+            if base.__module__.partition(".")[0] in ("lightning", "torch")
+            for name in vars(base)
+            if not name.startswith("_") and name in vars(value)
+        }
+    )
 
 
 def configuration() -> None:

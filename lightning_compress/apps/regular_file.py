@@ -1,4 +1,4 @@
-"""Reading small files of a folder that may be anybody's."""
+"""Reading small files of an untrusted folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading what a training left in its directory: its config, data, checkpoints and report."""
+"""Reading a trained run from its directory: config, data, checkpoints and report."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from typing_extensions import override
 
 from lightning_compress.apps.configuration.instantiate import instantiate
 from lightning_compress.apps.configuration.saved_config import CONFIG
+from lightning_compress.apps.regular_file import regular_text
 from lightning_compress.apps.train.outcome import RESULT_FILE
 from lightning_compress.delivery.dense_baseline import read_dense
 from lightning_compress.delivery.evaluation import EvaluationData, duplicate, quiet_trainer, undisturbed
 from lightning_compress.delivery.network_call import Entry, EntryWatch
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.formats import DENSE_STATE, FILES
+from lightning_compress.export.formats import DENSE_STATE, FORMATS
 from lightning_compress.export.packed.layout import PLAIN
 from lightning_compress.export.packed.reader import PackedReader
 from lightning_compress.export.packed.save_load import load_packed
@@ -178,7 +179,7 @@ def _restored(
 
 def _trained(folder: Path, path: Path, notes: list[str]) -> tuple[Path | None, Path | None]:
     """A checkpoint of what was exported, or else the packed file of the same export."""
-    packed = path.parent / FILES["packed"]
+    packed = path.parent / FORMATS["packed"].file
     named = _result(folder).get("checkpoint")
     # A directory that was moved has its checkpoints still, elsewhere than its result says.
     checkpoints = [folder / "checkpoints" / Path(named).name, Path(named)] if named else []
@@ -221,7 +222,7 @@ def _dense_candidates(folder: Path, path: Path) -> Iterator[Path]:
 def _result(folder: Path) -> dict[str, Any]:
     path = folder / RESULT_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(regular_text(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -11,9 +11,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress.callbacks.checkpoints.hyper_parameters import leave_out_ours
-from lightning_compress.callbacks.checkpoints.mend_progress import PlateauSteps, keep_plateau_metrics, mend_progress
+from lightning_compress.callbacks.checkpoints.progress import PlateauSteps, correct_progress, keep_plateau_metrics
+from lightning_compress.callbacks.checkpoints.random_states import random_states, restore_random_states
 from lightning_compress.callbacks.monitor import compression
-from lightning_compress.callbacks.random_states import random_states, restore_random_states
 from lightning_compress.errors import CompressionError
 from lightning_compress.lightning_packages import package_of
 from lightning_compress.monitoring.phases import ready
@@ -25,7 +25,7 @@ else:
 
 
 class OnlyCompressed(_Base):
-    """What makes a ``ModelCheckpoint`` of either of Lightning's packages take no dense epoch as best.
+    """Makes a ``ModelCheckpoint`` of either of Lightning's packages ignore epochs before the targets are reached.
 
     Attributes:
         keeps_random_states: That checkpoints hold the states of the random number generators.
@@ -62,7 +62,7 @@ class OnlyCompressed(_Base):
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        mend_progress(trainer, checkpoint)
+        correct_progress(trainer, checkpoint)
         self._plateaus.take(checkpoint)
 
     @override

@@ -15,9 +15,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_compress.callbacks.checkpoints import PlateauSteps, SavingCallback, mend_progress
+from lightning_compress.callbacks.checkpoints import PlateauSteps, SavingCallback, correct_progress
+from lightning_compress.callbacks.phases import PhaseTimes
 from lightning_compress.callbacks.run_length import EpochCount, refuse_sharded
-from lightning_compress.callbacks.teacher import (
+from lightning_compress.callbacks.teaching.distilled_step import DistilledStep
+from lightning_compress.callbacks.teaching.teacher import (
     digest,
     from_file,
     from_state,
@@ -30,10 +32,9 @@ from lightning_compress.distillation.distiller import Distiller
 from lightning_compress.distillation.losses import Logits, Loss, check_losses, described
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.settings_diff import check_accept, settle
-from lightning_compress.timeline import Run, TimePoint, parse
+from lightning_compress.timeline import Run, TimePoint
 
 _FIELD = "KnowledgeDistillation"
-_STEP = "training_step"
 
 
 class KnowledgeDistillation(SavingCallback):
@@ -101,8 +102,7 @@ class KnowledgeDistillation(SavingCallback):
         self.phases: dict[str, int] = {}
         self._given = None if teacher == "self" else teacher
         self._module = module
-        self._points = {"start": start} if end is None else {"start": start, "end": end}
-        self._times = {name: parse(point, f"{_FIELD}.{name}") for name, point in self._points.items()}
+        self._times = PhaseTimes({"start": start, "end": end}, _FIELD)
         self._student: weakref.ref[L.LightningModule] | None = None
         self._restored: dict[str, Any] | None = None
         self._distiller: Distiller | None = None
@@ -147,7 +147,7 @@ class KnowledgeDistillation(SavingCallback):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._plateaus.make(trainer)
-        _DistilledStep.install(self, trainer, pl_module)
+        DistilledStep.install(self.distilled, trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -157,21 +157,21 @@ class KnowledgeDistillation(SavingCallback):
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _DistilledStep.remove(pl_module)
+        DistilledStep.remove(pl_module)
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        _DistilledStep.remove(pl_module)
+        DistilledStep.remove(pl_module)
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        _DistilledStep.remove(pl_module)
+        DistilledStep.remove(pl_module)
         if self.teacher is not None:
             self.teacher.cpu()
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        mend_progress(trainer, checkpoint)
+        correct_progress(trainer, checkpoint)
         self._plateaus.take(checkpoint)
 
     @override
@@ -201,11 +201,26 @@ class KnowledgeDistillation(SavingCallback):
         return self.teacher
 
     def active(self, step: int) -> bool:
-        """Whether the training step after this many optimizer steps is distilled."""
+        """Whether a training step is distilled.
+
+        Args:
+            step: Optimizer steps done before it.
+        """
         return self.phases["start"] <= step < self.phases.get("end", step + 1)
 
     def distilled(self, step: MethodType, trainer: L.Trainer, module: L.LightningModule, args: Any, kwargs: Any) -> Any:
-        """Run a training step and add what the teacher finds to the loss that it returns."""
+        """Run a training step and add what the teacher finds to the loss that it returns.
+
+        Args:
+            step: The module's own step.
+            trainer: Whose step it is.
+            module: The student.
+            args: Of the step.
+            kwargs: Likewise.
+
+        Returns:
+            What the step returned, with the total as its loss.
+        """
         if self._distiller is None:
             return step(*args, **kwargs)
         # Watched in every step: compiled code keeps the hooks that were there when it was compiled, or lacks them.
@@ -228,21 +243,9 @@ class KnowledgeDistillation(SavingCallback):
         return {**output, "loss": total} if isinstance(output, Mapping) else total
 
     def _resolve(self, trainer: L.Trainer, run: Run) -> dict[str, int]:
-        phases = {name: time.steps(run) for name, time in self._times.items()}
-        if phases.get("end", math.inf) <= phases["start"]:
-            raise CompressionError.field(
-                f"{_FIELD}.end",
-                expected=f"a point after start (optimizer step {phases['start']})",
-                got=self._points["end"],
-            )
-        total = None if trainer.fast_dev_run else run.total_steps  # type: ignore[attr-defined]
-        if total is not None and phases["start"] >= total:
-            raise CompressionError.field(
-                f"{_FIELD}.start",
-                expected=f"a point before the end of the run ({total} optimizer steps)",
-                got=self._points["start"],
-                fix="As it stands, distillation would never begin.",
-            )
+        phases = self._times.steps(run)
+        self._times.refuse_before_start("end", phases)
+        self._times.refuse_beyond({"start": phases["start"]}, trainer, run, "distillation")
         return phases
 
     def _take_teacher(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -288,41 +291,3 @@ class KnowledgeDistillation(SavingCallback):
             "task_weight": self.task_weight,
             "module": self._module,
         }
-
-
-class _DistilledStep:
-    """Stands in for a module's ``training_step`` during a fit.
-
-    Wrapping the step, rather than adding to the loss in ``on_before_backward``, puts the teacher and its losses inside
-    the Trainer's precision context and inside the wrapper of DDP, which looks through the returned loss for
-    parameters without gradients.
-    """
-
-    def __init__(self, owner: KnowledgeDistillation, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._owner = owner
-        self._trainer, self._module = trainer, module
-        self._before = {_STEP: module.__dict__[_STEP]} if _STEP in module.__dict__ else {}
-        # Lightning looks here for the signature.
-        self.__wrapped__ = getattr(module, _STEP)
-
-    @classmethod
-    def install(cls, owner: KnowledgeDistillation, trainer: L.Trainer, module: L.LightningModule) -> None:
-        module.__dict__[_STEP] = cls(owner, trainer, module)
-
-    @classmethod
-    def remove(cls, module: L.LightningModule) -> None:
-        step = module.__dict__.get(_STEP)
-        if isinstance(step, cls):
-            del module.__dict__[_STEP]
-            module.__dict__.update(step._before)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._owner.distilled(self.__wrapped__, self._trainer, self._module, args, kwargs)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A copy of the module, or one in a file, has its own step.
-        return _own_step, (self._module,)
-
-
-def _own_step(module: L.LightningModule) -> MethodType:
-    return MethodType(type(module).training_step, module)

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress import loggers, report
-from lightning_compress.callbacks.checkpoints.saving import SavingCallback
-from lightning_compress.callbacks.first_call import FirstCall
-from lightning_compress.callbacks.kept_checkpoints import (
-    Kept,
+from lightning_compress.callbacks.checkpoints.kept_checkpoints import (
     KeptCheckpoints,
-    best_checkpoint,
+    chosen_checkpoint,
     newest_checkpoint,
     with_checkpoint,
 )
+from lightning_compress.callbacks.checkpoints.saving import SavingCallback
+from lightning_compress.callbacks.dense_weights import DenseWeights
+from lightning_compress.callbacks.first_call import FirstCall
 from lightning_compress.callbacks.monitor import CompressionMonitor, compression
+from lightning_compress.callbacks.on_error import FailurePolicy, OnError
 from lightning_compress.callbacks.run_length import refuse_sharded
-from lightning_compress.delivery.dense_baseline import read_dense, refuse_other_model, save_dense
 from lightning_compress.delivery.directory import ExportDirectory
 from lightning_compress.delivery.evaluation import EvaluationData, Split
 from lightning_compress.delivery.files import GraphSettings
@@ -33,13 +30,11 @@ from lightning_compress.delivery.limits import Limits
 from lightning_compress.delivery.provenance import data_record, provenance
 from lightning_compress.delivery.report import compose, described
 from lightning_compress.delivery.run import Export
-from lightning_compress.errors import CompressionError, DoesNotHold, reason
-from lightning_compress.export.formats import DENSE_STATE, GIVEN, REPORTS, check_formats, deployed_of, files_of
-from lightning_compress.foundation.checksum import sha256
+from lightning_compress.errors import CompressionError
+from lightning_compress.export.formats import DENSE_STATE, GIVEN, REPORTS, check_formats, files_of
 from lightning_compress.quantization import find
 
 _FIELD = "CompressedExport"
-AT_START, AT_RESUME = "at start of fit", "at resume, compressed already"
 
 
 class CompressedExport(SavingCallback):
@@ -120,7 +115,7 @@ class CompressedExport(SavingCallback):
         overwrite: bool = False,
         in_fast_dev_run: bool = False,
         name: str | None = None,
-        on_error: Literal["refuse", "warn", "raise"] = "refuse",
+        on_error: OnError = "refuse",
         export_checkpoint: Literal["last", "best"] = "last",
         print_report: bool = True,
         input_names: Sequence[str] | None = None,
@@ -132,12 +127,11 @@ class CompressedExport(SavingCallback):
         self.limits = Limits(monitor, mode, max_drop, min_agreement, _FIELD)
         self.report: dict[str, Any] | None = None
         self.failures: tuple[str, ...] = ()
-        for setting, value, allowed in (
-            ("on_error", on_error, ("refuse", "warn", "raise")),
-            ("export_checkpoint", export_checkpoint, ("last", "best")),
-        ):
-            if value not in allowed:
-                raise CompressionError.field(f"{_FIELD}.{setting}", expected=f"one of {', '.join(allowed)}", got=value)
+        self._policy = FailurePolicy(on_error, _FIELD)
+        if export_checkpoint not in ("last", "best"):
+            raise CompressionError.field(
+                f"{_FIELD}.export_checkpoint", expected="'last' or 'best'", got=export_checkpoint
+            )
         if split not in ("val", "test"):
             raise CompressionError.field(f"{_FIELD}.split", expected="'val' or 'test'", got=split)
         if threads < 1:
@@ -146,15 +140,12 @@ class CompressedExport(SavingCallback):
             raise CompressionError.field(f"{_FIELD}.verify", expected="True, since a limit is given", got=verify)
         self._directory = ExportDirectory(dirpath, overwrite=overwrite, field=_FIELD)
         self._verify, self._split, self._dataloaders = verify, split, dataloaders
-        self._given = None if dense is None else Path(dense)
-        self._dense: dict[str, Tensor] | None = None
-        self._dense_source = AT_START
-        self._dense_of: weakref.ref[L.LightningModule] | None = None
-        self._restored: dict[str, Any] | None = None
+        self._dense = DenseWeights(
+            None if dense is None else Path(dense), self._directory / DENSE_STATE, f"{_FIELD}.dense"
+        )
         self._latency, self._threads = latency, threads
         self._in_fast_dev_run, self._name = in_fast_dev_run, name
-        self._on_error, self._print_report = on_error, print_report
-        self._export_checkpoint = export_checkpoint
+        self._export_checkpoint, self._print_report = export_checkpoint, print_report
         self._kept = KeptCheckpoints()
         self._settings = GraphSettings(input_names, output_names, dynamic_batch)
         self._call = FirstCall(
@@ -162,7 +153,7 @@ class CompressedExport(SavingCallback):
             example_inputs,
             module,
             dynamic_batch=dynamic_batch,
-            refuses=on_error != "warn",
+            refuses=self._policy.refuses,
             field=_FIELD,
         )
 
@@ -172,10 +163,9 @@ class CompressedExport(SavingCallback):
             return
         refuse_sharded(trainer, _FIELD)
         if trainer.is_global_zero:
-            kept = [DENSE_STATE] if self._given is None else []
+            kept = [DENSE_STATE] if self._dense.given is None else []
             self._directory.claim([*files_of(self.formats), *REPORTS, *kept])
-        if self._given is not None:
-            self._dense, self._dense_source = read_dense(self._given, f"{_FIELD}.dense"), GIVEN
+        self._dense.read_given()
         if self._verify and self._split == "test":
             self._data(trainer).refuse_missing(pl_module, _FIELD)
 
@@ -184,11 +174,7 @@ class CompressedExport(SavingCallback):
         if not self._wanted(trainer):
             return
         self._call.forget()
-        if self._given is not None and self._dense is not None:
-            refuse_other_model(self._dense, pl_module, f"{_FIELD}.dense")
-        elif trainer.is_global_zero and (self._dense_of is None or self._dense_of() is not pl_module):
-            self._keep_dense(trainer, pl_module)
-            self._dense_of = weakref.ref(pl_module)
+        self._dense.begin(trainer, pl_module)
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -252,43 +238,18 @@ class CompressedExport(SavingCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        kept = {path: None if one is None else list(one) for path, one in self._kept.known.items()}
-        path = self._directory / DENSE_STATE
-        if self._given is not None or self._dense_source != AT_START or not path.exists():
-            return {"kept": kept}
-        return {"kept": kept, "dense": str(path.absolute()), "sha256": sha256(path)}
+        return {"kept": self._kept.state_dict(), **self._dense.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict if "dense" in state_dict else None
-        self._kept.known = {path: one and Kept(*one) for path, one in state_dict["kept"].items()}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Launchers that spawn processes pickle callbacks.
-        return {**self.__dict__, "_dense_of": None}
+        self._dense.load_state_dict(state_dict)
+        self._kept.load_state_dict(state_dict["kept"])
 
     def _wanted(self, trainer: L.Trainer) -> bool:
         return self._in_fast_dev_run or not trainer.fast_dev_run  # type: ignore[attr-defined]
 
     def _data(self, trainer: L.Trainer) -> EvaluationData:
         return EvaluationData.of(trainer, self._split, self._dataloaders)
-
-    def _keep_dense(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the weights that training starts from; a resumed run finds those of its beginning."""
-        target = self._directory / DENSE_STATE
-        saved, self._restored = self._restored, None
-        before = Path(saved["dense"]) if saved else None
-        if before is not None and saved is not None and before.exists() and sha256(before) == saved["sha256"]:
-            self._dense_source = AT_START
-            self._dense = read_dense(before, f"{_FIELD}.dense")
-        else:
-            self._dense_source = AT_RESUME if trainer.ckpt_path is not None else AT_START
-            self._dense = {
-                name: value.detach().cpu().clone()
-                for name, value in pl_module.state_dict().items()
-                if isinstance(value, Tensor)
-            }
-        save_dense(self._dense, target)
 
     def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export, and keep from the fit what goes wrong in it."""
@@ -297,17 +258,8 @@ class CompressedExport(SavingCallback):
             with self._directory.new_set():
                 broken = self._export(trainer, pl_module)
         except Exception as error:  # Whatever it is, the training before it must not be lost.
-            if self._on_error == "raise":
-                raise
-            self.failures = (*self.failures, f"The export did not end: {reason(error)}")
-        if not self.failures:
-            return
-        text = f"{_FIELD}: {' '.join(self.failures)} Everything else was written to {self._directory.path}."
-        if broken and self._on_error != "warn":
-            raise DoesNotHold(text)
-        if self._on_error == "raise":
-            raise CompressionError(text)
-        rank_zero_warn(f"{text} The fit itself is complete.")
+            self.failures = (*self.failures, self._policy.unexpected(error))
+        self._policy.conclude(self.failures, broken, self._directory.path)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[str]:
         """Write everything; gives the limits that do not hold."""
@@ -315,9 +267,7 @@ class CompressedExport(SavingCallback):
         seen, entry = self._call.seen(), self._call.exported(pl_module)
         pruner, _ = compression(trainer)
         notes: list[str] = []
-        checkpoint = (
-            best_checkpoint(trainer, f"{_FIELD}.export_checkpoint") if self._export_checkpoint == "best" else None
-        )
+        checkpoint = chosen_checkpoint(trainer, self._export_checkpoint, f"{_FIELD}.export_checkpoint")
         module = pl_module if checkpoint is None else with_checkpoint(trainer, pl_module, checkpoint, notes)
         rows, size = described(module, entry, pruner, notes)
         data = self._data(trainer) if self._verify else None
@@ -329,7 +279,7 @@ class CompressedExport(SavingCallback):
             sample=seen,
             directory=self._directory,
             formats=tuple(item for item in self.formats if item not in self._call.refused),
-            dense=None if self._dense is None else (self._dense, self._dense_source),
+            dense=None if self._dense.state is None else (self._dense.state, self._dense.source),
             data=data,
             latency=self._latency,
             threads=self._threads,
@@ -337,23 +287,18 @@ class CompressedExport(SavingCallback):
             provenance=provenance(pl_module, run=name, data=record),
             settings=self._settings,
         ).run(size)
-        if self._dense is not None and self._dense_source != GIVEN:
+        if self._dense.state is not None and self._dense.source != GIVEN:
             found.judge_start(self.limits.monitor, self.limits.mode)
         found.failures[:0] = [f"{item} was not written: {why}" for item, why in self._call.refused.items()]
-        kept = self._kept.notes(trainer, exported=checkpoint)
-        for note in kept:
-            rank_zero_warn(f"{_FIELD}: {note}")
-        found.notes += [*notes, *kept]
-        form = deployed_of(found.comparisons)
-        compared = None if form is None else found.comparisons[form]
-        broken = self.limits.failures(found, None if compared is None else compared.agreement)
-        monitors = [c for c in trainer.callbacks if isinstance(c, CompressionMonitor)]  # type: ignore[attr-defined]
+        found.notes += [*notes, *self._kept.warn_of_early(trainer, _FIELD, exported=checkpoint)]
+        broken = self.limits.failures(found, found.agreement)
+        monitor = next((c for c in trainer.callbacks if isinstance(c, CompressionMonitor)), None)  # type: ignore[attr-defined]
         self.report = compose(
             found,
             name=name,
             rows=rows,
             float_bytes=size,
-            history=monitors[0].history if monitors else [],
+            **({} if monitor is None else {"history": monitor.history, "evaluations": monitor.evaluations}),
             pruner=pruner,
             quantization=find(module),
             data=record,
@@ -364,12 +309,12 @@ class CompressedExport(SavingCallback):
         self._directory.commit()
         if self._print_report:
             report.show(self.report, self._directory.path)
-        files = [self._directory / n for item in self.report["artifacts"] for n in (item["file"], *item["beside"])]
+        files = [name for item in self.report["artifacts"] for name in (item["file"], *item["beside"])]
         loggers.log_report(
             trainer.loggers,
             self.report,
-            [*files, *(self._directory / name for name in REPORTS)],
-            dense=self._given or self._directory / DENSE_STATE,
+            [self._directory / name for name in (*files, *REPORTS)],
+            dense=self._dense.given or self._directory / DENSE_STATE,
             checkpoint=checkpoint or newest_checkpoint(trainer),
         )
         return broken

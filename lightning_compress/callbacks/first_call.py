@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_compress.delivery.evaluation import duplicate, undisturbed
 from lightning_compress.delivery.network_call import Entry, EntryWatch
 from lightning_compress.errors import CompressionError, reason
-from lightning_compress.export.formats import TRACED
+from lightning_compress.export.formats import traced
 from lightning_compress.export.rehearsal import refusals
 from lightning_compress.export.signatures import called_through
 from lightning_compress.foundation.example_inputs import in_float32, in_other_precision
@@ -44,7 +44,7 @@ class FirstCall:
     ) -> None:
         self.refused: dict[str, str] = {}
         self._formats = formats
-        self._traced = [item for item in formats if item in TRACED]
+        self._traced = traced(formats)
         self._example_inputs, self._module = example_inputs, module
         self._dynamic_batch, self._refuses, self._field = dynamic_batch, refuses, field
         self._entry: Entry | None = None
@@ -52,7 +52,7 @@ class FirstCall:
         self._rehearsed = False
 
     def forget(self) -> None:
-        """Begin anew, for another fit."""
+        """Start over, for another fit."""
         self._entry, self._rehearsed, self.refused = None, False, {}
 
     def watch(self, trainer: L.Trainer, module: L.LightningModule) -> None:

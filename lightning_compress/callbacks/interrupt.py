@@ -1,4 +1,4 @@
-"""Ctrl-C that leaves a checkpoint from which the run goes on to the same weights."""
+"""Ctrl-C that writes a checkpoint from which the run resumes to the same weights."""
 
 from __future__ import annotations
 

@@ -11,11 +11,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
 from lightning_compress import loggers
+from lightning_compress.callbacks.announcement import announce
 from lightning_compress.callbacks.checkpoints.saving import SavingCallback
-from lightning_compress.callbacks.distillation import KnowledgeDistillation
 from lightning_compress.callbacks.pruning import GradualMagnitudePruning
 from lightning_compress.callbacks.quantization import QuantizationAwareTraining
-from lightning_compress.callbacks.resume_limits import resume_limits
 from lightning_compress.callbacks.run_length import refuse_sharded, run_length
 from lightning_compress.lightning_packages import is_instance
 from lightning_compress.metrics.functional import extra_bytes
@@ -24,7 +23,7 @@ from lightning_compress.metrics.macs import Macs, count_macs
 from lightning_compress.monitoring import alerts, phases
 from lightning_compress.monitoring.batch_signals import BatchSignals
 from lightning_compress.monitoring.saturation import SaturationWatch
-from lightning_compress.monitoring.series import PHASES, bar_text, history_point, phase, series
+from lightning_compress.monitoring.series import PHASES, bar_text, history_point, own_metrics, phase, series
 from lightning_compress.pruning import Pruner
 from lightning_compress.quantization import Quantization
 
@@ -32,7 +31,7 @@ _POINTS = 100
 
 
 class CompressionMonitor(SavingCallback):
-    """Logs what compression has reached, beside what was asked.
+    """Logs achieved and target sparsity, bit widths and sizes.
 
     Under ``compress/``: ``sparsity/global`` and ``sparsity/target`` (over all prunable weights), ``bits/weight`` (mean
     over the layers' weights) and ``bits/activation`` (mean over the layers' inputs), ``size_mb/dense`` and
@@ -61,6 +60,8 @@ class CompressionMonitor(SavingCallback):
     Attributes:
         history: One dict per measurement: ``step`` (optimizer steps done), ``sparsity``, ``sparsity_target``,
             ``weight_bits``, ``activation_bits``, ``phase``. Kept in checkpoints.
+        evaluations: One dict for each validation during the fit: ``step`` (optimizer steps done) and ``metrics``, name
+            to value, as they were logged by then. Kept in checkpoints.
         layer_history: The weights at these measurements, where something had changed, as rows of
             ``loggers.HISTORY_COLUMNS``. Kept in checkpoints.
     """
@@ -69,6 +70,7 @@ class CompressionMonitor(SavingCallback):
         super().__init__()
         self._print_phases, self._histograms = print_phases, histograms
         self.history: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
         self.layer_history: list[list[Any]] = []
         self._example_inputs = example_inputs
         self._macs: Macs | None = None
@@ -87,7 +89,7 @@ class CompressionMonitor(SavingCallback):
         run = run_length(trainer)
         total = run.total_steps
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._check_phases(trainer, pl_module, total)
+            announce(trainer, pl_module, total, printed=self._print_phases)
         self._gap = max(1, _log_interval(trainer) if total is None else total // _POINTS)
         example = self._example_inputs if self._example_inputs is not None else pl_module.example_input_array
         self._macs = None if example is None else count_macs(pl_module, example)
@@ -147,6 +149,13 @@ class CompressionMonitor(SavingCallback):
             loggers.log_histograms(trainer.loggers, weights, trainer.global_step)
 
     @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            step, logged = trainer.global_step, trainer.callback_metrics
+            self.evaluations = [point for point in self.evaluations if point["step"] < step]
+            self.evaluations.append({"step": step, "metrics": own_metrics(logged)})
+
+    @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if self._watch is not None:
             self._watch.close()
@@ -166,6 +175,7 @@ class CompressionMonitor(SavingCallback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "history": [dict(point) for point in self.history],
+            "evaluations": [dict(point) for point in self.evaluations],
             "layer_history": [list(row) for row in self.layer_history],
             **self._signals.state_dict(),
             "measured": list(self._measured),
@@ -176,6 +186,7 @@ class CompressionMonitor(SavingCallback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = [dict(point) for point in state_dict["history"]]
+        self.evaluations = [dict(point) for point in state_dict["evaluations"]]
         self.layer_history = [list(row) for row in state_dict["layer_history"]]
         self._signals.load_state_dict(state_dict)
         self._measured = tuple(state_dict["measured"])
@@ -184,46 +195,14 @@ class CompressionMonitor(SavingCallback):
         self._restored = bool(self._measured)
 
     def layers(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[LayerRow]:
-        """Describe every parameter as it is now."""
+        """Describe every parameter as it is now.
+
+        Args:
+            trainer: Whose callbacks say what is pruned.
+            pl_module: The module.
+        """
         pruner, _ = compression(trainer)
         return describe(pl_module, pruner=pruner, macs=self._macs)
-
-    def _check_phases(self, trainer: L.Trainer, pl_module: L.LightningModule, total: int | None) -> None:
-        """Check the phases of all callbacks against the run, and print them."""
-        schedule, bits, steps = None, "", {}
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, GradualMagnitudePruning) and callback.pruner is not None:
-                schedule = callback.pruner.schedule
-            elif isinstance(callback, QuantizationAwareTraining):
-                settings = callback.settings
-                bits = "/".join(str(n or "float") for n in (settings.weight_bits, settings.activation_bits))
-                steps["quantization"] = callback.phases
-            elif isinstance(callback, KnowledgeDistillation):
-                steps["distillation"] = callback.phases
-        found = phases.plan(schedule, steps.get("quantization"), steps.get("distillation"), bits=bits)
-        phases.check(found, total)
-        self._log_plan(trainer, found, total)
-        if found and self._print_phases and trainer.is_global_zero:
-            from rich.console import Console
-
-            # Standard output is the program's own: a command may print JSON there.
-            console = Console(stderr=True)
-            console.print(phases.table(found, total))
-            for note in [*phases.notes(schedule, steps.get("quantization")), *resume_limits(trainer, pl_module)]:
-                console.print(f"Note: {note}", markup=False)
-
-    def _log_plan(self, trainer: L.Trainer, found: Sequence[phases.Phase], total: int | None) -> None:
-        """Log what is going to be done, resolved to optimizer steps and layers."""
-        plan: dict[str, Any] = {
-            "total_steps": total,
-            "phases": [{"name": phase.name, "start": phase.start, "end": phase.end} for phase in found],
-        }
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, GradualMagnitudePruning) and callback.pruner is not None:
-                plan["pruning"] = callback.pruner.describe()
-            elif isinstance(callback, QuantizationAwareTraining):
-                plan["quantization"] = callback.settings.as_dict()
-        loggers.log_plan(trainer.loggers, plan)
 
     def _look_at_ranges(self, trainer: L.Trainer) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -264,7 +243,7 @@ class CompressionMonitor(SavingCallback):
         self._series |= self._signals.series
         self._unlogged = True
         step = trainer.global_step
-        # A second fit, or one from an older checkpoint, writes the history anew from where it starts.
+        # A second fit, or one from an older checkpoint, writes the history again from where it starts.
         self.history = [point for point in self.history if point["step"] < step]
         self.history.append(history_point(step, self._series, self._measured[0]))
         self._remember_layers(rows, step)

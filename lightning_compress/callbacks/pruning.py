@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_compress.callbacks.checkpoints import PlateauSteps, SavingCallback, mend_progress
+from lightning_compress.callbacks.checkpoints import PlateauSteps, SavingCallback, correct_progress
 from lightning_compress.callbacks.run_length import EpochCount, measures_batchnorm, refuse_sharded
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.settings_diff import check_accept
@@ -285,7 +285,7 @@ class GradualMagnitudePruning(SavingCallback):
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        mend_progress(trainer, checkpoint)
+        correct_progress(trainer, checkpoint)
         self._plateaus.take(checkpoint)
 
     @override

@@ -1,4 +1,4 @@
-"""What a Trainer knows of its run, in the terms of the core."""
+"""The length of a Trainer's run in optimizer steps, and the strategies that are supported."""
 
 from __future__ import annotations
 

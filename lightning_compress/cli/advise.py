@@ -150,7 +150,7 @@ def _progress(done: int, total: int) -> None:
 
 def _lines(advice: Advice, request: Request) -> list[str]:
     """What the experiment's file says of itself."""
-    from lightning_compress.foundation.number_text import percent, size
+    from lightning_compress.report.number_text import percent, size
 
     plan = advice.plan
     assert plan is not None
@@ -171,7 +171,7 @@ def _show(advice: Advice, request: Request, output: Path, command: Sequence[str]
     from rich.markup import escape
     from rich.table import Table
 
-    from lightning_compress.foundation.number_text import percent, size, times
+    from lightning_compress.report.number_text import percent, size, times
 
     console = Console()
     if not console.is_terminal:

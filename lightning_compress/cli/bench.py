@@ -21,10 +21,11 @@ def add_bench(commands: Any) -> None:
     parser = add_parser(
         commands,
         "bench",
-        "Latency, throughput and memory of a file by batch size and threads, beside another one.",
+        "Latency, throughput and memory of a file by batch size and threads, compared with another one.",
         run,
         epilog="The two files run in turn, block by block; the ratio is the median over blocks, with its quartiles.",
     )
+    parser.set_defaults(runs_file=True)
     parser.add_argument(
         "path",
         type=Path,
@@ -91,7 +92,7 @@ def _show(path: Path, against: Path | None, rows: list[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lightning_compress.foundation.number_text import size
+    from lightning_compress.report.number_text import size
 
     table = Table(title=f"{path}" if against is None else f"{path} against {against}")
     heads = ["batch", "threads", "median ms", "p90", "p99", "per s"]
@@ -127,13 +128,12 @@ def _show(path: Path, against: Path | None, rows: list[Any]) -> None:
 
 
 def plot(path: Path, against: Path | None, rows: list[Any], target: Path) -> None:
-    """Draw median latency with its 99th percentile, and throughput, over the batch size; a line for each number of
-    threads."""
+    """Draw latency (median and 90th percentile) and throughput over the batch size, for each number of threads."""
     from matplotlib.figure import Figure
 
     from lightning_compress.foundation.atomic_write import replacing
 
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     latency, throughput = figure.subplots(1, 2)
     for count in dict.fromkeys(row.threads for row in rows):
         own = [row for row in rows if row.threads == count]
@@ -144,19 +144,22 @@ def plot(path: Path, against: Path | None, rows: list[Any], target: Path) -> Non
         sizes = [row.batch_size for row in own]
         for name, style, timings in lines:
             medians = [timing.median_ms for timing in timings]
-            above = [timing.p99_ms - timing.median_ms for timing in timings]
+            above = [timing.p90_ms - timing.median_ms for timing in timings]
             label = f"{name}, {threads}".replace("$", r"\$")
             latency.errorbar(sizes, medians, [[0.0] * len(above), above], fmt=f"o{style}", capsize=3, label=label)
             rates = [1e3 * n / median for n, median in zip(sizes, medians, strict=True)]
             throughput.plot(sizes, rates, f"o{style}", label=label)
-    for axes, title in ((latency, "Latency in ms: median, up to p99"), (throughput, "Samples per second")):
+    for axes, title in ((latency, "Latency in ms: median, up to p90"), (throughput, "Samples per second")):
         axes.set_title(title, loc="left")
         axes.set_xlabel("batch size")
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted({row.batch_size for row in rows}))
         axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    latency.legend(fontsize="small")
+    # One slow call does not flatten what was typical.
+    latency.set_yscale("log")
+    latency.yaxis.set_major_formatter("{x:g}")
+    throughput.set_ylim(bottom=0)
+    figure.legend(*latency.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize="small")
     with replacing(target) as temporary:
         figure.savefig(temporary, format=target.suffix[1:])

@@ -38,7 +38,7 @@ def add_calibrate(commands: Any) -> None:
         action="store_true",
         help="leave biases as they are; by default they make up for the mean error of rounded weights",
     )
-    parser.add_argument("--batchnorm", action="store_true", help="measure batch-norm statistics anew on the batches")
+    parser.add_argument("--batchnorm", action="store_true", help="measure batch-norm statistics again on the batches")
     parser.add_argument(
         "--max-drop",
         default="1%",

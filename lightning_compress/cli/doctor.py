@@ -57,8 +57,8 @@ def show(found: Diagnosis) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from lightning_compress.foundation.number_text import NOTHING, percent, size, times
     from lightning_compress.monitoring import phases
+    from lightning_compress.report.number_text import NOTHING, percent, size, times
 
     console = Console()
     if not console.is_terminal:

@@ -26,6 +26,7 @@ from lightning_compress.cli.compare import add_compare
 from lightning_compress.cli.completion import is_completion, line_of_settings, subcommands_for
 from lightning_compress.cli.doctor import add_doctor
 from lightning_compress.cli.inspect import add_inspect
+from lightning_compress.cli.own_process import continue_in_own_process
 from lightning_compress.cli.parser import Command, add_parser
 from lightning_compress.cli.verify import add_verify
 from lightning_compress.cli.wandb_sweep import add_wandb_sweep
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: Arguments after the program's name; ``None`` takes the process's own.
+        argv: Arguments after the program's name; ``None`` takes the process's own, which may go on in a child.
 
     Returns:
         The exit code.
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not arguments.passes_on:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     command: Command = arguments.command
+    if argv is None and arguments.runs_file and hasattr(os, "fork"):
+        continue_in_own_process(str(arguments.path))
     try:
         return command(arguments, rest)
     except CompressionError as error:

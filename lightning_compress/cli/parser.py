@@ -31,7 +31,7 @@ def add_parser(commands: Any, name: str, help: str, command: Command, **options:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help, **options)
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(command=command, passes_on=False)
+    parser.set_defaults(command=command, passes_on=False, runs_file=False)
     return parser
 
 

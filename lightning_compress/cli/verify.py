@@ -1,4 +1,4 @@
-"""``lightning-compress verify``: a written file on the data of its run, beside the dense and the trained model."""
+"""``lightning-compress verify``: run a written file again, and compare it with the trained model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_verify(commands: Any) -> None:
     parser = add_parser(
         commands,
         "verify",
-        "Run a written file on the data of its run, beside the dense and the trained model.",
+        "Run run a written file on the data of its run, and compare it with the dense and the trained model.",
         run,
         usage="lightning-compress verify PATH [options] [key=value ...]",
         epilog="key=value changes a setting of the run: data.root=~/data. Exit codes: 0 it holds; 1 a limit does not "
@@ -37,7 +37,7 @@ def add_verify(commands: Any) -> None:
     )
     parser.add_argument("path", type=Path, help="an .onnx, .packed, .pt2 or .xml file, or the directory of an export")
     # Overrides may stand on either side of options, which argparse alone would not allow.
-    parser.set_defaults(passes_on=True)
+    parser.set_defaults(passes_on=True, runs_file=True)
     parser.add_argument(
         "--max-drop",
         metavar="LOSS",
@@ -99,7 +99,7 @@ def _show(found: FileVerdict) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from lightning_compress.foundation.number_text import metric, percent
+    from lightning_compress.report.number_text import metric, percent
     from lightning_compress.report.text import VERSIONS
 
     console = Console()
@@ -117,7 +117,7 @@ def _show(found: FileVerdict) -> None:
     if found.samples:
         agreement = "" if found.agreement is None else f"{percent(found.agreement, 2)} the same top class; "
         console.print(
-            f"{found.samples} samples beside the trained model: {agreement}outputs differ by "
+            f"{found.samples} samples, compared with the trained model: {agreement}outputs differ by "
             f"{found.mean_abs_difference:.3g} on average, {found.max_abs_difference:.3g} at most",
             highlight=False,
         )

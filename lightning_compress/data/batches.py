@@ -133,7 +133,7 @@ def already_a_batch(batch: Any) -> Any:
 class ResumableLoader(DataLoader[Batch]):
     """A loader that goes on in the middle of an epoch; Lightning stores its state in checkpoints."""
 
-    # Set on the class, since Lightning makes the loader anew from DataLoader's own arguments under DDP.
+    # Set on the class, since Lightning makes the loader again from DataLoader's own arguments under DDP.
     _delivered = 0
     _skip = 0
     _skip_epoch: int | None = None

@@ -44,7 +44,7 @@ class CallSizes:
     def varying(self) -> dict[str, dict[int, str]]:
         """Dimensions, but for the first, that had several sizes, each with a name; those of equal sizes share one.
 
-        An input with another number of dimensions now and then has none.
+        An input whose number of dimensions changes between calls has none.
         """
         names: dict[tuple[int, ...], str] = {}
         found: dict[str, dict[int, str]] = {}

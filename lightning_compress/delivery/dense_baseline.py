@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError, closest, first_line
 from lightning_compress.foundation.atomic_write import replacing
-from lightning_compress.foundation.number_text import is_share, metric
 from lightning_compress.quantization import strip
+from lightning_compress.report.number_text import is_share, metric
 
 UNTRAINED = 1.5
 """A start whose error is this many times that of the trained model was no trained model."""

@@ -1,4 +1,4 @@
-"""The directory of an export: what may be written there, and what was."""
+"""The directory of an export: its files, written as one set, without touching files of others."""
 
 from __future__ import annotations
 

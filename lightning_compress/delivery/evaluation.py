@@ -1,4 +1,4 @@
-"""Running a LightningModule's own evaluation, with another form of the network inside."""
+"""Running a LightningModule's own evaluation with another form of the network, such as a written file."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class EvaluationData:
         if self.dataloaders is None and not is_overridden(loader, source, kind):
             raise CompressionError.field(
                 f"{field}.split",
-                expected=f"a split with data; {type(source).__name__} has no {loader}",
+                expected=f"data; {type(source).__name__} has no {loader}, and fit none or limit_{self.split}_batches=0",
                 got=self.split,
                 fix="Give dataloaders=..., or verify=False.",
             )

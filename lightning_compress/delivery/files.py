@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,8 @@ from torch import nn
 from lightning_compress.delivery.network_call import Entry
 from lightning_compress.delivery.size_accounting import zipped
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.compressed_tensors import save_compressed_tensors
-from lightning_compress.export.executorch.write import to_executorch
-from lightning_compress.export.formats import BESIDE, FILES
-from lightning_compress.export.onnx.write import to_onnx
-from lightning_compress.export.openvino import to_openvino
-from lightning_compress.export.packed.save_load import PackedFile, save_packed
-from lightning_compress.export.pt2.write import to_torch_export
+from lightning_compress.export.file_format import GraphFormat, WeightsFormat
+from lightning_compress.export.formats import FORMATS
 from lightning_compress.foundation.checksum import sha256
 
 
@@ -58,7 +53,7 @@ class Files:
     axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def write(self, item: str, model: nn.Module, whole: nn.Module) -> PackedFile | None:
+    def write(self, item: str, model: nn.Module, whole: nn.Module) -> Any:
         """Write one format.
 
         Args:
@@ -67,98 +62,67 @@ class Files:
             whole: A copy of the module, for formats that hold all its tensors and no graph.
 
         Returns:
-            The packed file, where that is the format.
+            What the format's writer gave.
         """
-        path = self.folder / FILES[item]
-        if item == "packed":
-            return save_packed(whole, path)
-        if item == "compressed_tensors":
-            save_compressed_tensors(whole, path)
-        elif item == "onnx":
-            self.write_onnx(model, path.name)
-        elif item == "openvino":
-            self._graph(to_openvino, model, path, **self._names)
-        elif item == "torch_export":
-            self._graph(to_torch_export, model, path)
-        elif item == "executorch":
-            to_executorch(model, self.entry.example_inputs, path)
-        return None
+        kind = FORMATS[item]
+        if isinstance(kind, WeightsFormat):
+            return kind.write(whole, self.folder / kind.file)
+        assert isinstance(kind, GraphFormat)
+        return self.write_graph(kind, model, kind.file)
 
-    def write_onnx(self, model: nn.Module, name: str) -> None:
-        """Write an ONNX file under a name of its own."""
-        file = self._graph(to_onnx, model, self.folder / name, metadata=self.provenance, **self._names)
-        if file.int4:
-            self._note(
-                f"{name} holds INT4 weights, and ran with session.qdq_matmulnbits_accuracy_level=1: by default ONNX "
-                f"Runtime rounds the float activations that it multiplies by them to 8 bits. Set the same where you "
-                f"deploy."
-            )
-
-    @property
-    def _names(self) -> dict[str, Any]:
-        return {"input_names": self.settings.input_names, "output_names": self.settings.output_names}
-
-    def _graph(self, write: Callable[..., Any], model: nn.Module, path: Path, **settings: Any) -> Any:
-        """Write a graph with a free batch, or else for one sample a call, and note what came out."""
+    def write_graph(self, kind: GraphFormat, model: nn.Module, name: str) -> Any:
+        """Write a graph under a file name, with a free batch or else for one sample a call, and note what came out."""
+        path, call = self.folder / name, self.entry
+        if kind.fixed_batch:
+            return kind.write(model, call.example_inputs, path)
         free = self.settings.dynamic_batch
-        settings["dynamic_axes"] = self.axes
+        known = {
+            "input_names": self.settings.input_names,
+            "output_names": self.settings.output_names,
+            "metadata": self.provenance,
+            "dynamic_axes": self.axes,
+        }
+        settings: dict[str, Any] = {key: value for key, value in known.items() if key in kind.settings}
         try:
-            file = write(model, self.entry.example_inputs, path, dynamic_batch=free, **settings)
+            file = kind.write(model, call.example_inputs, path, dynamic_batch=free, **settings)
         except CompressionError:
             if not self.axes:
                 raise
             settings["dynamic_axes"] = {}
-            file = write(model, self.entry.example_inputs, path, dynamic_batch=free, **settings)
+            file = kind.write(model, call.example_inputs, path, dynamic_batch=free, **settings)
             sizes = ", ".join(f"dimension {axis} of {name}" for name, axes in self.axes.items() for axis in axes)
             self._note(
                 f"{path.name} takes one size alone of {sizes}, which differs in the data: the network reads it as a "
                 f"number."
             )
         if free and file.batch is not None:
-            one = self.entry.first(1, model)
-            if file.batch != 1 and one is not self.entry:
-                file = write(model, one.example_inputs, path, dynamic_batch=False, **settings)
+            one = call.first(1, model)
+            if file.batch != 1 and one is not call:
+                file = kind.write(model, one.example_inputs, path, dynamic_batch=False, **settings)
             self._note(
                 f"{path.name} takes {file.batch} sample{'s' if file.batch > 1 else ''} a call: the network reads the "
                 f"size of its batch as a number, as len(x) and int(x.shape[0]) do."
             )
         if file.left_out:
             self._note(f"{path.name} gives tensors alone: {', '.join(file.left_out)} among the results is left out.")
+        for note in kind.write_notes(file):
+            self._note(note)
         return file
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
 
-    def artifact(self, item: str, packed: PackedFile | None) -> dict[str, Any]:
+    def artifact(self, item: str, written: Any) -> dict[str, Any]:
         """What the report says of a written format."""
-        path = self.folder / FILES[item]
-        size = path.stat().st_size
-        beside = {BESIDE[item]: self.folder / BESIDE[item]} if item in BESIDE else {}
-        more = {name: file.stat().st_size for name, file in beside.items()}
-        if packed is not None:
-            breakdown = dict(packed.breakdown)
-        elif item == "onnx":
-            breakdown = onnx_breakdown(path)
-        else:
-            breakdown = {path.name: size, **more}
+        kind = FORMATS[item]
+        path, *beside = (self.folder / name for name in kind.files)
         return {
             "format": item,
             "file": path.name,
-            "bytes": size + sum(more.values()),
+            "bytes": sum(file.stat().st_size for file in (path, *beside)),
             "sha256": sha256(path),
-            "breakdown": breakdown,
-            "zipped": zipped(path, *beside.values()),
-            "beside": {name: sha256(file) for name, file in beside.items()},
+            "breakdown": kind.breakdown(path, written),
+            "zipped": zipped(path, *beside),
+            "beside": {file.name: sha256(file) for file in beside},
         }
-
-
-def onnx_breakdown(path: Path) -> dict[str, int]:
-    """Bytes of an ONNX file by what they hold: ``integers`` and ``floats`` of its constants, and the ``graph``."""
-    import onnx
-
-    parts = {"integers": 0, "floats": 0}
-    for constant in onnx.load(path).graph.initializer:
-        array = onnx.numpy_helper.to_array(constant)
-        parts["floats" if array.dtype.kind == "f" else "integers"] += array.nbytes
-    return {**parts, "graph": path.stat().st_size - sum(parts.values())}

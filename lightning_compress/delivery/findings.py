@@ -1,4 +1,4 @@
-"""What an export found out, what it could not do among it."""
+"""Results of an export: files, metrics, timings, notes and failures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from lightning_compress.delivery.dense_baseline import untrained_start
 from lightning_compress.errors import reason
 from lightning_compress.export.divergence import SiteError
+from lightning_compress.export.formats import deployed_of
 from lightning_compress.export.latency import Ratio, Timing
 from lightning_compress.export.onnx.integer_share import IntegerShare
 from lightning_compress.export.packed.save_load import PackedFile
@@ -53,6 +54,12 @@ class Findings:
     ratio: Ratio | None = None
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of predictions in which the deployed form and the trained model agree; ``None`` if it is unknown."""
+        form = deployed_of(self.comparisons)
+        return None if form is None else self.comparisons[form].agreement
 
     @property
     def written(self) -> list[str]:

@@ -18,7 +18,7 @@ class Remembered:
 
     Args:
         model: A function of its inputs alone, as a network in eval mode is.
-        limit: Bytes of outputs that are kept; what is beyond them is computed anew.
+        limit: Bytes of outputs that are kept; what is beyond them is computed again.
 
     Example:
         >>> calls = []

@@ -29,7 +29,8 @@ def compose(
     name: str,
     rows: Sequence[LayerRow],
     float_bytes: int,
-    history: Sequence[Mapping[str, Any]],
+    history: Sequence[Mapping[str, Any]] = (),
+    evaluations: Sequence[Mapping[str, Any]] = (),
     pruner: Pruner | None,
     quantization: Quantization | None,
     data: Mapping[str, Any] | None,
@@ -43,6 +44,7 @@ def compose(
         rows: Every parameter, as it was exported.
         dense_bytes: Bytes of the dense float32 model.
         history: The monitor's, empty without one.
+        evaluations: Likewise.
         pruner: What pruned.
         quantization: What quantized.
         data: Where the data came from and how it was split.
@@ -84,6 +86,7 @@ def compose(
         "bytes": accounting(rows, float_bytes, found.packed, found.artifacts),
         "layers": report.layers(rows, packed),
         "history": [dict(point) for point in history],
+        "evaluations": [dict(point) for point in evaluations],
         "integer_share": None if found.integers is None else found.integers.share,
         "stays_float": [
             *([] if quantization is None else quantization.unreached),

@@ -1,4 +1,4 @@
-"""Writing the files of an export, running them again, and saying what was found."""
+"""The whole export: write the files, run them, measure, and collect the results."""
 
 from __future__ import annotations
 
@@ -25,18 +25,17 @@ from lightning_compress.delivery.side_by_side import (
     evaluate_through,
 )
 from lightning_compress.delivery.timing import timings
-from lightning_compress.delivery.without_channels import without_channels
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.compressed_tensors import load_compressed_tensors
 from lightning_compress.export.divergence import can_trace, first_divergence, site_errors
-from lightning_compress.export.formats import DENSE_ONNX, FILES, deployed_of, files_of
+from lightning_compress.export.file_format import WeightsFormat, pytorch_name
+from lightning_compress.export.formats import DENSE_ONNX, FORMATS, deployed_of, files_of
 from lightning_compress.export.latency import Ratio
-from lightning_compress.export.onnx.integer_share import IntegerShare, integer_share
-from lightning_compress.export.onnx.session import OnnxModel, needs_exact_kernels, open_session
-from lightning_compress.export.packed.save_load import load_packed
+from lightning_compress.export.onnx.format import Onnx
+from lightning_compress.export.onnx.integer_share import IntegerShare
+from lightning_compress.export.packed.save_load import PackedFile
 from lightning_compress.export.signatures import called_through
-from lightning_compress.export.verification import deployed_form, pytorch_name
-from lightning_compress.foundation.processor import has_vnni
+from lightning_compress.export.verification import deployed_form
+from lightning_compress.export.without_channels import without_channels
 from lightning_compress.quantization import find, strip
 
 
@@ -88,20 +87,20 @@ class Export:
         deployed = deployed_of(found.written)
         runtime = None
         if deployed is not None:
-            with found.attempt(f"{FILES[deployed]} was written and does not run"):
+            with found.attempt(f"{FORMATS[deployed].file} was written and does not run"):
                 runtime = self._form(deployed, self._copy())[1]
-                found.notes += self._without_vnni(deployed)
+                found.notes += FORMATS[deployed].run_notes(self.directory / FORMATS[deployed].file)
         if self.dense is not None:
             found.results["dense"] = Result("Dense", runtime, self.dense[1], dense_bytes)
         trained = Result("Fake-quantized", pytorch_name(), "the trained module", dense_bytes)
         trained.metrics = {} if trained_alone is None else trained_alone.metrics
         found.results["fake_quantized"] = trained
         if deployed is not None:
-            size = sum((self.directory / name).stat().st_size for name in files_of([deployed]) if name != DENSE_ONNX)
-            found.results["deployed"] = Result("Deployed", runtime, FILES[deployed], size)
-        if deployed == "onnx" and runtime is not None:
+            size = sum((self.directory / name).stat().st_size for name in FORMATS[deployed].files)
+            found.results["deployed"] = Result("Deployed", runtime, FORMATS[deployed].file, size)
+        if deployed is not None and runtime is not None:
             with found.attempt("What runs in integers was not counted"):
-                found.integers = self._in_integers()
+                found.integers = self._in_integers(deployed)
         if self.data is not None:
             self._verify(found, self.data, deployed, trained_alone)
         if self.latency and runtime is not None and deployed is not None:
@@ -109,14 +108,13 @@ class Export:
                 self._measure(found, deployed)
         return found
 
-    def _in_integers(self) -> IntegerShare | None:
-        """How much of the ONNX file runs in integers, for one sample; ``None`` where activations are float."""
+    def _in_integers(self, item: str) -> IntegerShare | None:
+        """How much of a file runs in integers, for one sample; ``None`` where activations are float."""
         quantization = find(self.module)
         if quantization is None or not quantization.activations:
             return None
-        call, path = self._real_call.first(1), self.directory / FILES["onnx"]
-        model = OnnxModel(path, self._copy().forward, threads=self.threads)
-        return integer_share(path, model.feed(*call.args, **call.kwargs))
+        call, kind = self._real_call.first(1), FORMATS[item]
+        return kind.integer_share(self.directory / kind.file, self._copy(), call.args, call.kwargs, self.threads)
 
     @property
     def _real_call(self) -> Entry:
@@ -127,7 +125,7 @@ class Export:
         return called_through(duplicate(self.module), self.entry.name)
 
     def _form(self, item: str, reference: nn.Module) -> tuple[Callable[..., Any], str]:
-        return deployed_form(self.directory / FILES[item], reference, threads=self.threads)
+        return deployed_form(self.directory / FORMATS[item].file, reference, threads=self.threads)
 
     def _dense(self) -> nn.Module | None:
         return None if self.dense is None else as_dense(self._copy(), self.dense[0])
@@ -144,12 +142,13 @@ class Export:
         trained = self._smaller(found) if self.shrink else self._copy()
         for item in self.formats:
             with found.attempt(f"{item} was not written"):
-                packed = files.write(item, trained, duplicate(self.module))
-                found.artifacts.append(files.artifact(item, packed))
-                found.packed = packed or found.packed
+                written = files.write(item, trained, duplicate(self.module))
+                found.artifacts.append(files.artifact(item, written))
+                if isinstance(written, PackedFile):
+                    found.packed = written
         if DENSE_ONNX in files_of(found.written) and (dense := self._dense()) is not None:
             with found.attempt(f"{DENSE_ONNX} was not written"):
-                files.write_onnx(dense, DENSE_ONNX)
+                files.write_graph(Onnx(), dense, DENSE_ONNX)
 
     def _smaller(self, found: Findings) -> nn.Module:
         """The trained module without its pruned channels; a note says how much that is, or why it cannot be."""
@@ -183,7 +182,7 @@ class Export:
                 f"the network computes, are no part of the files, and metrics of them none of theirs."
             )
         for item in found.written:
-            with found.attempt(f"{FILES[item]} was written and not verified"):
+            with found.attempt(f"{FORMATS[item].file} was written and not verified"):
                 form, _ = self._form(item, model)
                 metrics, compared = evaluate_beside(
                     form, reference, self.module, data, entry=self.entry.name, passed=passed
@@ -195,21 +194,21 @@ class Export:
                     metrics = self._as_evaluated(item, trained.state, trained.axes, data)
                     found.notes.append(
                         f"{type(self.module).__name__} evaluates in another state than eval mode (its evaluation hooks "
-                        f"see to that). {FILES[item]} is the network in eval mode, as predictions need it; its metrics "
-                        f"are those of the same format, written in the state of the evaluation."
+                        f"see to that). {FORMATS[item].file} is the network in eval mode, as predictions need it; "
+                        f"its metrics are those of the same format, written in the state of the evaluation."
                     )
                 found.results["deployed"].metrics = metrics
-                if compared.agreement != 1.0 and can_trace(self.directory / FILES[item]):
-                    call, path = self._real_call, self.directory / FILES[item]
+                if compared.agreement != 1.0 and can_trace(self.directory / FORMATS[item].file):
+                    call, path = self._real_call, self.directory / FORMATS[item].file
                     errors = site_errors(path, model, call.args, call.kwargs, threads=self.threads)
                     found.divergence = first_divergence(errors)
 
     def _verify_whole(self, found: Findings, data: EvaluationData, deployed: str | None) -> None:
         """Metrics of files that hold the whole module, where no single call can be put in its place."""
-        load = {"packed": load_packed, "compressed_tensors": load_compressed_tensors}
-        if deployed in load:
-            with found.attempt(f"{FILES[deployed]} was written and not verified"):
-                module = load[deployed](self.directory / FILES[deployed], strip(duplicate(self.module)))
+        kind = None if deployed is None else FORMATS[deployed]
+        if isinstance(kind, WeightsFormat):
+            with found.attempt(f"{kind.file} was written and not verified"):
+                module = kind.load(self.directory / kind.file, strip(duplicate(self.module)))
                 found.results["deployed"].metrics = evaluate(cast(L.LightningModule, module), data)
                 found.notes.append("The steps call parts of the network: outputs were not compared one by one.")
 
@@ -220,7 +219,7 @@ class Export:
         model = called_through(evaluated, self.entry.name)
         with tempfile.TemporaryDirectory() as folder:
             Files(Path(folder), self.entry, axes=axes).write(item, model, evaluated)
-            form, _ = deployed_form(Path(folder) / FILES[item], model, threads=self.threads)
+            form, _ = deployed_form(Path(folder) / FORMATS[item].file, model, threads=self.threads)
             return evaluate_through(
                 lambda *args, **kwargs: form(model(*args, **kwargs), *args, **kwargs),
                 self.module,
@@ -242,19 +241,3 @@ class Export:
             found.results[form].timing = timing
         if "dense" in measured:
             found.ratio = Ratio.between(measured["deployed"], measured["dense"])
-
-    def _without_vnni(self, deployed: str) -> list[str]:
-        """What to know of a file that is run on a processor like this one."""
-        if deployed == "openvino" and has_vnni() is False:
-            return [
-                "This processor has no VNNI: OpenVINO computed the quantized graph in float, exactly and without gain, "
-                "since its 8-bit kernels saturate here. Set LP_TRANSFORMS_MODE=False where you deploy on such "
-                "processors, or deploy the ONNX file there."
-            ]
-        if deployed == "onnx" and needs_exact_kernels(open_session(self.directory / FILES[deployed])):
-            return [
-                "The file is for processors with VNNI (processor='vnni', or a backend that wants int8), and this one "
-                "has none: ONNX Runtime ran its exact 8-bit kernels (session.x64quantprecision=1), since its default "
-                "ones saturate here. Set the same where you deploy on such processors."
-            ]
-        return []

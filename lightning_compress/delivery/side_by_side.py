@@ -1,4 +1,4 @@
-"""Evaluating a written file in the place of the model, with the model itself running beside it."""
+"""Evaluating a written file instead of the model, while the model runs on the same inputs for comparison."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def evaluate_through(
     entry: str = "",
     on_batch: Callable[[Any], None] | None = None,
 ) -> dict[str, float]:
-    """What ``validation_step`` or ``test_step`` log with ``forward`` in the place of a module's own.
+    """What ``validation_step`` or ``test_step`` log with ``forward`` instead of a module's own.
 
     Args:
         forward: Takes the call's arguments.
@@ -145,7 +145,7 @@ def evaluate_beside(
 
 
 class _Beside:
-    """Runs a written file in the place of the model, and the model beside it."""
+    """Runs a written file instead of the model, and the model for comparison."""
 
     def __init__(self, form: Callable[..., Any], reference: Callable[..., Any], passed: Passed | None) -> None:
         self.comparison = Comparison()

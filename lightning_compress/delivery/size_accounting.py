@@ -1,4 +1,4 @@
-"""What a model takes at each stage, every byte counted."""
+"""Bytes of a model at each stage: dense, quantized, packed, on disk and zipped."""
 
 from __future__ import annotations
 

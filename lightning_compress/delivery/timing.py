@@ -1,4 +1,4 @@
-"""Latency of what was written, beside the trained model and the dense one in the same runtime."""
+"""Latency of the deployed file, compared with the trained model and the dense one in the same runtime."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import torch
 from torch import nn
 
 from lightning_compress.delivery.network_call import Entry
-from lightning_compress.export.executorch.write import ExecuTorchModel, to_executorch
-from lightning_compress.export.formats import DENSE_ONNX, FILES
+from lightning_compress.export.file_format import FileFormat, GraphFormat
+from lightning_compress.export.formats import DENSE_ONNX, FORMATS
 from lightning_compress.export.latency import Timing, measure
-from lightning_compress.export.onnx.session import OnnxModel
-from lightning_compress.export.openvino import OpenVinoModel
 from lightning_compress.export.verification import deployed_form
 
 
@@ -36,27 +34,16 @@ def timings(
         ``"fake_quantized"``, ``"deployed"`` and, where there is a dense model, ``"dense"``.
     """
     timed: dict[str, Callable[[], Any]] = {"fake_quantized": _eager(reference, call)}
-    path = folder / FILES[deployed]
-    beside = folder / DENSE_ONNX if dense is not None and (folder / DENSE_ONNX).is_file() else None
-    if deployed == "onnx":
-        timed["deployed"] = _session(path, reference, call, threads)
-        if beside is not None:
-            timed["dense"] = _session(beside, reference, call, threads)
-    elif deployed == "openvino":
-        timed["deployed"] = _openvino(path, reference, call, threads)
-        if beside is not None:
-            timed["dense"] = _openvino(beside, reference, call, threads)
-    elif deployed == "executorch":
-        timed["deployed"] = _executorch(path, reference, call)
-        if dense is not None:
-            with tempfile.TemporaryDirectory() as temporary:
-                to_executorch(dense, call.example_inputs, file := Path(temporary) / "dense.pte")
-                timed["dense"] = _executorch(file, dense, call)
-    else:
-        form, _ = deployed_form(path, reference, threads=threads)
-        timed["deployed"] = lambda: form(None, *call.args, **call.kwargs)
-        if dense is not None:
-            timed["dense"] = _eager(dense, call)
+    kind = FORMATS[deployed]
+    timed["deployed"] = _file(kind, folder / kind.file, reference, call, threads)
+    if dense is not None and kind.dense == "pytorch":
+        timed["dense"] = _eager(dense, call)
+    elif dense is not None and kind.dense == "own" and isinstance(kind, GraphFormat):
+        with tempfile.TemporaryDirectory() as temporary:
+            kind.write(dense, call.example_inputs, file := Path(temporary) / kind.file)
+            timed["dense"] = _file(kind, file, dense, call, threads)
+    elif dense is not None and (folder / DENSE_ONNX).is_file():
+        timed["dense"] = _file(kind, folder / DENSE_ONNX, reference, call, threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -70,18 +57,8 @@ def _eager(module: nn.Module, call: Entry) -> Callable[[], Any]:
     return lambda: module(*call.args, **call.kwargs)
 
 
-def _session(path: Path, reference: nn.Module, call: Entry, threads: int) -> Callable[[], Any]:
-    model = OnnxModel(path, reference.forward, threads=threads)
-    feed = model.feed(*call.args, **call.kwargs)
-    return lambda: model.session.run(None, feed)
-
-
-def _executorch(path: Path, reference: nn.Module, call: Entry) -> Callable[[], Any]:
-    model = ExecuTorchModel(path, reference.forward)
-    return lambda: model(*call.args, **call.kwargs)
-
-
-def _openvino(path: Path, reference: nn.Module, call: Entry, threads: int) -> Callable[[], Any]:
-    model = OpenVinoModel(path, reference.forward, threads=threads)
-    feed = model.feed(*call.args, **call.kwargs)
-    return lambda: model.run(feed)
+def _file(kind: FileFormat, path: Path, reference: nn.Module, call: Entry, threads: int) -> Callable[[], Any]:
+    if isinstance(kind, GraphFormat):
+        return kind.open(path, reference.forward, threads).prepare(*call.args, **call.kwargs)
+    form, _ = deployed_form(path, reference, threads=threads)
+    return lambda: form(None, *call.args, **call.kwargs)

@@ -20,7 +20,7 @@ _COMPILED = (
 
 
 class Distiller:
-    """Adds distillation losses to the loss of a step that knows nothing of them.
+    """Adds distillation losses to the loss of an unchanged training step.
 
     Args:
         student: Root of the student's module names.
@@ -107,7 +107,12 @@ class Distiller:
         self._watch.calls.clear()
 
     def total(self, task: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
-        """What to back-propagate: the weighted sum of the step's own loss and the terms."""
+        """What to back-propagate: the weighted sum of the step's own loss and the terms.
+
+        Args:
+            task: The step's own loss, a scalar.
+            terms: Name of each loss → its value, a scalar.
+        """
         with unrecorded():
             total = task if self.task_weight == 1.0 else self.task_weight * task
             for loss in self.losses:

@@ -1,4 +1,4 @@
-"""What a student and its teacher are compared by: pure functions of two tensors.
+"""Distillation losses as pure functions of two tensors.
 
 All compute in float32 (float64 stays), whatever autocast is in force, and are 0 where student and teacher agree.
 """

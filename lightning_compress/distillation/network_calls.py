@@ -1,4 +1,4 @@
-"""What a network was called with and what came out, of itself and of named modules inside."""
+"""Inputs and outputs of the calls of a network and of named modules inside it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Call:
 
     Attributes:
         entry: Full name of the module that was called; ``""`` is the root.
-        args: Positional arguments, as they came.
+        args: Positional arguments, unchanged.
         kwargs: Keyword arguments.
         output: What it returned; ``None`` while it runs.
         outputs: Module name → what that module returned inside this call, in order.

@@ -1,4 +1,4 @@
-"""Writing a compressed model to disk, and proving what was written."""
+"""Writing a compressed model to disk, and verifying what was written."""
 
 from lightning_compress.export.onnx.write import OnnxFile, to_onnx
 from lightning_compress.export.packed.save_load import PackedFile, load_packed, save_packed

@@ -19,12 +19,12 @@ from lightning_compress.foundation.example_inputs import call_arguments
 from lightning_compress.foundation.function_calls import CallHandle, CallHook, on_call
 from lightning_compress.foundation.nested import Key, replaced_arguments
 from lightning_compress.foundation.recorded_forward import recording
-from lightning_compress.quantization.attach import Quantization, find, refuse_replaced, strip
+from lightning_compress.quantization.attach import Quantization, find, strip
 from lightning_compress.quantization.candidates import Use
 from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.quantizers import bias as biases
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
 from lightning_compress.quantization.quantizers.attention import SeparateProjections
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer
 from lightning_compress.quantization.quantizers.computed import ComputedWeight
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
 
@@ -78,13 +78,13 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
     duplicate = copy.deepcopy(model).cpu().eval()
     quantization = find(duplicate)
     if quantization:
-        refuse_replaced(quantization)
+        quantization.weights.refuse_replaced()
         quantization.synchronize()
     folds = dict(quantization.placement.folds) if quantization and quantization.placement else None
     integers = _integers(quantization) if quantization else {}
     sites = _sites(quantization) if quantization else []
     input_scales = _input_scales(quantization) if quantization else {}
-    computed = quantization.computed if quantization else {}
+    computed = quantization.weights.computed if quantization else {}
     # A part of what was prepared keeps the names of the whole.
     root = quantization.root if quantization else duplicate
     strip(duplicate)
@@ -269,7 +269,7 @@ def _store(name: str, weight: IntegerWeight, input_scale: float | None) -> list[
 
 
 def _make_room(weight: IntegerWeight, bias: torch.Tensor, input_scale: float) -> None:
-    """Widen the scale of channels whose bias would overflow int32; their integers are rounded anew."""
+    """Widen the scale of channels whose bias would overflow int32; their integers are rounded again."""
     scale = biases.with_room(weight.scale, bias, input_scale)
     widened = scale > weight.scale
     if bool(widened.any()):

@@ -1,30 +1,23 @@
-"""The formats that an export writes, and the names of their files."""
+"""The formats that an export writes: the one list of them, and what follows from it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from pathlib import Path
 
 from lightning_compress.errors import CompressionError, closest, refuse_missing
+from lightning_compress.export.compressed_tensors.format import CompressedTensors
+from lightning_compress.export.executorch.format import ExecuTorch
+from lightning_compress.export.file_format import FileFormat, GraphFormat
+from lightning_compress.export.onnx.format import Onnx
+from lightning_compress.export.openvino import OpenVino
+from lightning_compress.export.packed.format import Packed
+from lightning_compress.export.pt2.format import TorchExport
 
-Format = Literal["onnx", "openvino", "torch_export", "executorch", "packed", "compressed_tensors"]
-"""In the order in which one counts as deployed: what a runtime computes in integers before what is only stored."""
-FILES: dict[str, str] = {
-    "onnx": "model.onnx",
-    "openvino": "model.xml",
-    "torch_export": "model.pt2",
-    "executorch": "model.pte",
-    "packed": "model.packed",
-    "compressed_tensors": "model.safetensors",
+FORMATS: dict[str, FileFormat] = {
+    kind.name: kind for kind in (Onnx(), OpenVino(), TorchExport(), ExecuTorch(), Packed(), CompressedTensors())
 }
-BESIDE = {"openvino": "model.bin", "compressed_tensors": "config.json"}
-"""Second files of formats that have two."""
-TRACED = ("onnx", "openvino", "torch_export", "executorch")
-"""Formats that hold a graph, for which the network is traced with the inputs of one call."""
-FIXED_BATCH = ("executorch",)
-"""Those of them that are written for one sample a call."""
-_RUNTIMES = {"openvino": "OpenVINO", "executorch": "ExecuTorch"}
-"""Formats whose runtime is a package of the same name, which an extra brings."""
+"""In the order in which one counts as deployed: what a runtime computes in integers before what is only stored."""
 DENSE_STATE, DENSE_ONNX = "dense.safetensors", "dense.onnx"
 GIVEN = "given"
 REPORTS = ("report.json", "report.md", "report.html")
@@ -40,18 +33,34 @@ def check_formats(formats: Sequence[str], name: str) -> tuple[str, ...]:
         >>> check_formats(["onnx"], "formats")
         ('onnx',)
     """
-    known = get_args(Format)
     if isinstance(formats, str) or not formats:
-        raise CompressionError.field(name, expected=f"a list of {', '.join(known)}", got=formats)
+        raise CompressionError.field(name, expected=f"a list of {', '.join(FORMATS)}", got=formats)
     for item in formats:
-        if item not in known:
+        if item not in FORMATS:
             raise CompressionError.field(
-                name, expected=f"some of {', '.join(known)}", got=item, fix=closest(str(item), known)
+                name, expected=f"some of {', '.join(FORMATS)}", got=item, fix=closest(str(item), FORMATS)
             )
-    for item, runtime in _RUNTIMES.items():
-        if item in formats:
-            refuse_missing(name, item, runtime)
+        if (package := FORMATS[item].package) is not None:
+            refuse_missing(name, item, package)
     return tuple(dict.fromkeys(formats))
+
+
+def format_of(path: Path) -> FileFormat:
+    """The format of a file, by its name or else by the end of it; any other file is a packed one.
+
+    Example:
+        >>> format_of(Path("dense.onnx")).name, format_of(Path("model.safetensors")).name
+        ('onnx', 'compressed_tensors')
+    """
+    by_name = next((kind for kind in FORMATS.values() if kind.file == path.name), None)
+    graphs = (kind for kind in FORMATS.values() if isinstance(kind, GraphFormat))
+    by_end = next((kind for kind in graphs if Path(kind.file).suffix == path.suffix), None)
+    return by_name or by_end or FORMATS["packed"]
+
+
+def traced(formats: Iterable[str]) -> list[str]:
+    """Those of the formats that hold a graph, for which the network is traced."""
+    return [item for item in formats if isinstance(FORMATS[item], GraphFormat)]
 
 
 def files_of(formats: Sequence[str]) -> list[str]:
@@ -61,8 +70,9 @@ def files_of(formats: Sequence[str]) -> list[str]:
         >>> files_of(["packed", "openvino"])
         ['model.packed', 'model.xml', 'model.bin', 'dense.onnx']
     """
-    names = [name for item in formats for name in (FILES[item], BESIDE.get(item)) if name is not None]
-    return [*names, DENSE_ONNX] if {"onnx", "openvino"} & set(formats) else names
+    kinds = [FORMATS[item] for item in formats]
+    names = [name for kind in kinds for name in kind.files]
+    return [*names, DENSE_ONNX] if any(kind.dense == "onnx" for kind in kinds) else names
 
 
 def deployed_of(formats: Iterable[str]) -> str | None:
@@ -73,4 +83,4 @@ def deployed_of(formats: Iterable[str]) -> str | None:
         'onnx'
     """
     formats = set(formats)
-    return next((item for item in get_args(Format) if item in formats), None)
+    return next((item for item in FORMATS if item in formats), None)

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from lightning_compress.errors import CompressionError, first_line, refuse_missing
+from lightning_compress.export.file_format import GraphFormat, OpenFile
 from lightning_compress.export.fixed_batch import run_in_batches
-from lightning_compress.export.onnx.write import to_onnx
+from lightning_compress.export.onnx.write import refuse_projections, to_onnx
 from lightning_compress.export.signatures import input_names
 from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.foundation.example_inputs import call_arguments
@@ -213,3 +214,38 @@ def openvino_name(threads: int = 1, *, exact: bool = False) -> str:
 def _reason(error: BaseException) -> str:
     """The last line of OpenVINO's report, which says what happened; those before say where in its sources."""
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+
+
+class OpenVino(GraphFormat):
+    """OpenVINO IR as a format of an export."""
+
+    name, file, beside, package, dense = "openvino", "model.xml", "model.bin", "OpenVINO", "onnx"
+    settings = frozenset({"dynamic_batch", "dynamic_axes", "input_names", "output_names"})
+
+    def write(self, model: nn.Module, example_inputs: Any, path: Path, **settings: Any) -> OpenVinoFile:
+        """Write a model."""
+        return to_openvino(model, example_inputs, path, **settings)
+
+    def open(self, path: Path, forward: Callable[..., Any], threads: int) -> OpenFile:
+        """Compile the graph."""
+        model = OpenVinoModel(path, forward, threads=threads)
+
+        def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+            feed = model.feed(*args, **kwargs)
+            return lambda: model.run(feed)
+
+        return OpenFile(model, openvino_name(threads, exact=model.exact), prepare)
+
+    def refuse(self, model: nn.Module) -> None:
+        """Refuse layers that ONNX, from which it is converted, has no operator for."""
+        refuse_projections(model)
+
+    def run_notes(self, path: Path) -> list[str]:
+        """How the quantized graph runs without VNNI."""
+        if has_vnni() is not False:
+            return []
+        return [
+            "This processor has no VNNI: OpenVINO computed the quantized graph in float, exactly and without gain, "
+            "since its 8-bit kernels saturate here. Set LP_TRANSFORMS_MODE=False where you deploy on such "
+            "processors, or deploy the ONNX file there."
+        ]

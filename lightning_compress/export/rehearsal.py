@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lightning_compress.errors import CompressionError, reason
-from lightning_compress.export.formats import FIXED_BATCH, TRACED
-from lightning_compress.export.onnx.write import refuse_projections
+from lightning_compress.export.file_format import GraphFormat
+from lightning_compress.export.formats import FORMATS
 from lightning_compress.export.trace import trace
 from lightning_compress.foundation.example_inputs import call_arguments, first_samples
 from lightning_compress.quantization import find
@@ -43,25 +43,26 @@ def refusals(
         >>> sorted(refusals(ReadsValues(), torch.zeros(2, 4), ["onnx", "packed"]))
         ['onnx']
     """
-    wanted = [item for item in formats if item in TRACED]
+    wanted = {item: kind for item in formats if isinstance(kind := FORMATS[item], GraphFormat)}
     found: dict[bool, str | None] = {}
     try:
         if wanted:
             _show_ranges(model.eval(), example_inputs)
     except Exception as error:  # Of any kind: the network is the user's.
         return dict.fromkeys(wanted, reason(error))
-    for fixed in dict.fromkeys(item in FIXED_BATCH for item in wanted):
+    for fixed in dict.fromkeys(kind.fixed_batch for kind in wanted.values()):
         try:
             inputs = _one_sample(example_inputs) if fixed else example_inputs
             program = trace(model, inputs, dynamic_batch=dynamic_batch and not fixed).program
             found[fixed] = _draws(program)
         except Exception as error:
             found[fixed] = reason(error)
-    refused = {item: found[item in FIXED_BATCH] for item in wanted}
-    try:
-        refuse_projections(model)
-    except CompressionError as error:
-        refused |= {item: str(error) for item in ("onnx", "openvino") if item in wanted}
+    refused = {item: found[kind.fixed_batch] for item, kind in wanted.items()}
+    for item, kind in wanted.items():
+        try:
+            kind.refuse(model)
+        except CompressionError as error:
+            refused[item] = str(error)
     return {item: why for item, why in refused.items() if why is not None}
 
 

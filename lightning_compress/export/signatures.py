@@ -189,12 +189,19 @@ def only_tensors(output: Any) -> Any:
 def restored(outputs: Iterable[torch.Tensor], like: Any) -> Any:
     """Put a file's outputs in the structure that the module returns.
 
+    Raises:
+        CompressionError: There are fewer than the module returns.
+
     Example:
         >>> restored([torch.ones(1)], {"logits": torch.zeros(1), "loss": None})
         {'logits': tensor([1.]), 'loss': None}
     """
-    rest = iter(outputs)
-    return mapped(like, lambda _: next(rest))
+    given = list(outputs)
+    rest = iter(given)
+    try:
+        return mapped(like, lambda _: next(rest))
+    except StopIteration:
+        raise CompressionError(f"The written file gives {len(given)} outputs, fewer than the model.") from None
 
 
 def completed(outputs: Any, like: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Running a written file beside the model that it was written from, on data."""
+"""Verification: run a written file and the model that it was written from on the same data."""
 
 from __future__ import annotations
 
@@ -14,13 +14,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.compressed_tensors import load_compressed_tensors
-from lightning_compress.export.executorch.write import ExecuTorchModel, executorch_name
-from lightning_compress.export.formats import FILES
-from lightning_compress.export.onnx.session import OnnxModel, runtime_name
-from lightning_compress.export.openvino import OpenVinoModel, openvino_name
-from lightning_compress.export.packed.save_load import load_packed
-from lightning_compress.export.pt2.write import TorchExportModel
+from lightning_compress.export.file_format import GraphFormat, WeightsFormat, pytorch_name
+from lightning_compress.export.formats import format_of
 from lightning_compress.export.signatures import restored
 from lightning_compress.foundation.nested import tensors
 from lightning_compress.foundation.output_difference import differences
@@ -68,7 +63,8 @@ class Comparison:
             targets: Integer tensors among which the classes are; they tell which dimension holds scores.
 
         Raises:
-            CompressionError: The file gave outputs of another shape, or other values that are not finite.
+            CompressionError: The file gave outputs of another shape or kind of numbers, or other values that are not
+                finite.
 
         Example:
             >>> comparison = Comparison()
@@ -86,6 +82,11 @@ class Comparison:
                 raise CompressionError(
                     f"The written file gives an output of shape {list(ours.shape)} where the model gives "
                     f"{list(theirs.shape)}: something that depends on the batch was fixed when it was exported."
+                )
+            kinds = [(value.is_floating_point(), value.is_complex()) for value in (ours, theirs)]
+            if kinds[0] != kinds[1]:
+                raise CompressionError(
+                    f"The written file gives an output of {ours.dtype} where the model gives {theirs.dtype}."
                 )
             difference = differences(ours, theirs)
             if not bool(difference.isfinite().all()):
@@ -161,7 +162,7 @@ def verify(
     dense: nn.Module | None = None,
     threads: int = 1,
 ) -> Verification:
-    """Run a written file on data, beside the model that it was written from.
+    """Run a written file and the model that it was written from on the same data.
 
     Args:
         path: An ``.onnx`` file, run by ONNX Runtime on the CPU, an ``.xml`` file, run by OpenVINO, a ``.pt2`` file, run
@@ -176,7 +177,7 @@ def verify(
         threads: Threads of ONNX Runtime.
 
     Raises:
-        CompressionError: The file cannot be loaded or run, gives outputs of another shape, or no data came.
+        CompressionError: The file cannot be loaded or run, gives outputs of another shape, or the dataloader is empty.
 
     Example:
         >>> import tempfile
@@ -204,7 +205,7 @@ def verify(
             for name, output in outputs.items():
                 measured[name].update(_prediction(output), target)
     if not comparison.samples:
-        raise CompressionError(f"verify: no data came to run {path} on: the dataloader is empty.")
+        raise CompressionError(f"verify: there is no data to run {path} on: the dataloader is empty.")
     return Verification(
         path=path,
         runtime=runtime,
@@ -228,30 +229,13 @@ def deployed_form(path: Path, model: nn.Module, *, threads: int = 1) -> tuple[Ca
         A function of (the model's own output, the call's arguments) that gives the file's outputs in the structure
         of the model's, and the runtime's name.
     """
-    if path.suffix == ".onnx":
-        session = OnnxModel(path, model.forward, threads=threads)
-        return (lambda like, *args, **kwargs: restored(session(*args, **kwargs), like)), runtime_name(threads)
-    if path.suffix == ".xml":
-        compiled = OpenVinoModel(path, model.forward, threads=threads)
-        name = openvino_name(threads, exact=compiled.exact)
-        return (lambda like, *args, **kwargs: restored(compiled(*args, **kwargs), like)), name
-    if path.suffix == ".pt2":
-        program = TorchExportModel(path, model.forward)
-        return (lambda like, *args, **kwargs: restored(program(*args, **kwargs), like)), pytorch_name()
-    if path.suffix == ".pte":
-        method = ExecuTorchModel(path, model.forward)
-        return (lambda like, *args, **kwargs: restored(method(*args, **kwargs), like)), executorch_name()
-    if path.name == FILES["compressed_tensors"]:
-        opened = load_compressed_tensors(path, strip(copy.deepcopy(model))).cpu().eval()
-        return (lambda like, *args, **kwargs: opened(*args, **kwargs)), pytorch_name()
-    loaded = load_packed(path, strip(copy.deepcopy(model))).cpu().eval()
-    return (lambda like, *args, **kwargs: loaded(*args, **kwargs)), pytorch_name()
-
-
-def pytorch_name() -> str:
-    """The eager runtime, for reports."""
-    threads = torch.get_num_threads()
-    return f"PyTorch {torch.__version__} eager, CPU, {threads} thread{'s' if threads > 1 else ''}"
+    kind = format_of(path)
+    if isinstance(kind, WeightsFormat):
+        loaded = kind.load(path, strip(copy.deepcopy(model))).cpu().eval()
+        return (lambda like, *args, **kwargs: loaded(*args, **kwargs)), pytorch_name()
+    assert isinstance(kind, GraphFormat)
+    file = kind.open(path, model.forward, threads)
+    return (lambda like, *args, **kwargs: restored(file.run(*args, **kwargs), like)), file.runtime
 
 
 def split_batch(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:

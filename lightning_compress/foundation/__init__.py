@@ -1,1 +1,1 @@
-"""What several rooms need and none owns: nested structures, example inputs, atomic writes, C++ builds."""
+"""What several rooms share: nested structures, example inputs, atomic writes, C++ builds."""

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of each."""
+"""Atomic writes: a file is either the old one or the new one, never half of each."""
 
 from __future__ import annotations
 

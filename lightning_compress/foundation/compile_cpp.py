@@ -1,7 +1,8 @@
 """C++ sources that are compiled for this processor when they are first needed, and kept in the user's cache.
 
-Nothing depends on them: where there is no compiler, no home directory or no space, callers compute the same with
-PyTorch's own operations. The screen says so once, with the cost and the remedy.
+Where there is no compiler, the library that a wheel for this kind of machine brings serves. Nothing depends on either:
+without both, callers compute the same with PyTorch's own operations. The screen says so once, with the cost and the
+remedy.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import stat
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning_compress.errors import CompressionError, first_line
@@ -31,6 +32,9 @@ _COMMON = (
 )  # fmt: skip
 # Not every compiler knows the processor by "native" or has OpenMP.
 _VARIANTS = (("-march=native", "-fopenmp"), ("-fopenmp",), ())
+# What a wheel brings runs on every processor since about 2015 that knows these.
+_SHIPPED_FLAGS = {"x86_64": ("-march=x86-64-v3", "-fopenmp")}
+_X86_64_V3 = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
 _SECONDS = 300
 _log = logging.getLogger(__name__)
 
@@ -64,17 +68,28 @@ class CompiledSource:
     """A C++ source and its compiled library, which is loaded once a process.
 
     Args:
-        path: The source, one file.
+        path: The source.
+        headers: The headers of its directory that it includes.
         declare: Tells ``ctypes`` the types of the library's functions.
         name: What it is, for the screen.
         without: What its absence costs, one sentence for the screen.
 
     Attributes:
-        failure: Why there is no library; ``None`` where there is one, or nobody asked yet.
+        sources: The source and its headers; a change in any of them compiles again.
+        failure: Why there is no library; ``None`` where there is one, or it was not asked for yet.
     """
 
-    def __init__(self, path: Path, declare: Callable[[ctypes.CDLL], object], *, name: str, without: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        declare: Callable[[ctypes.CDLL], object],
+        *,
+        name: str,
+        without: str,
+        headers: Sequence[str] = (),
+    ) -> None:
         self.path = path
+        self.sources = (path, *map(path.with_name, headers))
         self.failure: str | None = None
         self._declare, self._name, self._without = declare, name, without
         self._library: ctypes.CDLL | None = None
@@ -91,19 +106,30 @@ class CompiledSource:
             if self._library is None and self.failure is None:
                 try:
                     found = self._open()
-                    self._declare(found)
-                    self._library = found
                 except (CompressionError, OSError, subprocess.SubprocessError) as error:
                     output = (getattr(error, "stderr", None) or "").strip()
-                    self.failure = f"{first_line(error)}{' ' + output[-500:] if output else ''}"
-                    _say(f"{self._name}: unavailable. {self.failure} {self._without}")
+                    reason = f"{first_line(error)}{' ' + output[-500:] if output else ''}"
+                    shipped = _shipped(self.path)
+                    if shipped is None:
+                        self.failure = reason
+                        _say(f"{self._name}: unavailable. {reason} {self._without}")
+                        return None
+                    found = shipped
+                self._declare(found)
+                self._library = found
             return self._library
 
     def _open(self) -> ctypes.CDLL:
         if os.name != "posix":
             raise CompressionError("They are compiled on Linux and macOS alone.")
         command, cache = compiler(), _cache()
-        identity = (self.path.read_bytes(), *_COMMON, *command, platform.machine(), _processor())
+        identity = (
+            *(source.read_bytes() for source in self.sources),
+            *_COMMON,
+            *command,
+            platform.machine(),
+            _processor(),
+        )
         stem = f"{self.path.stem}-{_digest(*identity)}"
         if cache is not None and (kept := _kept(cache, stem)) is not None:
             return ctypes.CDLL(str(kept))
@@ -119,8 +145,34 @@ class CompiledSource:
             return ctypes.CDLL(str(_keep(built, cache)))
 
 
-def _compile(command: list[str], source: Path, target: Path) -> None:
-    for flags in _VARIANTS:
+def compile_to_ship(source: Path) -> None:
+    """Compile a source for a wheel, into a library beside it that serves where there is no compiler.
+
+    Raises:
+        CompressionError: There is no compiler here.
+        CalledProcessError: It refuses the source.
+    """
+    flags = _SHIPPED_FLAGS.get(platform.machine(), ("-fopenmp",))
+    _compile(compiler(), source, _beside(source), [flags])
+
+
+def _shipped(source: Path) -> ctypes.CDLL | None:
+    """The library that a wheel has brought, where this processor can run it."""
+    if platform.machine() == "x86_64" and not _X86_64_V3.issubset(_processor().split()):
+        return None
+    try:
+        return ctypes.CDLL(str(_beside(source)))
+    except OSError:
+        return None
+
+
+def _beside(source: Path) -> Path:
+    # Without "lib", Python would take cpu.so for the module cpu.
+    return source.with_name(f"lib{source.stem}.so")
+
+
+def _compile(command: list[str], source: Path, target: Path, variants: Sequence[tuple[str, ...]] = _VARIANTS) -> None:
+    for flags in variants:
         done = subprocess.run(
             [*command, *_COMMON, *flags, str(source), "-o", str(target)],
             capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
@@ -144,7 +196,7 @@ def _keep(built: Path, cache: Path | None) -> Path:
             temporary.chmod(0o700)
     except (CompressionError, OSError) as error:
         _say(
-            f"{cache}: cannot be written ({first_line(error)}), so that every process compiles anew. Set "
+            f"{cache}: cannot be written ({first_line(error)}), so that every process compiles again. Set "
             f"XDG_CACHE_HOME to a directory that can be written."
         )
         return built

@@ -71,7 +71,7 @@ def dense(x: torch.Tensor) -> torch.Tensor:
 
 
 class Table:
-    """A table of integers on a device, sent there anew only when its contents change, without waiting for it.
+    """A table of integers on a device, sent there again only when its contents change, without waiting for it.
 
     Addresses of weights and masks change rarely, so that an ordinary step sends nothing.
     """

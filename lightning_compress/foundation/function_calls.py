@@ -147,7 +147,7 @@ class _Calls:
             self.module.__dict__.pop(_ATTRIBUTE, None)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Functions of PyTorch are found anew: not all of them can be copied.
+        # Functions of PyTorch are found again: not all of them can be copied.
         return {**vars(self), "names": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""How far outputs are apart, where some may be infinite."""
+"""Differences between outputs, some of which may be infinite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint with other settings: refused with every difference, or accepted and said."""
+"""Resuming a checkpoint with other settings: refused with every difference listed, or accepted with a warning."""
 
 from __future__ import annotations
 

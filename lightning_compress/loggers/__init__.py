@@ -1,9 +1,9 @@
-"""What goes to experiment loggers besides the series: plan, tables, pictures, alerts, the report, the files.
+"""What is sent to experiment loggers besides the series: plan, tables, pictures, alerts, the report, the files.
 
 The only room that knows W&B. A logger that fails never stops a run: its error becomes a warning.
 """
 
-from lightning_compress.loggers.connection import connected, finish, place
+from lightning_compress.loggers.kinds import sink
 from lightning_compress.loggers.results import log_comparison, log_report, summary
 from lightning_compress.loggers.training import (
     HISTORY_COLUMNS,
@@ -15,12 +15,12 @@ from lightning_compress.loggers.training import (
     log_layers,
     log_plan,
 )
+from lightning_compress.loggers.weights_and_biases import finish
 
 __all__ = [
     "HISTORY_COLUMNS",
     "SCHEDULE",
     "alert",
-    "connected",
     "finish",
     "log_comparison",
     "log_histograms",
@@ -29,6 +29,6 @@ __all__ = [
     "log_layers",
     "log_plan",
     "log_report",
-    "place",
+    "sink",
     "summary",
 ]

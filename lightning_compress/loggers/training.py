@@ -1,21 +1,16 @@
-"""What goes to loggers while a model trains, besides the series: plan, tables, histograms, pictures, alerts."""
+"""What is sent to loggers during training, besides the series: plan, tables, histograms, pictures, alerts."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from lightning_compress.foundation.atomic_write import replacing
-from lightning_compress.lightning_packages import is_instance
-from lightning_compress.loggers.connection import kept_going
+from lightning_compress.loggers.kinds import sink
 from lightning_compress.metrics.layer_table import LayerRow
 
 LAYERS, HISTORY, SCHEDULE = "compress/layers", "compress/layers_over_time", "compress/schedule"
@@ -26,32 +21,25 @@ _COLUMNS = (
     "name", "type", "shape", "numel", "sparsity_target", "sparsity", "weight_bits", "activation_bits",
     "macs", "pattern",
 )  # fmt: skip
-_BINS = 64
 
 
 @rank_zero_only
 def log_plan(loggers: Iterable[Logger], plan: Mapping[str, Any]) -> None:
     """Log what a run is going to do, resolved to optimizer steps.
 
-    To W&B it is ``compress`` in the run's config; beside other local logs it is ``compress_plan.json``.
-
     Args:
         loggers: The Trainer's loggers.
         plan: JSON types, other values as text.
     """
-    text = json.dumps(plan, indent=2, default=str)
-    for logger in loggers:
-        with kept_going(logger, "the plan"):
-            if is_instance(logger, WandbLogger):
-                logger.experiment.config.update({"compress": json.loads(text)}, allow_val_change=True)
-            elif (folder := _folder(logger)) is not None:
-                with replacing(folder / "compress_plan.json") as path:
-                    path.write_text(text + "\n", encoding="utf-8")
+    known = json.loads(json.dumps(plan, default=str))
+    for taker in map(sink, loggers):
+        with taker.kept_going("the plan"):
+            taker.plan(known)
 
 
 @rank_zero_only
 def log_layers(loggers: Iterable[Logger], rows: Sequence[LayerRow]) -> None:
-    """Log one table with a row per layer: a ``wandb.Table`` to W&B, a CSV file beside other local logs.
+    """Log one table with a row per layer.
 
     Args:
         loggers: The Trainer's loggers.
@@ -73,90 +61,54 @@ def log_layer_history(loggers: Iterable[Logger], rows: Sequence[Sequence[Any]]) 
 
 @rank_zero_only
 def log_histograms(loggers: Iterable[Logger], weights: Mapping[str, Tensor], step: int) -> None:
-    """Log how the entries of weights are spread, to W&B and TensorBoard.
+    """Log how the entries of weights are spread.
 
     Args:
         loggers: The Trainer's loggers.
         weights: Layer → weight.
         step: Optimizer step.
     """
-    import numpy as np
-
-    for logger in loggers:
-        with kept_going(logger, "the histograms"):
+    for taker in map(sink, loggers):
+        with taker.kept_going("the histograms"):
             for name, weight in weights.items():
-                values = weight.detach().float().cpu().numpy().ravel()
-                if is_instance(logger, WandbLogger):
-                    import wandb
-
-                    found = wandb.Histogram(np_histogram=np.histogram(values[np.isfinite(values)], bins=_BINS))
-                    logger.log_metrics({f"{WEIGHTS}/{name}": found}, step)  # type: ignore[dict-item]
-                elif is_instance(logger, TensorBoardLogger):
-                    logger.experiment.add_histogram(f"{WEIGHTS}/{name}", values, step)
+                taker.histogram(f"{WEIGHTS}/{name}", weight.detach().float().cpu().numpy().ravel(), step)
 
 
 @rank_zero_only
 def log_image(loggers: Iterable[Logger], key: str, png: bytes) -> None:
-    """Log a picture: to W&B and TensorBoard as an image, beside other local logs as a file.
+    """Log a picture.
 
     Args:
         loggers: The Trainer's loggers.
         key: Its name, such as ``"compress/schedule"``.
         png: The picture.
     """
-    import numpy as np
-    from PIL import Image
-
-    for logger in loggers:
-        with kept_going(logger, f"the picture {key}"):
-            if is_instance(logger, WandbLogger):
-                logger.log_image(key, [Image.open(io.BytesIO(png))])
-            elif is_instance(logger, TensorBoardLogger):
-                pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-                logger.experiment.add_image(key, pixels, dataformats="HWC")
-            elif (folder := _folder(logger)) is not None:
-                with replacing(folder / f"{key.replace('/', '_')}.png") as path:
-                    path.write_bytes(png)
+    for taker in map(sink, loggers):
+        with taker.kept_going(f"the picture {key}"):
+            taker.image(key, png)
 
 
 @rank_zero_only
 def alert(loggers: Iterable[Logger], title: str, text: str) -> None:
-    """Tell the user of something that goes wrong: as a warning, and by W&B's alerts.
+    """Tell the user of something that goes wrong: as a warning, and by the alerts of loggers that have them.
 
     Args:
         loggers: The Trainer's loggers.
         title: A few words.
-        text: What was expected, what came, and where.
+        text: What was expected, what was found, and where.
     """
     rank_zero_warn(f"{title}: {text}")
-    for logger in loggers:
-        if is_instance(logger, WandbLogger):
-            with kept_going(logger, "an alert"):
-                logger.experiment.alert(title=title, text=text, level="WARN")
+    for taker in map(sink, loggers):
+        with taker.kept_going("an alert"):
+            taker.alert(title, text)
 
 
 def _log_table(
     loggers: Iterable[Logger], key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], what: str
 ) -> None:
-    for logger in loggers:
-        with kept_going(logger, what):
-            if is_instance(logger, WandbLogger):
-                logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
-            elif (folder := _folder(logger)) is not None:
-                with (
-                    replacing(folder / f"{key.replace('/', '_')}.csv") as path,
-                    path.open("w", newline="", encoding="utf-8") as file,
-                ):
-                    csv.writer(file).writerows([columns, *rows])
-
-
-def _folder(logger: Logger) -> Path | None:
-    """Where a local logger writes."""
-    if not (is_instance(logger, CSVLogger) or is_instance(logger, TensorBoardLogger)):
-        return None
-    folder = Path(logger.log_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    for taker in map(sink, loggers):
+        with taker.kept_going(what):
+            taker.table(key, columns, rows)
 
 
 def _cells(row: LayerRow) -> list[Any]:

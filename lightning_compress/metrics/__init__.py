@@ -1,4 +1,4 @@
-"""What a compressed model weighs and costs: sparsity, bits, bytes and bit operations."""
+"""Sparsity, bit widths, bytes and bit operations of a compressed model."""
 
 from lightning_compress.metrics.layer_table import LayerRow, describe
 from lightning_compress.metrics.macs import Macs, count_macs

@@ -1,4 +1,4 @@
-"""One row per parameter of a model: what monitor, report and command line say of it."""
+"""One row per parameter of a model: as monitor, report and command line show it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_compress.pruning.candidates import candidates
 from lightning_compress.quantization import Quantization, find
 from lightning_compress.quantization.fake_quantize import reference as eager
 from lightning_compress.quantization.fake_quantize.scale_shapes import spread_scale
-from lightning_compress.quantization.quantizers.base import WeightQuantizer
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 
 if TYPE_CHECKING:
     from lightning_compress.pruning import Pruner
@@ -86,7 +86,7 @@ def describe(
     quantization = find(model)
     if quantization is not None and not quantization.enabled:
         quantization = None
-    names = {} if quantization is None else quantization.names_in(model)
+    names = {} if quantization is None else quantization.weights.names_in(model)
     quantizers = {} if quantization is None else {new: quantization.layers[old] for old, new in names.items()}
     inputs = {} if quantization is None else _input_bits(quantization, names)
     targets = {} if pruner is None else pruner.layer_sparsity_target()

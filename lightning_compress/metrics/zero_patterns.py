@@ -1,4 +1,4 @@
-"""Which pattern the zeros of a weight are in, read off the weight alone."""
+"""The pattern of a weight's zeros (n:m, blocks, channels), found from the weight alone."""
 
 from __future__ import annotations
 

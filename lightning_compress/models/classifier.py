@@ -81,7 +81,11 @@ class Classifier(L.LightningModule):
         return logits
 
     def scores(self, batch: Batch) -> Batch:
-        """Logits float32 [N, num_classes] of a batch, and its classes int64 [N]."""
+        """Logits float32 [N, num_classes] of a batch, and its classes int64 [N].
+
+        Args:
+            batch: Inputs [N, ...] and classes int64 [N].
+        """
         x, y = batch
         return self(x), y
 

@@ -11,7 +11,7 @@ from lightning_compress.models.classifier import Batch, Classifier
 
 
 class LanguageModel(Classifier):
-    """A classifier of every next token; beside the share that is right it logs the perplexity, exp of the mean loss.
+    """A classifier of every next token; besides the accuracy it logs the perplexity, exp of the mean loss.
 
     Args:
         net: Maps int64 [B, T] to logits float32 [B, T, vocabulary].
@@ -23,7 +23,11 @@ class LanguageModel(Classifier):
         self.val_perplexity, self.test_perplexity = Perplexity(), Perplexity()
 
     def scores(self, batch: Batch) -> Batch:
-        """Logits float32 [B * T, vocabulary] of all tokens in a batch, and the tokens that follow, int64 [B * T]."""
+        """Logits float32 [B * T, vocabulary] of all tokens in a batch, and the tokens that follow, int64 [B * T].
+
+        Args:
+            batch: Tokens int64 [B, T] and those that follow, int64 [B, T].
+        """
         logits, following = super().scores(batch)
         return logits.flatten(0, 1), following.flatten()
 

@@ -1,4 +1,4 @@
-"""What a user should be told of while a model is compressed, found from numbers alone."""
+"""Alerts during training: what goes wrong, found from logged numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Alert:
     Attributes:
         key: What it is about; each is told of once a run.
         title: A few words.
-        text: What was expected, what came, and where.
+        text: What was expected, what was found, and where.
     """
 
     key: str

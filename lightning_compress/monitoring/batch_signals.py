@@ -1,4 +1,4 @@
-"""What single batches show of the quantizers: activations beyond their ranges, ranges that move, values not finite."""
+"""Signals of single batches: saturated activations, drifting ranges, values that are not finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan of a run: what compression does from which optimizer step to which."""
+"""The phases of a run: what compression does between which optimizer steps."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from lightning_compress.quantization import Quantization
-    from lightning_compress.quantization.quantizers.base import ActivationQuantizer
+    from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,20 @@ def history_point(step: int, found: Mapping[str, float], phase: str) -> dict[str
         "activation_bits": found["compress/bits/activation"],
         "phase": phase,
     }
+
+
+def own_metrics(logged: Mapping[str, Any]) -> dict[str, float]:
+    """What the user's module logged: finite numbers that are none of ours.
+
+    Args:
+        logged: Name → value, a number or a tensor ``[]``.
+
+    Example:
+        >>> own_metrics({"val/acc": 0.5, "train/loss": float("nan"), "compress/bits/weight": 8.0})
+        {'val/acc': 0.5}
+    """
+    found = {name: float(value) for name, value in logged.items() if not name.startswith("compress/")}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def bar_text(found: Mapping[str, float]) -> dict[str, str]:

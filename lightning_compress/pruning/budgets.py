@@ -43,7 +43,7 @@ def asked_at(
 class Budget:
     """Sites that are ranked together, and how many of their units have to be pruned.
 
-    On accelerators the count is a tensor (int64, ``[]``), which nobody waits for.
+    On accelerators the count is a tensor (int64, ``[]``), so that nothing waits for the device.
     """
 
     sites: Sequence[Prunable]

@@ -1,4 +1,4 @@
-"""Which parameters of a model can be pruned, by which names they go, and which are pruned by default."""
+"""Which parameters of a model can be pruned, their names, and which are pruned by default."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TABLE_NAME = re.compile(r"(?i)bias|norm|emb|(^|_)pos|token|cls|latent|prompt|ta
 _WEIGHT_NAME = re.compile(r"(?i)(^|_)(weights?|kernels?|proj|experts?)(\d*$|_)|^w(_?[a-z0-9]{1,3})?$")
 
 EXPECTED = "a bias, norm, embedding or table"
-"""Why most other parameters are dense; nobody needs to be told."""
+"""Why most other parameters are dense; no warning is needed for these."""
 
 
 def candidates(model: nn.Module, use: ParameterUse | None = None) -> list[Candidate[nn.Parameter]]:

@@ -36,7 +36,7 @@ def erk_density(shapes: Mapping[str, Sequence[int]], sparsity: float) -> dict[st
         over = {name for name in shared if factor * raw[name] >= 1}
         if not over:
             return {name: 1.0 if name in dense else max(0.0, factor * raw[name]) for name in shapes}
-        # As published: the layers with the largest density become dense first, then the factor is found anew.
+        # As published: the layers with the largest density become dense first, then the factor is found again.
         largest = max(raw[name] for name in over)
         dense |= {name for name in over if raw[name] == largest}
 

@@ -1,17 +1,18 @@
-"""What a pruner's masks and weights measure: sparsity reached and asked for, counts by layer."""
+"""What a pruner was asked for, and what its masks and weights measure: sparsity, counts by layer."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_compress.foundation.shards import WHOLE, Shards
-from lightning_compress.pruning.channels.group import ChannelGroup
+from lightning_compress.pruning import checkpoint as state
+from lightning_compress.pruning.masked_weights import MaskedWeights
 from lightning_compress.pruning.masks import stacked
-from lightning_compress.pruning.prunable import Site
 from lightning_compress.pruning.ranking.nan_checks import NanChecks
 from lightning_compress.pruning.schedule import SparsitySchedule
 from lightning_compress.pruning.settings import Settings
@@ -20,12 +21,10 @@ from lightning_compress.pruning.settings import Settings
 _COLLAPSED, _SPOILED = 2**50, 2**51
 
 
-class Measures:
-    """The part of a pruner that is read, not written."""
+class Measures(MaskedWeights):
+    """The part of a pruner that measures."""
 
     _settings: Settings
-    _sites: Sequence[Site]
-    _groups: Sequence[ChannelGroup]
     _shards: Shards = WHOLE
     _asked: dict[str, float]
     _parameters: int
@@ -36,24 +35,13 @@ class Measures:
     _listed: list[int] | None
 
     @property
-    def masks(self) -> dict[str, Tensor]:
-        """Parameter name → mask of its shape, ``bool``, ``True`` = kept. Not copies; under FSDP2 of the local rows."""
-        return {site.name: site.mask for site in self._sites}
-
-    @property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Parameter name → the parameter that is pruned."""
-        return {site.name: site.parameter for site in self._sites}
-
-    @property
     def pattern(self) -> str:
         """The common pattern, as written."""
         return self._settings.pattern.text
 
-    @property
-    def patterns(self) -> dict[str, str]:
-        """Parameter name → the pattern in which it is pruned."""
-        return {site.name: site.pattern.text for site in self._sites}
+    def describe(self) -> dict[str, Any]:
+        """The settings as primitives, points in time as optimizer steps."""
+        return state.describe(self._settings, self.schedule)
 
     @property
     def coverage(self) -> float:
@@ -142,3 +130,11 @@ class Measures:
                     "Set a higher layer_floor, distribution='erk', or a lower final_sparsity.",
                     stacklevel=6,
                 )
+
+    def _pruned_now(self) -> Mapping[str, int | Tensor]:
+        """Group or site name → units or entries pruned now; left on an accelerator where one process has it all."""
+        if self._groups:
+            return {group.name: group.pruned() for group in self._groups}
+        if self._counts.device.type == "cpu" or self._shards.size > 1:
+            return self._pruned
+        return {site.name: count for site, count in zip(self._sites, self._counts.unbind(), strict=False)}

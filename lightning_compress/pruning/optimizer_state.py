@@ -60,7 +60,7 @@ def forget_pruned(optimizer: Optimizer, masks: Mapping[Tensor, Tensor]) -> None:
     """After masks changed: zero the state of what is pruned now.
 
     L-BFGS keeps its history as flat vectors over all parameters; its curvature was measured with weights that are
-    gone, so it starts anew.
+    gone, so it starts over.
     """
     if isinstance(optimizer, LBFGS):
         if owned(optimizer, masks):

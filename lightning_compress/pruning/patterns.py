@@ -17,7 +17,7 @@ _GRAMMAR = "'unstructured', 'channel', 'n:m' such as '2:4', or 'block:' with siz
 
 @dataclass(frozen=True)
 class Pattern:
-    """A pattern: every single entry is a unit of its own; other patterns refine this.
+    """A pattern: every single entry is a unit; other patterns refine this.
 
     A *unit* is what is kept or pruned as one. Scores rank units; unit masks expand to weight masks.
 

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.foundation.settings_diff import settle
-from lightning_compress.foundation.shards import WHOLE, local
+from lightning_compress.foundation.shards import WHOLE
 from lightning_compress.pruning import checkpoint as state
 from lightning_compress.pruning.budgets import asked_at, budgets, prune_to, refuse_floors
 from lightning_compress.pruning.channels.group import ChannelGroup
 from lightning_compress.pruning.criteria import CriterionFunction
 from lightning_compress.pruning.distributions import DistributionName
-from lightning_compress.pruning.masks import apply_masks
 from lightning_compress.pruning.measures import Measures
 from lightning_compress.pruning.patterns import Channel
 from lightning_compress.pruning.prunable import Prunable
@@ -167,21 +166,15 @@ class Pruner(Measures):
 
     def _masks_written(self) -> None:
         """Make channels and weights agree, from the masks of the weights, and count."""
-        if self._groups:
-            for group in self._groups:
-                group.infer(self.masks)
-            for site in self._sites:
-                site.mask.fill_(True)
-            for group in self._groups:
-                group.write(self.masks)
+        self._infer_groups()
         self._count()
 
-    def describe(self) -> dict[str, Any]:
-        """The settings as primitives, points in time as optimizer steps."""
-        return state.describe(self._settings, self.schedule)
-
     def due(self, optimizer_step: int) -> bool:
-        """Whether :meth:`step` would update the masks."""
+        """Whether :meth:`step` would update the masks.
+
+        Args:
+            optimizer_step: Optimizer steps done so far.
+        """
         update = self.schedule.last_update(optimizer_step)
         return update is not None and (self.last_update is None or update > self.last_update)
 
@@ -233,36 +226,24 @@ class Pruner(Measures):
         return due and self._settings.needs_gradient
 
     def reschedule(self, run: Run) -> None:
-        """Place the points in time anew, now that the length of an epoch is known."""
+        """Place the points in time again, now that the length of an epoch is known.
+
+        Args:
+            run: The length of the run and of its epochs.
+        """
         self.schedule = self._settings.resolve(run)
 
     def adopt(self, other: Pruner) -> None:
-        """Start from another pruner's masks, for weights of the same name and shape."""
+        """Start from another pruner's masks, for weights of the same name and shape.
+
+        Args:
+            other: The other pruner.
+        """
         masks, self.idle = other.masks, False
         for site in self._sites:
             if site.name in masks and masks[site.name].shape == site.mask.shape:
                 site.mask.copy_(masks[site.name])
         self._masks_written()
-
-    def masks_by_parameter(self) -> dict[Tensor, Tensor]:
-        """Parameter → mask, on the parameter's device."""
-        for site in self._sites:
-            site.move()
-        return {site.parameter: site.mask for site in self._sites}
-
-    def mask_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Zero pruned entries in a copy of the model's weights, such as an average of them."""
-        for site in self._sites:
-            if site.name in state_dict:
-                copy = local(state_dict[site.name])
-                apply_masks([copy], [site.mask.to(copy.device)])
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Zero masked weights, and nothing else."""
-        for site in self._sites:
-            site.move()
-        apply_masks([local(site.parameter) for site in self._sites], [site.mask for site in self._sites])
 
     @torch.no_grad()
     def _update(self, step: int) -> bool:
@@ -276,21 +257,12 @@ class Pruner(Measures):
         with nan_checks.deferred() as checks:
             found = budgets(prunable, self._asked, common, self._pruned_now())
             prune_to(settings, found, self._scores, step, self._shards)
-        for group in self._groups:
-            group.write(self.masks)
+        self._write_groups()
         self._count(checks)
         # Without regrowth masks are nested, so they changed exactly where their counts did.
         changes = self._outcome(before, checks) + self._regrow(step)
         self.churn = changes / self._entries()
         return changes > 0
-
-    def _pruned_now(self) -> Mapping[str, int | Tensor]:
-        """Group or site name → units or entries pruned now; left on an accelerator where one process has it all."""
-        if self._groups:
-            return {group.name: group.pruned() for group in self._groups}
-        if self._counts.device.type == "cpu" or self._shards.size > 1:
-            return self._pruned
-        return {site.name: count for site, count in zip(self._sites, self._counts.unbind(), strict=False)}
 
     def _regrow(self, step: int) -> int:
         fraction = drop_fraction_at(step, self.schedule, self._settings.drop_fraction)

@@ -1,4 +1,4 @@
-"""Dynamic sparse training: connections move, their number stays."""
+"""Dynamic sparse training (RigL, SET): connections are dropped and regrown, their number stays the same."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def curve(schedule: ScheduleName | Curve, field: str = "schedule") -> Curve:
 
 @dataclass(frozen=True)
 class SparsitySchedule:
-    """Sparsity asked for at each optimizer step.
+    """Target sparsity at each optimizer step.
 
     Attributes:
         initial: Sparsity at ``start``.

@@ -1,4 +1,4 @@
-"""What a user may ask of pruning, checked as far as it can be without a model."""
+"""Settings of pruning, checked as far as possible without a model."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Settings:
             if final_sparsity is not None:
                 raise CompressionError.field(
                     f"{field}.final_sparsity",
-                    expected="nothing beside freeze=True, which keeps the zeros there are",
+                    expected="no other sparsity setting with freeze=True, which keeps the zeros there are",
                     got=final_sparsity,
                 )
             final_sparsity, keep_zeros = 0.0, True
@@ -268,7 +268,7 @@ def _overrides(
                 )
             if regrow is not None and type(own) is not Pattern:
                 raise CompressionError.field(
-                    f"{where}.pattern", expected=f"'unstructured' beside regrow={regrow!r}", got=settings["pattern"]
+                    f"{where}.pattern", expected=f"'unstructured' with regrow={regrow!r}", got=settings["pattern"]
                 )
         _fits_pattern(own, parsed.get("final_sparsity", final), f"{where}.final_sparsity")
         if parsed.get("initial_sparsity", 0.0) > parsed.get("final_sparsity", final):

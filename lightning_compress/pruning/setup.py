@@ -1,4 +1,4 @@
-"""From settings and a model to what is pruned."""
+"""Selects what is pruned, from settings and a model."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def weight_sites(
             ``example_input_array``. Without them classes and names decide.
 
     Returns:
-        The sites, the matrices that stay dense though nobody asked for it, with the reason, and the processes that hold
-        the weights.
+        The sites, the matrices that stay dense without a setting that says so, with the reason, and the processes that
+        hold the weights.
 
     Raises:
         CompressionError: Nothing is left to prune, or the pattern does not fit a weight that was named.

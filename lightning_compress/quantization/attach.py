@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.quantization.model import ATTRIBUTE, Quantization
+from lightning_compress.quantization.model import Quantization
 from lightning_compress.quantization.settings import QuantizationSettings
+from lightning_compress.quantization.wiring import ATTRIBUTE
 
-__all__ = ["Quantization", "attach", "find", "install", "prepare", "refuse_replaced", "strip"]
+__all__ = ["Quantization", "attach", "find", "install", "prepare", "strip"]
 
 
 def prepare(model: nn.Module, *, example_inputs: Any = None, **settings: Any) -> nn.Module:
@@ -57,7 +58,15 @@ def prepare(model: nn.Module, *, example_inputs: Any = None, **settings: Any) ->
 
 
 def install(model: nn.Module, settings: QuantizationSettings) -> Quantization:
-    """Attach the weight quantizers; activations follow with ``record``, ``place`` or ``load_state_dict``."""
+    """Attach the weight quantizers; activations follow with ``record``, ``place`` or ``load_state_dict``.
+
+    Args:
+        model: The model, changed in place.
+        settings: What is quantized, and how.
+
+    Raises:
+        CompressionError: The model is prepared already, or nothing in it can be quantized.
+    """
     if find(model) is not None:
         raise CompressionError(
             f"{settings.field}: {type(model).__name__} is quantized already: strip(model) before preparing it again."
@@ -71,6 +80,13 @@ def attach(model: nn.Module, state: Mapping[str, Any]) -> Quantization:
     """Attach the quantization that ``Quantization.state_dict`` described, with its weight scales fixed.
 
     For weights that lie on their grid already (loaded artifacts): quantizing again changes nothing.
+
+    Args:
+        model: The model, changed in place.
+        state: What ``Quantization.state_dict`` returned.
+
+    Raises:
+        CompressionError: The state is of another model.
     """
     settings = QuantizationSettings(**state["settings"])
     quantization = install(model, settings)
@@ -81,31 +97,22 @@ def attach(model: nn.Module, state: Mapping[str, Any]) -> Quantization:
 
 
 def find(model: nn.Module) -> Quantization | None:
-    """The quantization attached to a model, to one of its submodules, or to what it is a part of, if any."""
+    """The quantization attached to a model, to one of its submodules, or to what it is a part of, if any.
+
+    Args:
+        model: The model.
+    """
     for module in model.modules():
         if ATTRIBUTE in module.__dict__:
             return module.__dict__[ATTRIBUTE]
     return None
 
 
-def refuse_replaced(quantization: Quantization) -> None:
-    """Notice modules that were replaced since quantization was attached, as a head is for another task.
-
-    Raises:
-        CompressionError: The quantizers of such a module are of one that is no longer part of the model.
-    """
-    alive = set(quantization.root.modules())
-    gone = [name for name, q in quantization.layers.items() if not any(use.owner in alive for use in q.uses)]
-    if gone:
-        raise CompressionError(
-            f"{quantization.settings.field}: the module of {', '.join(gone)} was replaced after quantization was "
-            f"attached, so that the new one would stay float. Replace it before the fit, or strip(model) and prepare "
-            f"again."
-        )
-
-
 def strip(model: nn.Module) -> nn.Module:
     """Remove every trace of quantization, in place; the weights stay the float ones.
+
+    Args:
+        model: The model.
 
     Returns:
         The same model.

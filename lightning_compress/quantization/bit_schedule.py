@@ -1,4 +1,4 @@
-"""Bits that fall while a model trains, such as ``{0: 8, 0.4: 4, 0.7: 2}``: a stage of few bits starts from one of more.
+"""Bit widths that are lowered during training, such as ``{0: 8, 0.4: 4, 0.7: 2}``.
 
 Source: the chain of stages in Li et al., Additive Powers-of-Two Quantization, ICLR 2020, section 4.
 """

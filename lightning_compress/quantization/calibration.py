@@ -14,8 +14,9 @@ from lightning_compress.foundation.example_inputs import call_arguments, evaluat
 from lightning_compress.foundation.recorded_forward import recording
 from lightning_compress.quantization.attach import Quantization, install, strip
 from lightning_compress.quantization.placement.batch_norm import NORMS
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer, WeightQuantizer
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
 from lightning_compress.quantization.quantizers.searched import SearchedWeightQuantizer
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 from lightning_compress.quantization.ranges import observers
 from lightning_compress.quantization.settings import QuantizationSettings
 
@@ -42,7 +43,7 @@ def calibrate(
 
     1. Weights are quantized, and every activation's range is the mean of its ranges in the batches: smallest and
        largest value, percentiles, or the part of them with the least squared error, as ``range`` says.
-    2. With ``batchnorm``, running statistics are measured anew on the quantized network, as cumulative averages over
+    2. With ``batchnorm``, running statistics are measured again on the quantized network, as cumulative averages over
        the batches.
     3. With ``bias_correction``, the mean error that rounded weights make in each output channel of a linear layer or a
        convolution, ``E[(Wq - W) x]``, is taken from the layer's bias, or from the mean of the batch norm that folds
@@ -58,7 +59,7 @@ def calibrate(
         call: Runs the model on a batch, where a batch is not the inputs alone: ``lambda model, batch:
             model(batch[0])``.
         bias_correction: Whether biases make up for the mean error of rounded weights.
-        batchnorm: Whether batch-norm statistics are measured anew.
+        batchnorm: Whether batch-norm statistics are measured again.
         **settings: The fields of ``QuantizationSettings``; ``range="learned"`` needs training.
 
     Returns:
@@ -175,7 +176,7 @@ def _correct_biases(quantization: Quantization, run: Call, batches: Sequence[Any
         quantization: What is attached to the model.
         run: Runs it.
         batches: What on.
-        norms: Whether to correct layers whose batch norm folds; their statistics hold the error once measured anew.
+        norms: Whether to correct layers whose batch norm folds; their statistics hold the error once measured again.
     """
     layers = _correctable(quantization, norms=norms)
     inputs: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []

@@ -1,4 +1,4 @@
-"""Ways along the values of a recorded forward."""
+"""Following tensors forwards and backwards through a recorded forward."""
 
 from __future__ import annotations
 

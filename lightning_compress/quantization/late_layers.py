@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_compress.foundation.nested import mapped
 from lightning_compress.foundation.recorded_forward import Tape
 from lightning_compress.quantization.placement.sites import Placement
-from lightning_compress.quantization.quantizers.base import WeightQuantizer
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 

@@ -1,4 +1,4 @@
-"""What to quantize and how: settings, checked when they are made."""
+"""Settings of quantization, checked when they are made."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class ActivationSpec:
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """Everything that ``prepare`` and ``QuantizationAwareTraining`` can be asked for.
+    """All settings of ``prepare`` and ``QuantizationAwareTraining``.
 
     Attributes:
         weight_bits: Bits of weights, 2 to 8, or ``None`` for float.
@@ -85,7 +85,7 @@ class QuantizationSettings:
         overrides: Pattern → ``{"weight_bits", "activation_bits", "weight_granularity"}`` or ``None`` (float).
         momentum: Weight of a new batch in the moving average of ranges.
         observe_every: Training forwards between two range observations; between two searches of ``"mse"`` ten times
-            as many.
+            as many. A step under ``torch.compile`` observes every batch.
         first_last_bits: Least bits of the first and last layers' weights and inputs, which hurt most when they are
             coarse (as in PACT, LSQ and APoT). ``None`` treats them like all others, as an override does that names
             their bits, or a model in which every layer is a first or a last one.
@@ -95,6 +95,7 @@ class QuantizationSettings:
             add pairs of products in 16 bits cannot saturate. ``None``: for ``backend="onnxruntime"`` and
             ``processor="any"``, since such files are right and fast in every session. With ``False`` and
             ``processor="any"`` the ONNX file holds 8-bit weights as uint8, which are right everywhere and slower.
+        field: Who asks, for messages.
 
     Raises:
         CompressionError: A value is not allowed.
@@ -178,7 +179,12 @@ class QuantizationSettings:
             check(value, f"{where}.{key}")
 
     def weight_spec(self, overrides: Mapping[str, Any], *, end: bool = False) -> WeightSpec | None:
-        """The spec of one layer's weight, or ``None`` where it stays float; ``end`` for a first or last layer."""
+        """The spec of one layer's weight, or ``None`` where it stays float.
+
+        Args:
+            overrides: The settings of the layer that differ from these.
+            end: Whether it is a first or last layer.
+        """
         bits = self._bits("weight_bits", overrides, end)
         if bits is None:
             return None
@@ -199,7 +205,12 @@ class QuantizationSettings:
         return self.processor == "any" and self.backend not in ("tensorrt", "openvino")
 
     def input_bits(self, overrides: Mapping[str, Any], *, end: bool = False) -> int | None:
-        """Bits of one layer's input, or ``None`` where it stays float; ``end`` for a first or last layer."""
+        """Bits of one layer's input, or ``None`` where it stays float.
+
+        Args:
+            overrides: The settings of the layer that differ from these.
+            end: Whether it is a first or last layer.
+        """
         return self._bits("activation_bits", overrides, end)
 
     def _bits(self, which: str, overrides: Mapping[str, Any], end: bool) -> int | None:
@@ -209,7 +220,11 @@ class QuantizationSettings:
         return max(bits, self.first_last_bits)
 
     def activation_spec(self, bits: int) -> ActivationSpec:
-        """The spec of an activation of a given bit width."""
+        """The spec of an activation.
+
+        Args:
+            bits: 2 to 8.
+        """
         return ActivationSpec(bits, self.activation_scheme, self.range)
 
     def as_dict(self) -> dict[str, Any]:
@@ -221,7 +236,11 @@ class QuantizationSettings:
         return found
 
     def named(self, field: str) -> QuantizationSettings:
-        """The same settings under another owner's name, for messages."""
+        """The same settings of another owner.
+
+        Args:
+            field: The owner's name, for messages.
+        """
         return replace(self, field=field)
 
 
@@ -236,14 +255,6 @@ def check_bits(bits: object, field: str) -> None:
             got=bits,
             fix="One-bit and 16-bit integers are not supported.",
         )
-
-
-def check_change(now: int | None, new: object, field: str) -> None:
-    """Refuse bits where a model was prepared without, or the other way round."""
-    check_bits(new, field)
-    if (now is None) != (new is None):
-        expected = "bits where the model was prepared with bits, None where with None"
-        raise CompressionError.field(field, expected=expected, got=new)
 
 
 def check_granularity(granularity: object, field: str) -> None:

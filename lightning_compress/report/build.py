@@ -1,4 +1,4 @@
-"""Parts of a report that are made the same way by everyone who writes one."""
+"""Parts that all reports share."""
 
 from __future__ import annotations
 
@@ -62,7 +62,13 @@ def layers(rows: Sequence[LayerRow], packed: Mapping[str, float] | None = None) 
 
 
 def phases(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Phases of a run, from the monitor's history; each ends where the next begins.
+    """Phases of a run; each ends where the next begins.
+
+    Args:
+        history: Points of the monitor, in order: ``step`` (optimizer steps) and ``phase`` of each.
+
+    Returns:
+        ``name``, ``start`` and ``end`` (optimizer steps) of each phase.
 
     Example:
         >>> phases([{"step": 0, "phase": "dense"}, {"step": 40, "phase": "pruning"}, {"step": 90, "phase": "pruning"}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_compress.foundation import number_text as numbers
+from lightning_compress.report import number_text as numbers
 from lightning_compress.report import plots, text
 from lightning_compress.report import speed_of_patterns as zeros
 from lightning_compress.report.warnings import remarks
@@ -41,6 +41,8 @@ def _pictures(report: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if report["history"]:
         found["schedule"] = plots.schedule
+    if plots.curves(report):
+        found["training"] = plots.training
     if plots.shown_layers(report):
         found["layers"] = plots.layers
     if report["artifacts"]:
@@ -67,8 +69,8 @@ def _figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if deployed["latency_ms"] is not None:
         against = deployed["runtime"] or ""
         if dense is not None and dense["latency_ms"] is not None:
-            against = f"dense {numbers.milliseconds(dense['latency_ms'])} on {dense['runtime']}"
-        found.append((numbers.milliseconds(deployed["latency_ms"]), "median latency", against))
+            against = f"dense {numbers.milliseconds(text.latency(dense))} on {dense['runtime']}"
+        found.append((numbers.milliseconds(text.latency(deployed)), "median latency", against))
     if report["agreement"] is not None:
         found.append((numbers.percent(report["agreement"], 2), "agreement", "deployed with fake-quantized"))
     if report.get("integer_share") is not None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from lightning_compress.foundation import number_text as text
+from lightning_compress.report import number_text as text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning_compress.foundation.markdown_text import code, escaped
-from lightning_compress.foundation.number_text import percent, size
 from lightning_compress.report import speed_of_patterns as zeros
 from lightning_compress.report import text
+from lightning_compress.report.markdown_text import code, escaped
+from lightning_compress.report.number_text import percent, size
 from lightning_compress.report.warnings import remarks
 
 

@@ -1,40 +1,21 @@
-"""The report's pictures: matplotlib figures as SVG that takes its colours from the page."""
+"""The report's pictures."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from io import StringIO
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_compress.foundation import number_text as text
+from lightning_compress.report import number_text as text
+from lightning_compress.report import text as text_of
+from lightning_compress.report.svg import ACCENT, INK, PARTS, QUIET, SECOND, WASH, blank, page_style, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-_DPI = 72
 _NARROW = 480
 _MOST_LAYERS = 60
 _DASHES = (0, (3, 2.2))
-
-# matplotlib needs real colours; each is replaced by a property of the page, which differs in light and dark.
-_COLOURS = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--quiet)",
-    "#030303": "var(--line)",
-    "#040404": "var(--accent)",
-    "#050505": "var(--second)",
-    "#060606": "var(--wash)",
-    "#070707": "var(--paper)",
-    "#080808": "var(--part-1)",
-    "#090909": "var(--part-2)",
-    "#0a0a0a": "var(--part-3)",
-    "#0b0b0b": "var(--part-4)",
-    "#0c0c0c": "var(--part-5)",
-}
-INK, QUIET, LINE, ACCENT, SECOND, WASH, PAPER, *PARTS = _COLOURS
 
 
 def schedule(report: Mapping[str, Any], width: int) -> str:
@@ -48,11 +29,11 @@ def schedule(report: Mapping[str, Any], width: int) -> str:
     steps = [point["step"] for point in history]
     last = max(steps[-1], *(phase["end"] for phase in report["plan"]["phases"]), 1)
     narrow = width <= _NARROW
-    with _style(f"schedule{width}"):
-        figure = _figure(width, 300)
-        figure.subplots_adjust(left=46 / width, right=1 - 14 / width, top=1 - 44 / 300, bottom=40 / 300, hspace=0.32)
+    with page_style(f"schedule{width}"):
+        figure = blank(width, 300)
+        figure.subplots_adjust(left=52 / width, right=1 - 14 / width, top=1 - 44 / 300, bottom=40 / 300, hspace=0.32)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        _phases(upper, lower, report["plan"]["phases"], last, narrow)
+        _phases([upper, lower], report["plan"]["phases"], last, narrow)
 
         asked = [point["sparsity_target"] * 100 for point in history]
         reached = [point["sparsity"] * 100 for point in history]
@@ -74,7 +55,74 @@ def schedule(report: Mapping[str, Any], width: int) -> str:
         _legend(upper, [("reached", ACCENT, "-"), ("asked", INK, _DASHES)], pad=22)
         _legend(lower, [("weights", ACCENT, "-"), ("activations", SECOND, _DASHES)], pad=5)
         lower.set_xlabel("optimizer steps", loc="right", labelpad=2)
-        return _svg(figure, "Sparsity and bits over training")
+        return svg(figure, "Sparsity and bits over training")
+
+
+def training(report: Mapping[str, Any], width: int) -> str:
+    """The metric that the headline speaks of and the loss, at each validation, over optimizer steps.
+
+    Args:
+        report: A report for which ``curves`` finds any.
+        width: Pixels.
+    """
+    found, phases = curves(report), report["plan"]["phases"]
+    last = max(step for lines in found.values() for steps, _ in lines.values() for step in steps)
+    last = max(last, *(phase["end"] for phase in phases), 1)
+    height = 50 + 130 * len(found)
+    with page_style(f"training{width}"):
+        figure = blank(width, height)
+        figure.subplots_adjust(
+            left=52 / width, right=1 - 14 / width, top=1 - 44 / height, bottom=40 / height, hspace=0.42
+        )
+        panels = list(figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0])
+        _phases(panels, phases, last, width <= _NARROW)
+        for axes, (name, lines) in zip(panels, found.items(), strict=True):
+            factor = 100 if text.is_share(name) else 1
+            strokes = zip(lines.items(), [(ACCENT, "-"), (SECOND, _DASHES), (QUIET, (0, (1, 1.5)))], strict=False)
+            entries = []
+            for (label, (steps, values)), (colour, style) in strokes:
+                axes.plot(steps, [factor * value for value in values], color=colour, linestyle=style, linewidth=1.8)
+                entries.append((label, colour, style))
+            axes.set_title(f"{name}, %" if factor == 100 else name, loc="left", pad=22 if axes is panels[0] else 5)
+            axes.margins(y=0.12)
+            axes.set_xlim(0, last)
+            _legend(axes, entries, pad=22 if axes is panels[0] else 5)
+        panels[-1].set_xlabel("optimizer steps", loc="right", labelpad=2)
+        return svg(figure, "Metric and loss over training")
+
+
+def curves(report: Mapping[str, Any]) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+    """What ``training`` draws: the last part of a metric's name → its first part, as ``val`` → steps and values.
+
+    Two metrics at most: the headline's and the loss, each with up to three lines of at least two points.
+    """
+    main = text_of.main_metric(report)
+    wanted = [*([] if main is None else [_tail(main)]), "loss"]
+    lines: dict[str, tuple[list[int], list[float]]] = {}
+    for point in report["evaluations"]:
+        for name, value in point["metrics"].items():
+            steps, values = lines.setdefault(name, ([], []))
+            steps.append(point["step"])
+            values.append(value)
+    found: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+    for tail in dict.fromkeys(wanted):
+        # Validation first, whatever the order in which a module logs.
+        names = sorted(
+            (n for n, (steps, _) in lines.items() if _tail(n) == tail and len(steps) > 1),
+            key=lambda n: (not n.startswith("val"), n),
+        )
+        if names:
+            found[tail] = {_head(name, tail): lines[name] for name in names[:3]}
+    return found
+
+
+def _tail(name: str) -> str:
+    """The last part of a metric's name; a value of one batch (``_step``) has none."""
+    return "" if name.endswith("_step") else re.split(r"[/_]", name.removesuffix("_epoch"))[-1]
+
+
+def _head(name: str, tail: str) -> str:
+    return name.removesuffix("_epoch").removesuffix(tail).rstrip("/_") or tail
 
 
 def layers(report: Mapping[str, Any], width: int) -> str:
@@ -87,8 +135,8 @@ def layers(report: Mapping[str, Any], width: int) -> str:
     rows = shown_layers(report)
     narrow = width <= _NARROW
     height = 46 + 19 * len(rows)
-    with _style(f"layers{width}"):
-        figure = _figure(width, height)
+    with page_style(f"layers{width}"):
+        figure = blank(width, height)
         longest = 18 if narrow else 34
         names = [_shortened(row["name"].removesuffix(".weight"), longest) for row in rows]
         left = (14 + 6.6 * max(map(len, names))) / width
@@ -124,7 +172,7 @@ def layers(report: Mapping[str, Any], width: int) -> str:
         sparsity.set_title("Sparsity, %", loc="left", pad=8)
         bits.set_title("Bits", loc="center", pad=8)
         size.set_title("Packed", loc="left", pad=8)
-        return _svg(figure, "Sparsity, bits and bytes of each layer")
+        return svg(figure, "Sparsity, bits and bytes of each layer")
 
 
 def sizes(report: Mapping[str, Any], width: int) -> str:
@@ -138,8 +186,8 @@ def sizes(report: Mapping[str, Any], width: int) -> str:
     bars: list[tuple[str, Mapping[str, int], int]] = [("dense float32", {}, dense)]
     bars += [(a["file"], a["breakdown"], a["bytes"]) for a in report["artifacts"]]
     height = 14 + 46 * len(bars)
-    with _style(f"sizes{width}"):
-        figure = _figure(width, height)
+    with page_style(f"sizes{width}"):
+        figure = blank(width, height)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set_xlim(0, 1.0)
@@ -156,7 +204,7 @@ def sizes(report: Mapping[str, Any], width: int) -> str:
                 start += count / largest
             if not breakdown:
                 axes.barh(top + 17, total / largest, height=14, color=QUIET)
-        return _svg(figure, "Bytes of the dense model and of each file")
+        return svg(figure, "Bytes of the dense model and of each file")
 
 
 def dense_bytes(report: Mapping[str, Any]) -> int:
@@ -187,17 +235,19 @@ def _repeated(count: int) -> list[str]:
     return [PARTS[min(index, len(PARTS) - 1)] for index in range(count)]
 
 
-def _phases(upper: Axes, lower: Axes, phases: Sequence[Mapping[str, Any]], last: int, narrow: bool) -> None:
+def _phases(panels: Sequence[Axes], phases: Sequence[Mapping[str, Any]], last: int, narrow: bool) -> None:
+    """Shade every second phase, and name the phases above the first panel."""
     for index, phase in enumerate(phases):
         share = (phase["end"] - phase["start"]) / last
-        for axes in (upper, lower):
+        for axes in panels:
             if index % 2 == 0:
                 axes.axvspan(phase["start"], phase["end"], color=WASH, linewidth=0, zorder=0)
         # About six pixels a letter: a name that does not fit is in the table of phases.
         if len(phase["name"]) * 6.2 < share * (300 if narrow else 760):
-            upper.text(
-                phase["start"] + 0.006 * last, 104, phase["name"], va="bottom", ha="left", color=QUIET, fontsize=11
-            )
+            panels[0].annotate(
+                phase["name"], (phase["start"] + 0.006 * last, 1), (0, 4), xycoords=("data", "axes fraction"),
+                textcoords="offset points", va="bottom", ha="left", color=QUIET, fontsize=11, annotation_clip=False,
+            )  # fmt: skip
 
 
 def _legend(axes: Axes, entries: Sequence[tuple[str, str, Any]], pad: int) -> None:
@@ -223,75 +273,6 @@ def _legend(axes: Axes, entries: Sequence[tuple[str, str, Any]], pad: int) -> No
         columnspacing=1.2,
         labelcolor=QUIET,
     )
-
-
-@contextmanager
-def _style(salt: str) -> Iterator[None]:
-    import matplotlib
-
-    settings: dict[Any, Any] = {
-        "svg.hashsalt": salt,
-        "svg.fonttype": "none",
-        # Names of layers are no formulas.
-        "text.parse_math": False,
-        "font.size": 12,
-        "axes.titlesize": 12,
-        "axes.titleweight": "bold",
-        "axes.titlecolor": INK,
-        "axes.labelcolor": QUIET,
-        "axes.edgecolor": LINE,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.grid": False,
-        "text.color": INK,
-        "xtick.color": LINE,
-        "ytick.color": LINE,
-        "xtick.labelcolor": QUIET,
-        "ytick.labelcolor": QUIET,
-        "ytick.major.size": 0,
-        "xtick.major.size": 3,
-        "legend.fontsize": 11,
-        "path.simplify": True,
-    }
-    with matplotlib.rc_context():
-        # Not the user's settings: equal reports give equal pictures everywhere.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(settings)
-        yield
-
-
-def _figure(width: int, height: int) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """Render a figure as an ``<svg>`` element that scales, with the page's fonts and colours."""
-    buffer = StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    # Names that nothing refers to would be there once for every picture of the page.
-    used = {*re.findall(r"url\(#([^)]+)\)", svg), *re.findall(r'href="#([^"]+)"', svg)}
-    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
-    box = re.search(r'viewBox="([^"]*)"', svg)
-    opening = (
-        f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{label}" '
-        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    )
-    svg = re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1)
-    svg = re.sub(r"font: (?:bold |700 )?([\d.]+px)[^;\"]*", _font, svg)
-    for colour, name in _COLOURS.items():
-        svg = svg.replace(colour, name)
-    return svg.strip()
-
-
-def _font(found: re.Match[str]) -> str:
-    weight = "600" if "bold" in found[0] or "700" in found[0] else "400"
-    return f"font-size: {found[1]}; font-weight: {weight}"
 
 
 def _inner(axes: Axes) -> float:

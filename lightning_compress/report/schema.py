@@ -1,4 +1,4 @@
-"""What a report must hold, so that other tools can rely on it."""
+"""The schema of a report, on which other tools can rely."""
 
 from __future__ import annotations
 
@@ -25,16 +25,25 @@ class _Optional:
         self.value = value
 
 
+class _AtLeastZero:
+    """A number that counts or measures: bytes, samples, milliseconds."""
+
+    def __init__(self, value: tuple[type, ...]) -> None:
+        self.value = value
+
+
 _NUMBER = (int, float)
+_AMOUNT = _AtLeastZero(_NUMBER)
+_COUNT = _AtLeastZero((int,))
 _LARGEST = 1 << 63
 _ANY: tuple[type, ...] = (object,)
 
 _RESULT = {
     "label": str,
     "metrics": _Map(_NUMBER),
-    "bytes": _Optional(int),
-    "compression_ratio": _Optional(_NUMBER),
-    "latency_ms": _Optional({"median": _NUMBER, "p90": _NUMBER}),
+    "bytes": _Optional(_COUNT),
+    "compression_ratio": _Optional(_AMOUNT),
+    "latency_ms": _Optional({"median": _AMOUNT, "p90": _AMOUNT}),
     "runtime": _Optional(str),
     "source": _Optional(str),
 }
@@ -49,7 +58,7 @@ SCHEMA = {
         "lightning": str,
         "onnxruntime": _Optional(str),
         "cpu": str,
-        "threads": int,
+        "threads": _COUNT,
         "platform": str,
     },
     "seed": _Optional(int),
@@ -60,38 +69,39 @@ SCHEMA = {
         "phases": [{"name": str, "start": int, "end": int}],
     },
     "results": {"dense": _Optional(_RESULT), "fake_quantized": _Optional(_RESULT), "deployed": _Optional(_RESULT)},
-    "agreement": _Optional(_NUMBER),
-    "samples": _Optional(int),
-    "latency": {"ratio": _Optional({"median": _NUMBER, "low": _NUMBER, "high": _NUMBER})},
-    "max_abs_difference": _Optional(_NUMBER),
-    "artifacts": [{"format": str, "file": str, "bytes": int, "sha256": str, "breakdown": _Map(int)}],
+    "agreement": _Optional(_AMOUNT),
+    "samples": _Optional(_COUNT),
+    "latency": {"ratio": _Optional({"median": _AMOUNT, "low": _AMOUNT, "high": _AMOUNT})},
+    "max_abs_difference": _Optional(_AMOUNT),
+    "artifacts": [{"format": str, "file": str, "bytes": _COUNT, "sha256": str, "breakdown": _Map(_COUNT)}],
     "layers": [
         {
             "name": str,
             "type": str,
-            "shape": [int],
-            "numel": int,
-            "sparsity_target": _Optional(_NUMBER),
-            "sparsity": _NUMBER,
-            "weight_bits": int,
-            "activation_bits": int,
-            "bytes_dense": int,
-            "bytes_packed": _NUMBER,
-            "macs": _Optional(int),
+            "shape": [_COUNT],
+            "numel": _COUNT,
+            "sparsity_target": _Optional(_AMOUNT),
+            "sparsity": _AMOUNT,
+            "weight_bits": _COUNT,
+            "activation_bits": _COUNT,
+            "bytes_dense": _COUNT,
+            "bytes_packed": _AMOUNT,
+            "macs": _Optional(_COUNT),
             "pattern": str,
-            "dead_channels": int,
+            "dead_channels": _COUNT,
         }
     ],
     "history": [
         {
             "step": int,
-            "sparsity": _NUMBER,
-            "sparsity_target": _NUMBER,
-            "weight_bits": _NUMBER,
-            "activation_bits": _NUMBER,
+            "sparsity": _AMOUNT,
+            "sparsity_target": _AMOUNT,
+            "weight_bits": _AMOUNT,
+            "activation_bits": _AMOUNT,
             "phase": str,
         }
     ],
+    "evaluations": [{"step": int, "metrics": _Map(_NUMBER)}],
     "stays_float": [str],
     "notes": [str],
     "failures": [str],
@@ -136,6 +146,10 @@ def _check(value: Any, expected: Any, where: str) -> None:
         _refuse_type(value, (Mapping,), where)
         for key, inner in value.items():
             _check(inner, expected.value, f"{where}.{key}")
+    elif isinstance(expected, _AtLeastZero):
+        _refuse_type(value, expected.value, where)
+        if value < 0:
+            raise CompressionError.field(where, expected="a number of at least 0", got=value)
     elif isinstance(expected, list):
         _refuse_type(value, (list, tuple), where)
         for index, inner in enumerate(value):

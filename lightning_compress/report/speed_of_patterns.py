@@ -1,4 +1,4 @@
-"""What speed a runtime gets out of the pattern in which weights are zero; 'none' where that is so."""
+"""The speed-up that a runtime gets from a pattern of zeros, often none."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_compress.foundation.number_text import size
 from lightning_compress.report import text
+from lightning_compress.report.number_text import size
 from lightning_compress.report.schema import check
 
 if TYPE_CHECKING:

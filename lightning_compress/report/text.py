@@ -1,4 +1,4 @@
-"""What a report says in words: the table of its versions, the headline, sizes, and how it was made."""
+"""Texts of a report: the table of its versions, the headline, sizes, and how it was made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_compress.foundation.number_text import (
+from lightning_compress.report.number_text import (
     NOTHING,
     change,
     is_share,
@@ -36,14 +36,19 @@ def versions(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return [(key, report["results"][key]) for key in VERSIONS if report["results"][key] is not None]
 
 
+def latency(result: Mapping[str, Any], which: str = "median") -> float | None:
+    """A version's latency in milliseconds, ``median`` or ``p90``; ``None`` where it was not timed."""
+    return None if result["latency_ms"] is None else float(result["latency_ms"][which])
+
+
 def comparison(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Rows of the three-way table: what it is, then one text per version."""
     found = versions(report)
     rows = [(name, [metric(name, r["metrics"].get(name)) for _, r in found]) for name in metric_names(report)]
     rows.append(("Size", [size(r["bytes"]) for _, r in found]))
     rows.append(("Compression ratio", [times(r["compression_ratio"]) for _, r in found]))
-    rows.append(("Latency, median", [milliseconds(r["latency_ms"]) for _, r in found]))
-    rows.append(("Latency, p90", [milliseconds(r["latency_ms"], "p90") for _, r in found]))
+    rows.append(("Latency, median", [milliseconds(latency(r)) for _, r in found]))
+    rows.append(("Latency, p90", [milliseconds(latency(r, "p90")) for _, r in found]))
     rows.append(("Runtime", [r["runtime"] or NOTHING for _, r in found]))
     return rows
 
@@ -116,7 +121,7 @@ def headline(report: Mapping[str, Any]) -> str:
         text, changed = f"{name} {metric(name, deployed['metrics'][name])}", metric_change(report, name)
         parts.append(text if changed is None else f"{text} ({changed})")
     if deployed["latency_ms"] is not None:
-        parts.append(f"{milliseconds(deployed['latency_ms'])} median latency on {deployed['runtime']}")
+        parts.append(f"{milliseconds(latency(deployed))} median latency on {deployed['runtime']}")
     return "; ".join(parts) + "."
 
 

@@ -1,11 +1,11 @@
-"""What a reader of a report must not miss: what went wrong, and what the numbers do not say by themselves."""
+"""Warnings of a report: what went wrong, and what the numbers alone do not show."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_compress.foundation.number_text import is_share, metric, milliseconds
+from lightning_compress.report.number_text import is_share, metric, milliseconds
 from lightning_compress.report.text import main_metric
 
 RUIN = 0.5
@@ -14,7 +14,14 @@ _FEW = 5
 
 
 def ruin(report: Mapping[str, Any]) -> list[str]:
-    """What makes a model useless: accuracy below half of the control's, or a layer without any weight left."""
+    """What makes a model useless: accuracy below half of the control's, or a layer without any weight left.
+
+    Args:
+        report: As ``report.json`` holds it.
+
+    Returns:
+        A sentence for each; empty where there is nothing.
+    """
     return [*_collapse(report), *_empty_layers(report)]
 
 
@@ -78,7 +85,7 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         )
     if slower:
         found.append(
-            f"On this machine the deployed file is slower than the dense model: {milliseconds(after)} against "
-            f"{milliseconds(before)}."
+            f"On this machine the deployed file is slower than the dense model: {milliseconds(after['median'])} "
+            f"against {milliseconds(before['median'])}."
         )
     return found

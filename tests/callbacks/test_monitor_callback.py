@@ -51,6 +51,19 @@ def test_every_series_is_logged_at_the_interval_and_at_epoch_ends(tmp_path: Path
         assert [step for step, _ in series(tmp_path, key)] == [3, 7, 7, 11, 15, 15]
 
 
+def test_the_module_s_own_metrics_are_kept_for_each_validation_of_a_fit(tmp_path: Path) -> None:
+    monitor, logger = CompressionMonitor(), CSVLogger(tmp_path)
+    trainer = fit(monitor, pruning(), logger=logger, num_sanity_val_steps=2, log_every_n_steps=1)
+    trainer.validate(PlainModule(), loader(2))
+    logged = series(tmp_path, "val/loss")[: trainer.max_epochs]
+    assert [point["step"] for point in monitor.evaluations] == [step + 1 for step, _ in logged]
+    assert [point["metrics"]["val/loss"] for point in monitor.evaluations] == pytest.approx([v for _, v in logged])
+    assert not any(name.startswith("compress/") for point in monitor.evaluations for name in point["metrics"])
+    other = CompressionMonitor()
+    other.load_state_dict(monitor.state_dict())
+    assert other.evaluations == monitor.evaluations
+
+
 def test_the_phase_is_logged_as_a_number(tmp_path: Path) -> None:
     quantizing = QuantizationAwareTraining(start=9)
     fit(CompressionMonitor(), pruning(), quantizing, logger=CSVLogger(tmp_path), log_every_n_steps=1)

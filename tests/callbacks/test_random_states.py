@@ -24,8 +24,8 @@ from lightning_compress import (
     GradualMagnitudePruning,
     QuantizationAwareTraining,
 )
-from lightning_compress.callbacks.random_states import random_states
-from lightning_compress.callbacks.resume_limits import resume_limits
+from lightning_compress.callbacks.checkpoints.random_states import random_states
+from lightning_compress.callbacks.checkpoints.resume_limits import resume_limits
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|not empty|Checkpoint directory)")
 
@@ -180,4 +180,7 @@ def test_a_validation_loader_without_a_batch_is_refused_before_the_first_step(tm
     trainer = quiet_trainer(max_epochs=1, callbacks=[CompressedExport(tmp_path / "out")])
     with pytest.raises(CompressionError, match="the val data has no batch"):
         trainer.fit(Evaluated(), shuffled(), empty)
+    trainer = quiet_trainer(max_epochs=1, limit_val_batches=0, callbacks=[CompressedExport(tmp_path / "out")])
+    with pytest.raises(CompressionError, match="fit none or limit_val_batches=0"):
+        trainer.fit(Evaluated(), shuffled(), shuffled())
     assert Evaluated.steps == 0

@@ -19,7 +19,7 @@ from lightning_compress import (
     KnowledgeDistillation,
     QuantizationAwareTraining,
 )
-from lightning_compress.callbacks.checkpoints.mend_progress import mend_progress
+from lightning_compress.callbacks.checkpoints.progress import correct_progress
 from lightning_compress.distillation import Logits
 
 pytestmark = pytest.mark.filterwarnings(
@@ -116,7 +116,7 @@ def each_epoch(folder: Path) -> ModelCheckpoint:
 def test_a_run_that_is_stopped_twice_trains_every_batch_once(
     tmp_path: Path, saver: Any, length: str, validates: bool
 ) -> None:
-    # Without our callbacks, Lightning trains batches twice or one batch too many, see `mend_progress`.
+    # Without our callbacks, Lightning trains batches twice or one batch too many, see `correct_progress`.
     ours: list[Callback] = [QuantizationAwareTraining()]
     whole, logged = listed(length, ours, saver(tmp_path / "whole"), validates=validates)
     rest = whole[whole.index("begin 1") :]
@@ -147,9 +147,9 @@ def test_counters_between_two_epochs_are_left_as_they_are(tmp_path: Path) -> Non
     saved = torch.load(tmp_path / f"step={BATCHES}.ckpt", weights_only=True)
     trainer = quiet_trainer(max_epochs=3)
     trainer.state.fn = "fit"
-    mend_progress(trainer, saved)
+    correct_progress(trainer, saved)
     once = repr(saved["loops"])
-    mend_progress(trainer, saved)
+    correct_progress(trainer, saved)
     assert repr(saved["loops"]) == once
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_compress import CompressedExport, CompressionError, QuantizationAwareTraining
 from lightning_compress.export.compressed_tensors import load_compressed_tensors, save_compressed_tensors
-from lightning_compress.export.int32_words import pack, unpack
+from lightning_compress.export.compressed_tensors.int32_words import pack, unpack
 from lightning_compress.models import TransformerEncoder
 from lightning_compress.quantization import find, prepare
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -15,7 +16,9 @@ import pytest
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.compile_cpp import CompiledSource, compiler
+from lightning_compress.quantization.fake_quantize.cpu_library import KERNELS
 
+INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 SOURCE = 'extern "C" int answer() { return 42; }\n'
 
 
@@ -48,6 +51,23 @@ def test_the_first_compile_says_what_it_does_and_the_next_process_finds_it(
     caplog.clear()
     assert answer(source(tmp_path)) == 42
     assert not caplog.messages
+
+
+def test_a_changed_header_is_compiled_anew(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "answer.cpp").write_text('#include "number.h"\nextern "C" int answer() { return NUMBER; }\n')
+    for number in (42, 43, 42):
+        (tmp_path / "number.h").write_text(f"#define NUMBER {number}\n")
+        compiled = CompiledSource(
+            tmp_path / "answer.cpp", lambda lib: lib.answer, name="The answer", without="", headers=["number.h"]
+        )
+        assert answer(compiled) == number
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_every_header_of_the_kernels_is_part_of_their_identity() -> None:
+    folder = KERNELS.path.parent
+    included = {name for file in (KERNELS.path, *folder.glob("*.h")) for name in INCLUDE.findall(file.read_text())}
+    assert {source.name for source in KERNELS.sources} == {KERNELS.path.name, *included}
 
 
 @pytest.mark.parametrize("left", [0, 1000, -1])

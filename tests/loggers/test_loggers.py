@@ -194,9 +194,9 @@ def test_an_alert_is_a_warning_and_an_alert_of_the_run(tmp_path: Path) -> None:
 
 def test_the_place_of_a_run_is_the_folder_that_can_be_synchronized(tmp_path: Path) -> None:
     logger = WandbLogger(save_dir=str(tmp_path), offline=True, project="a")
-    found = loggers.place(logger)
+    found = loggers.sink(logger).place
     loggers.finish()
     assert found is not None
     assert Path(found).parent.parent == tmp_path
     assert list(Path(found).glob("*.wandb"))
-    assert loggers.place(CSVLogger(tmp_path)) is None
+    assert loggers.sink(CSVLogger(tmp_path)).place is None

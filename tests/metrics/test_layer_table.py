@@ -12,7 +12,7 @@ from lightning_compress.metrics import describe
 from lightning_compress.metrics.layer_table import count_zeros, entropies
 from lightning_compress.pruning import Pruner
 from lightning_compress.quantization import Quantization, find, prepare
-from lightning_compress.quantization.quantizers.base import WeightQuantizer
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 
 
 def weights(quantization: Quantization) -> dict[str, torch.Tensor]:

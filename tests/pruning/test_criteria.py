@@ -174,5 +174,5 @@ def test_freeze_keeps_the_zeros_there_are():
 
 
 def test_freeze_and_a_sparsity_together_are_refused():
-    with pytest.raises(CompressionError, match=r"Pruner\.final_sparsity: expected nothing beside freeze=True"):
+    with pytest.raises(CompressionError, match=r"Pruner\.final_sparsity: expected no other sparsity setting with"):
         Pruner(sparse(), final_sparsity=0.5, freeze=True)

@@ -149,7 +149,7 @@ def test_regrowth_with_another_pattern_is_refused():
 
 def test_regrowth_with_another_pattern_of_one_layer_is_refused():
     overrides = {"1": {"pattern": "block:1x4"}}
-    with pytest.raises(CompressionError, match=r"Pruner\.overrides\['1'\]\.pattern: expected 'unstructured' beside"):
+    with pytest.raises(CompressionError, match=r"Pruner\.overrides\['1'\]\.pattern: expected 'unstructured' with"):
         Pruner(
             nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)),
             final_sparsity=0.5,

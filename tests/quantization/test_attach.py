@@ -13,7 +13,6 @@ from torch import nn
 
 from lightning_compress import CompressionError
 from lightning_compress.quantization import attach, find, prepare, strip
-from lightning_compress.quantization.attach import refuse_replaced
 
 IMAGE = (4, 3, 8, 8)
 
@@ -350,7 +349,7 @@ def test_a_size_that_depends_on_data_compiles_without_a_graph_break() -> None:
 def test_a_head_that_is_replaced_later_is_noticed() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     quantization = find(prepare(net, example_inputs=torch.randn(2, 4)))
-    refuse_replaced(quantization)
+    quantization.weights.refuse_replaced()
     net[2] = nn.Linear(8, 3)
     with pytest.raises(CompressionError, match=r"the module of 2\.weight was replaced"):
-        refuse_replaced(quantization)
+        quantization.weights.refuse_replaced()

@@ -95,6 +95,21 @@ def test_the_first_batch_adds_one_graph_in_which_a_search_is_one_operator(range_
     assert backend.op_count < 300
 
 
+@pytest.mark.parametrize("range_", ["minmax", "mse"])
+def test_a_compiled_step_observes_every_batch_in_the_same_graph(range_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(8, 6)
+    other, backend = copy.deepcopy(net), CompileCounter()
+    quantization.prepare(net, range=range_, observe_every=3, example_inputs=x)
+    quantization.prepare(other, range=range_, observe_every=1, example_inputs=x)
+    monkeypatch.setattr("lightning_compress.quantization.quantizers.activation._SEARCH_EVERY", 1)
+    compiled = torch.compile(net, fullgraph=True, backend=backend)
+    for factor in range(1, 12):
+        torch.testing.assert_close(compiled(x * factor), other(x * factor))
+    for one, two in zip(*(quantization.find(n).activations.values() for n in (net, other)), strict=True):
+        torch.testing.assert_close(one.range, two.range)
+    assert backend.frame_count == 2
+
+
 @pytest.mark.skipif(True not in MODES, reason="Inductor needs a C++ compiler")
 def test_inductor_trains_as_without_a_compiler() -> None:
     net, x = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(8, 6)

@@ -122,7 +122,7 @@ def trained() -> tuple[nn.Module, torch.Tensor]:
 def test_a_computed_weight_is_quantized_as_it_is_computed() -> None:
     x, model = torch.randn(2, 3, 4, 4), nn.Sequential(Standardized(3, 4, 2), nn.Conv2d(4, 2, 1))
     quantization, layer = find(prepare(model, example_inputs=x, activation_bits=None)), model[0]
-    assert (list(quantization.layers), list(quantization.computed)) == (["1.weight"], ["0:conv2d[0]:input[1]"])
+    assert (list(quantization.layers), list(quantization.weights.computed)) == (["1.weight"], ["0:conv2d[0]:input[1]"])
     assert quantization.unreached == []
     weight = layer.weight.detach().double() - layer.weight.detach().double().mean((1, 2, 3), keepdim=True)
     scale = weight.abs().amax((1, 2, 3), keepdim=True) / 127
@@ -146,7 +146,7 @@ def test_gradients_reach_what_a_weight_is_computed_from() -> None:
 def test_a_file_holds_computed_weights_in_integers_and_says_what_the_model_says(tmp_path: Path) -> None:
     model, x = trained()
     quantization = find(model)
-    assert (list(quantization.computed), list(quantization.layers)) == (COMPUTED, ["10.weight"])
+    assert (list(quantization.weights.computed), list(quantization.layers)) == (COMPUTED, ["10.weight"])
     assert quantization.unreached == []
     file = to_onnx(model, x, tmp_path / "model.onnx").path
     session = OnnxModel(file, model.forward)
@@ -167,7 +167,7 @@ def test_a_packed_file_and_a_state_bring_computed_weights_back(tmp_path: Path) -
     install(fresh, QuantizationSettings()).load_state_dict(find(model).state_dict())
     with torch.no_grad():
         for other in (loaded, again, fresh):
-            assert list(find(other).computed) == COMPUTED
+            assert list(find(other).weights.computed) == COMPUTED
             torch.testing.assert_close(other(x), model(x), rtol=1e-6, atol=1e-6)
 
 
@@ -177,7 +177,9 @@ def test_bits_and_patterns_are_those_of_the_layer() -> None:
         network(), example_inputs=x, ignore=["8.matrix"], overrides={"0": few, "2": few, "4": {"weight_bits": None}}
     )
     quantization = find(model)
-    assert {name: weight.spec.bits for name, weight in quantization.computed.items()} == dict.fromkeys(COMPUTED[:2], 4)
+    assert {name: weight.spec.bits for name, weight in quantization.weights.computed.items()} == dict.fromkeys(
+        COMPUTED[:2], 4
+    )
     assert [line.partition(":")[0] for line in quantization.unreached] == ["4.weight", "8.matrix"]
 
 
@@ -192,7 +194,7 @@ def test_a_table_that_is_looked_up_and_scaled_for_the_outputs_stays_quantized() 
 
     quantization = find(prepare(Tied(), example_inputs=torch.randint(0, 10, (3,))))
     assert list(quantization.layers) == ["table.weight", "body.weight"]
-    assert list(quantization.computed) == ["model:linear[0]:input[1]"]
+    assert list(quantization.weights.computed) == ["model:linear[0]:input[1]"]
 
 
 def test_recurrent_layers_without_an_integer_kernel_are_listed_in_one_line() -> None:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_compress import quantization
 from lightning_compress.quantization.fake_quantize import cpu as native
-from lightning_compress.quantization.quantizers import base, learned, weight_group
+from lightning_compress.quantization.quantizers import activation, learned, weight_group
 from lightning_compress.quantization.ranges import observers
 
 
@@ -31,7 +31,7 @@ def _plain_reference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (base, learned, weight_group):
+    for module in (activation, learned, weight_group):
         monkeypatch.setattr(module, "served", _any_device)
 
 

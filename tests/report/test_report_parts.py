@@ -12,9 +12,8 @@ from torch import nn
 
 from lightning_compress import report
 from lightning_compress.errors import CompressionError
-from lightning_compress.foundation import number_text
 from lightning_compress.metrics import describe
-from lightning_compress.report import plots, text
+from lightning_compress.report import number_text, plots, text
 from lightning_compress.report.html import html
 from lightning_compress.report.markdown import markdown
 from lightning_compress.report.schema import SCHEMA
@@ -32,8 +31,24 @@ def test_the_table_shows_the_three_versions_side_by_side() -> None:
     assert ["test/acc", "98.61 %", "98.33 %", "98.33 %"] in lines
     assert ["Size", "310.6 kB", "310.6 kB", "86.1 kB"] in lines
     assert ["Compression ratio", "1×", "1×", "3.61×"] in lines
-    assert ["Latency, median", "0.061 ms", "0.912 ms", "0.034 ms"] in lines
+    assert ["Latency, median", "0.061 ms", "0.91 ms", "0.034 ms"] in lines
     assert ["Runtime", "ONNX Runtime, float32", "PyTorch", "ONNX Runtime, int8"] in lines
+
+
+def test_the_curves_are_the_headline_metric_and_the_loss_with_validation_first() -> None:
+    found = plots.curves(example_report())
+    assert {tail: list(lines) for tail, lines in found.items()} == {"acc": ["val"], "loss": ["val", "train"]}
+    steps, values = found["loss"]["train"]
+    assert steps == list(range(20, 601, 20))
+    assert values[0] == pytest.approx(0.04 + 1.6 * 0.99**20)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_curve_is_drawn_of_fewer_than_two_validations(count: int) -> None:
+    found = example_report()
+    found["evaluations"] = found["evaluations"][:count]
+    assert not plots.curves(found)
+    assert "Metric and loss over training" not in html(found)
 
 
 def test_the_table_leaves_out_a_missing_version() -> None:
@@ -155,7 +170,7 @@ def test_a_slower_deployed_model_is_called_slower_where_the_interval_says_so() -
     assert not any("slower" in remark for remark in remarks(found))
     found["results"]["deployed"]["latency_ms"]["median"] = 0.08
     found["latency"]["ratio"] = {"median": 1.31, "low": 1.2, "high": 1.4}
-    assert any("slower than the dense model: 0.08 ms against 0.061 ms" in remark for remark in remarks(found))
+    assert any("slower than the dense model: 0.080 ms against 0.061 ms" in remark for remark in remarks(found))
     found["latency"]["ratio"]["low"] = 0.9
     assert not any("slower" in remark for remark in remarks(found))
 

@@ -95,7 +95,7 @@ def test_html_asks_nothing_of_the_network(written: dict[str, str]) -> None:
 def test_pictures_are_well_formed_and_take_the_page_s_colours(written: dict[str, str]) -> None:
     html = written["report.html"]
     pictures = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(pictures) == 6
+    assert len(pictures) == 8
     for picture in pictures:
         ElementTree.fromstring(picture)
         assert "var(--" in picture

@@ -64,6 +64,21 @@ def _history() -> list[dict[str, Any]]:
     return points
 
 
+def _evaluations() -> list[dict[str, Any]]:
+    return [
+        {
+            "step": step,
+            "metrics": {
+                "val/acc": 0.99 - 0.5 * 0.99 ** (step - 20) - (0.03 if 300 <= step < 360 else 0),
+                "val/loss": 0.05 + 1.5 * 0.99**step,
+                "train/loss_step": 0.1,
+                "train/loss_epoch": 0.04 + 1.6 * 0.99**step,
+            },
+        }
+        for step in range(20, 601, 20)
+    ]
+
+
 _REPORT = {
     "format": 1,
     "name": "digits_cnn_sparse80_w8a8",
@@ -127,6 +142,7 @@ _REPORT = {
         _layer("net.fc.bias", [10], 0.0, 32, 40),
     ],
     "history": _history(),
+    "evaluations": _evaluations(),
     "stays_float": ["net.pool: its output meets no quantizer (forward, line 48)"],
     "failures": [],
     "notes": [],

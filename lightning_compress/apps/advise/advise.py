@@ -1,4 +1,4 @@
-"""Advice before a training: what each layer can bear, and a plan that keeps a budget."""
+"""Sensitivity of each layer to compression, and a plan within a budget, before training."""
 
 from __future__ import annotations
 

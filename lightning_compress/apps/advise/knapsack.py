@@ -15,7 +15,7 @@ SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Use:
-    """What the settings take of one thing that there is little of.
+    """What each setting uses of a limited resource.
 
     Attributes:
         amounts: For each layer, what each of its settings takes; at least 0.

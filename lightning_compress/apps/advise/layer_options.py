@@ -18,7 +18,7 @@ from lightning_compress.pruning.prunable import Site
 from lightning_compress.pruning.ranking.together import Job, prune_together
 from lightning_compress.pruning.settings import Settings
 from lightning_compress.quantization.candidates import Weight, weights
-from lightning_compress.quantization.quantizers.base import WeightQuantizer
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 from lightning_compress.quantization.settings import QuantizationSettings, WeightSpec
 from lightning_compress.targets import select
 

@@ -1,4 +1,4 @@
-"""A setting for every layer under a budget, its size in a real packed file, and the uniform setting beside it."""
+"""A setting for every layer under a budget, its size in a real packed file, and the uniform setting to compare with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture of what each layer can bear: one cell for each layer and setting, the chosen one marked."""
+"""A picture of each layer's sensitivity: one cell for each layer and setting, the chosen one marked."""
 
 from __future__ import annotations
 

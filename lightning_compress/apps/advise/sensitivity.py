@@ -1,4 +1,4 @@
-"""How much a trained model suffers when one of its layers is compressed, for every layer and setting."""
+"""Sensitivity: the loss that a trained model gains when one layer is compressed, for every layer and setting."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -31,7 +32,8 @@ def peak_memory(path: Path, batch_size: int, threads: int, dims: Mapping[str, in
     command = [sys.executable, "-m", __name__, str(path), json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = next(reversed([line for line in done.stderr.splitlines() if line.strip()]), "")
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = signal.Signals(-done.returncode).name if done.returncode < 0 else next(reversed(lines), "")
         raise CompressionError(f"bench --memory: {path} does not run in a process of its own: {reason}")
     return int(done.stdout.split()[-1])
 

@@ -1,4 +1,4 @@
-"""A trained network quantized in seconds, written, run, and compared with what it was."""
+"""Post-training quantization of a trained network: written, run, and compared with the float model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Request:
         output: The directory; files are written to ``compressed`` in it.
         batches: Training batches to calibrate with.
         bias_correction: Whether biases make up for the mean error of rounded weights.
-        batchnorm: Whether batch-norm statistics are measured anew.
+        batchnorm: Whether batch-norm statistics are measured again.
         max_drop: Most that the metric may lose, and whether it is a percentage.
         metric: Which metric; by default the first accuracy.
         mode: Whether more of it is better.
@@ -69,7 +69,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What came out.
+    """The result of a calibration.
 
     Attributes:
         verdict: Whether training is needed.

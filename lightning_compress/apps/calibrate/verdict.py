@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lightning_compress.errors import CompressionError, closest
-from lightning_compress.foundation import number_text as text
+from lightning_compress.report import number_text as text
 
 
 @dataclass(frozen=True)

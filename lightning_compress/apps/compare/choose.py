@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from lightning_compress.apps.compare.limits import Limits, milliseconds
+from lightning_compress.apps.compare.limits import Limits
 from lightning_compress.apps.compare.pareto import front
 from lightning_compress.apps.compare.sweep import DEPLOYED, Job, Sweep
 from lightning_compress.apps.configuration.overrides import quoted
-from lightning_compress.foundation import number_text as text
+from lightning_compress.report import number_text as text
 
 _OBJECTIVES = {"bytes": "smallest", "metric": "best in {metric}", "latency": "fastest"}
 _LEAST_SPARSITY, _MOST_SPARSITY = 0.5, 0.99
@@ -87,14 +87,14 @@ def _reasons(kept: Sequence[Job], sweep: Sweep, limits: Limits) -> Iterator[str]
     if job.latency_ms is not None:
         dense = job.dense_latency_ms
         slower = "" if dense is None or job.latency_ms <= dense else "slower than "
-        beside = "" if dense is None else f", {slower}dense {milliseconds(dense)}"
-        allowed = "" if limits.max_latency is None else f"; at most {milliseconds(limits.max_latency)} is allowed"
-        yield f"Latency: {milliseconds(job.latency_ms)}{beside}, on the machine of the sweep{allowed}."
+        beside = "" if dense is None else f", {slower}dense {text.milliseconds(dense)}"
+        allowed = "" if limits.max_latency is None else f"; at most {limits.max_latency:g} ms is allowed"
+        yield f"Latency: {text.milliseconds(job.latency_ms)}{beside}, on the machine of the sweep{allowed}."
     if len(kept) > 1:
         other = kept[1]
         yield (
             f"Next best: {other.method}, {text.size(other.bytes)}, "
-            f"{text.metric(limits.metric, other.metrics[limits.metric])}, {milliseconds(other.latency_ms)}."
+            f"{text.metric(limits.metric, other.metrics[limits.metric])}, {text.milliseconds(other.latency_ms)}."
         )
     if not job.dense_trained and drop is not None:
         yield (

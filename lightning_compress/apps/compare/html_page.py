@@ -6,9 +6,9 @@ from pathlib import Path
 
 from lightning_compress.apps.compare import table as listing
 from lightning_compress.apps.compare.choose import Choice
-from lightning_compress.apps.compare.limits import Limits, milliseconds
+from lightning_compress.apps.compare.limits import Limits
 from lightning_compress.apps.compare.sweep import Sweep
-from lightning_compress.foundation import number_text as text
+from lightning_compress.report import number_text as text
 
 
 def html(sweep: Sweep, limits: Limits, choice: Choice, *, beside: Path | None = None) -> str:
@@ -58,10 +58,10 @@ def _figures(sweep: Sweep, limits: Limits, choice: Choice) -> list[tuple[str, st
     drop = job.drop(limits.metric, mode=limits.mode)
     change = None if drop is None else -drop if limits.mode == "max" else drop
     against = "" if change is None else f"{text.change(limits.metric, 0.0, change)} against dense"
-    latency = "" if job.dense_latency_ms is None else f"dense {milliseconds(job.dense_latency_ms)}"
+    latency = "" if job.dense_latency_ms is None else f"dense {text.milliseconds(job.dense_latency_ms)}"
     return [
         (text.size(job.bytes), "chosen file", f"{ratio} smaller than {text.size(job.dense_bytes)}"),
         (text.metric(limits.metric, job.metrics[limits.metric]), limits.metric, against),
-        (milliseconds(job.latency_ms), "median latency", latency),
+        (text.milliseconds(job.latency_ms), "median latency", latency),
         jobs,
     ]

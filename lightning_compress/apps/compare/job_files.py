@@ -1,4 +1,4 @@
-"""Files that a job left, which may be damaged, half written or of somebody else: only what can be used is taken."""
+"""Files of a sweep's jobs, which may be damaged, half written or another user's: only what can be used is read."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from lightning_compress.apps.compare.sweep import Job
 from lightning_compress.errors import CompressionError, closest
-from lightning_compress.foundation import number_text as text
+from lightning_compress.report import number_text as text
 
 Objective = Literal["bytes", "metric", "latency"]
 
@@ -151,7 +151,7 @@ class Limits:
                 found.append(Violation("drop", f"it loses {self.loss(drop)}", excess))
         for limit, value, most, shown in (
             ("size", job.bytes, self.max_size, text.size(job.bytes)),
-            ("latency", job.latency_ms, self.max_latency, milliseconds(job.latency_ms)),
+            ("latency", job.latency_ms, self.max_latency, text.milliseconds(job.latency_ms)),
         ):
             if most is None:
                 continue
@@ -192,15 +192,5 @@ class Limits:
         if self.max_size is not None:
             found.append(f"at most {text.size(self.max_size)}")
         if self.max_latency is not None:
-            found.append(f"at most {milliseconds(self.max_latency)}")
+            found.append(f"at most {self.max_latency:g} ms")
         return found
-
-
-def milliseconds(value: float | None) -> str:
-    """A latency for people.
-
-    Example:
-        >>> milliseconds(0.12345), milliseconds(None)
-        ('0.123 ms', '–')
-    """
-    return text.NOTHING if value is None else f"{value:.3g} ms"

@@ -16,7 +16,7 @@ function size(bytes) {
   }
   return unit === "B" ? `${bytes.toFixed(0)} B` : `${bytes.toFixed(1)} ${unit}`;
 }
-const time = (ms) => (ms === null ? "–" : `${Number(ms.toPrecision(3))} ms`);
+const time = (ms) => (ms === null ? "–" : `${ms > 0 ? ms.toFixed(Math.max(0, 1 - Math.floor(Math.log10(ms)))) : 0} ms`);
 const metric = (value) => (data.is_share ? `${(100 * value).toFixed(2)} %` : value.toPrecision(4));
 const change = (drop) => {
   if (drop === null) return "–";

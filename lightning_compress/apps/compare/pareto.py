@@ -1,4 +1,4 @@
-"""The Pareto front: what nothing else beats in every respect."""
+"""The Pareto front: the jobs that no other job beats in every respect."""
 
 from __future__ import annotations
 

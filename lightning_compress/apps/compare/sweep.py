@@ -1,4 +1,4 @@
-"""A directory of jobs, read back: what each was, what it came to, or why there is nothing to compare."""
+"""The jobs of a sweep's directory: settings and results of each, or why it cannot be compared."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lightning_compress.apps.compare.job_files import (
 from lightning_compress.apps.train.outcome import RESULT_FILE
 from lightning_compress.apps.train.sweep_jobs import JOB_FILE, SHARED, read_job
 from lightning_compress.errors import CompressionError, closest
-from lightning_compress.foundation import number_text as text
 from lightning_compress.report import check
+from lightning_compress.report import number_text as text
 
 REPORT_FILE = "report.json"
 DEPLOYED = "deployed"
@@ -196,7 +196,7 @@ def _read(path: Path, folder: Path, format: str) -> Job:
         result = read_json(path / RESULT_FILE) if (path / RESULT_FILE).exists() else None
         if result is None and (record or (path / ".hydra").exists()):
             return Job(name, path, "unfinished", "it has not ended, or was killed", overrides=overrides)
-        report = _report(path, result)
+        report = _report(path, folder, result)
         if report is None:
             return Job(name, path, "unfinished", "it ended without an export; run it with export=default")
         content = read_json(report)
@@ -228,8 +228,13 @@ def _job(
         return Job(name, path, "unfinished", f"it wrote no {format} file", overrides=overrides, files=files)
     pruning, quantization = (mapping(report["plan"][name]) for name in ("pruning", "quantization"))
     sparsity = float(number(pruning.get("final_sparsity")) or 0.0)
-    if min(size, *files.values()) < 0 or not 0 <= sparsity <= 1:
-        raise CompressionError(f"{report_path}: damaged, with a size of {size} bytes and a sparsity of {sparsity}.")
+    seconds = number(mapping(result.get("seconds")).get("compressed"))
+    shares = {"sparsity": sparsity, "integer_share": number(report.get("integer_share"))}
+    for what, share in shares.items():
+        if share is not None and not 0 <= share <= 1:
+            raise CompressionError.field(f"{report_path}: {what}", expected="a share from 0 to 1", got=share)
+    if seconds is not None and seconds < 0:
+        raise CompressionError.field(f"{path / RESULT_FILE}: seconds", expected="a number of at least 0", got=seconds)
     page = report_path.with_suffix(".html")
     return Job(
         name=name,
@@ -248,23 +253,32 @@ def _job(
         dense_bytes=None if dense is None else dense["bytes"],
         latency_ms=_median(deployed),
         dense_latency_ms=_median(dense),
-        integer_share=number(report.get("integer_share")),
-        seconds=number(mapping(result.get("seconds")).get("compressed")),
+        integer_share=shares["integer_share"],
+        seconds=seconds,
         samples=None if (samples := number(report.get("samples"))) is None else int(samples),
         report=page if page.is_file() else None,
         failures=tuple(texts(report.get("failures"))),
     )
 
 
-def _report(path: Path, result: Mapping[str, Any] | None) -> Path | None:
-    """The job's report: in its directory, which may have been moved since, or where the job says that it is."""
+def _report(path: Path, folder: Path, result: Mapping[str, Any] | None) -> Path | None:
+    """The job's report: in its directory, which may have been moved since, or where the job says that it is.
+
+    Raises:
+        CompressionError: It is outside of the sweep's directory, where a job of anybody could name any file.
+    """
     # Directories with a dot hold what an export was killed at.
     whole = (found for found in path.rglob(REPORT_FILE) if not found.parent.name.startswith("."))
     inside = sorted(whole, key=lambda found: (len(found.parts), found))
-    if inside:
-        return inside[0]
     said = (result or {}).get("report")
-    return Path(said) if isinstance(said, str) and Path(said).is_file() else None
+    found = inside[0] if inside else Path(said) if isinstance(said, str) else None
+    if found is None:
+        return None
+    if not found.resolve().is_relative_to(folder.resolve()):
+        raise CompressionError(
+            f"its report is {found}, outside of {folder}: compare a directory that holds both, or move it there"
+        )
+    return found if found.is_file() else None
 
 
 def _pruning(settings: Mapping[str, Any]) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_compress.apps.compare.choose import Choice
-from lightning_compress.apps.compare.limits import Limits, milliseconds
+from lightning_compress.apps.compare.limits import Limits
 from lightning_compress.apps.compare.sweep import Job, Sweep
-from lightning_compress.foundation import number_text as text
-from lightning_compress.foundation.markdown_text import code, escaped
+from lightning_compress.report import number_text as text
+from lightning_compress.report.markdown_text import code, escaped
 
 FORMAT = 1
 HEADS = ("Pruning", "Bits", "Metric", "Change", "Size", "Smaller", "Latency", "int8", "Training")
@@ -107,7 +107,7 @@ def cells(job: Job, limits: Limits) -> list[str]:
         text.NOTHING if change is None else (text.change(limits.metric, 0.0, change) or "").removesuffix(" points"),
         text.size(job.bytes),
         text.times(ratio),
-        milliseconds(job.latency_ms),
+        text.milliseconds(job.latency_ms),
         text.NOTHING if job.integer_share is None else text.percent(job.integer_share, 0),
         text.NOTHING if job.seconds is None else f"{job.seconds:.0f} s",
     ]

@@ -7,16 +7,17 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import yaml
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from lightning_compress.apps.configuration.settings import COMPOSITION_ERRORS, drop_unused, explain
 from lightning_compress.apps.configuration.trusted import refuse_untrusted
+from lightning_compress.apps.regular_file import regular_text
 from lightning_compress.errors import CompressionError, closest, first_line
 
 CONFIG = Path(".hydra", "config.yaml")
@@ -43,11 +44,11 @@ def run_config(
         CompressionError: The config cannot be read or is not trusted, or an override is none, or names no setting.
     """
     try:
-        config = OmegaConf.load(folder / CONFIG)
-        saved = OmegaConf.select(OmegaConf.load(folder / ".hydra" / "hydra.yaml"), "hydra", default={})
+        config = _load(folder / CONFIG)
+        saved = OmegaConf.select(_load(folder / ".hydra" / "hydra.yaml"), "hydra", default={})
         known = {key: saved[key] for key in map(str, saved) if key in HydraConf.__dataclass_fields__}
         hydra = OmegaConf.create({"hydra": OmegaConf.merge(OmegaConf.structured(HydraConf), known)})
-    except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException, RecursionError) as error:
+    except (OSError, ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise CompressionError(f"{folder / '.hydra'}: cannot be read ({first_line(error)}).") from error
     if not isinstance(config, DictConfig):
         raise CompressionError(f"{folder / CONFIG}: holds no settings.")
@@ -65,6 +66,19 @@ def run_config(
         yield config
     finally:
         HydraConfig.instance().cfg = None
+
+
+def _load(path: Path) -> DictConfig | ListConfig:
+    """A config that Hydra saved: without aliases, by which a few lines stand for more than fits into memory.
+
+    Raises:
+        OSError: It is no regular file.
+        YAMLError: It is no YAML, or has aliases.
+    """
+    text = regular_text(path)
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise yaml.YAMLError("it has aliases, which no run writes")
+    return OmegaConf.create(text)
 
 
 def _apply(config: DictConfig, overrides: Sequence[str]) -> None:

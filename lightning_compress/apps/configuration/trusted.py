@@ -1,4 +1,4 @@
-"""Which classes a config from somebody else's folder may name before the user has said that it is trusted.
+"""Which classes a config from an untrusted folder may name.
 
 A ``_target_`` is any Python function: building what a config says is running its author's code.
 """
@@ -19,8 +19,10 @@ from lightning_compress.errors import CompressionError, first_line
 
 _PACKAGES = (
     "lightning_compress.callbacks", "lightning_compress.data", "lightning_compress.models", "torch.nn", "torch.optim",
-    "torchmetrics",
+    "torchmetrics.classification", "torchmetrics.regression",
 )  # fmt: skip
+# Imported always, with classes that write files where they are told to, or download what they are told to.
+_LIBRARIES = frozenset({"lightning", "pytorch_lightning", "torch", "torchmetrics"})
 
 
 def refuse_untrusted(cfg: DictConfig, groups: Sequence[str], folder: Path, field: str) -> None:
@@ -29,9 +31,10 @@ def refuse_untrusted(cfg: DictConfig, groups: Sequence[str], folder: Path, field
     What is checked is what is built: interpolations, whose values the file's author can make depend on the moment, are
     resolved in place once and for all.
 
-    Known are the classes of this package, of ``torch.nn``, ``torch.optim`` and torchmetrics, and classes that this
-    process has imported already, if they are modules, data modules, callbacks, optimizers or schedulers. Functions are
-    not, and nothing else is imported to find out.
+    Known are the classes of this package, of ``torch.nn``, ``torch.optim``, torchmetrics' classification and
+    regression, and classes of others than PyTorch's and Lightning's libraries that this process has imported already,
+    if they are modules, data modules, optimizers, schedulers, or our callbacks for pruning and quantization. Functions
+    are not, and nothing else is imported to find out.
 
     Args:
         cfg: The config; its groups are replaced by what they resolve to.
@@ -47,7 +50,7 @@ def refuse_untrusted(cfg: DictConfig, groups: Sequence[str], folder: Path, field
         try:
             # Resolved, since whole nodes can be interpolations.
             plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, MemoryError, RecursionError) as error:
             raise CompressionError(f"{folder}: {group} cannot be read ({first_line(error)}).") from error
         if any("${" in text for text in _texts(plain)):
             raise CompressionError(f"{folder}: {group} has an escaped interpolation, which no run writes.")
@@ -94,6 +97,8 @@ def _is_known(target: Any) -> bool:
             import_module(module)
         except ImportError:
             return False
+    elif module.partition(".")[0] in _LIBRARIES:
+        return False
     found = getattr(sys.modules.get(module), name, None)
     return inspect.isclass(found) and issubclass(found, _bases())
 
@@ -102,4 +107,7 @@ def _bases() -> tuple[type, ...]:
     import lightning as L
     from torch import nn, optim
 
-    return nn.Module, L.LightningDataModule, L.Callback, optim.Optimizer, optim.lr_scheduler.LRScheduler
+    from lightning_compress.callbacks import GradualMagnitudePruning, QuantizationAwareTraining
+
+    ours = GradualMagnitudePruning, QuantizationAwareTraining
+    return nn.Module, L.LightningDataModule, *ours, optim.Optimizer, optim.lr_scheduler.LRScheduler

@@ -1,4 +1,4 @@
-"""What compression would do to a model, found in seconds and without training: the core of ``doctor``."""
+"""What compression would do to a model, found without training: the core of ``doctor``."""
 
 from __future__ import annotations
 

@@ -65,10 +65,10 @@ def plan(
     Args:
         model: The model, as the pruner and the quantizers know it.
         pruning: What was asked of pruning.
-        pruner: The pruner that came of it.
+        pruner: The pruner of the rehearsal.
         expected: Parameter's name → share of zeros at the end.
         wanted: What was asked of quantization.
-        quantization: The quantizers that came of it.
+        quantization: The quantizers of the rehearsal.
     """
     modules = dict(model.named_modules())
     prunable = {candidate.names[0]: candidate for candidate in candidates(model)}

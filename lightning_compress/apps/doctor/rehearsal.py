@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_compress.apps.doctor.diagnose import Diagnosis, diagnose
 from lightning_compress.apps.train.job import Rehearsed, rehearse
 from lightning_compress.callbacks import GradualMagnitudePruning, KnowledgeDistillation, QuantizationAwareTraining
-from lightning_compress.callbacks.resume_limits import resume_limits
+from lightning_compress.callbacks.checkpoints.resume_limits import resume_limits
 from lightning_compress.callbacks.run_length import run_length
 from lightning_compress.delivery.evaluation import duplicate
 from lightning_compress.delivery.network_call import Entry, EntryWatch

@@ -1,4 +1,4 @@
-"""What is said of a tensor, and of a file of tensors."""
+"""Rows of ``inspect``: one tensor, and a file of tensors."""
 
 from __future__ import annotations
 

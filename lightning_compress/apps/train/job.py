@@ -1,4 +1,4 @@
-"""The main job: a dense control, the compressed model from the same initial weights, and what came out."""
+"""The main job: a dense control, the compressed model from the same initial weights, and their results."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(cfg: DictConfig, output_dir: str | Path, overrides: Sequence[str] = ()) 
         overrides: The command line's overrides, for the command that resumes.
 
     Returns:
-        What came out, which is also in ``result.json`` under ``output_dir``.
+        The results, which are also in ``result.json`` under ``output_dir``.
 
     Raises:
         CompressionError: Something in the config cannot be done.
@@ -135,7 +135,7 @@ def _job(cfg: DictConfig, output: Path, overrides: Sequence[str]) -> Iterator[_J
 
 
 class _Job(Parts):
-    """One run of the main job: the parts are made anew for each training, from the same seed."""
+    """One run of the main job: the parts are made again for each training, from the same seed."""
 
     def __init__(self, cfg: DictConfig, wanted: Settings, output: Path, overrides: list[str]) -> None:
         super().__init__(cfg, wanted)
@@ -218,7 +218,7 @@ class _Job(Parts):
         trainer = self.trainer(own or False, callbacks)
         for logger in own:
             logger.log_hyperparams(_plain(self.cfg))
-            if place := loggers.place(logger):
+            if place := loggers.sink(logger).place:
                 log.info("W&B run: %s", place)
         done = [f"dense_checkpoint={quoted(dense_checkpoint)}"] if dense_checkpoint is not None else []
         # All files are written by then; the run ends as usual, with exit code 1.

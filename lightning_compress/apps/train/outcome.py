@@ -1,4 +1,4 @@
-"""What a run of the main job came to: rows to compare, one table, one file, one objective."""
+"""The outcome of the main job: rows to compare, one table, one file, one objective."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ TAKES_DENSE = {"distillation": "teacher", "export": "dense"}
 
 
 class Parts:
-    """Builds the parts of a job anew for each training.
+    """Builds the parts of a job again for each training.
 
     Args:
         cfg: The composed config.
@@ -70,7 +70,7 @@ class Parts:
             if not node:
                 continue
             logger = instantiate(node, f"logger.{name!s}")
-            if reason := loggers.connected(logger, silent=bool(OmegaConf.select(node, "settings.silent"))):
+            if reason := loggers.sink(logger).connect(silent=bool(OmegaConf.select(node, "settings.silent"))):
                 log.warning("W&B cannot be reached, and the run goes on offline (later: wandb sync). %s", reason)
                 # W&B has read its environment by now, which is all that WandbLogger's own switch would set.
                 logger = instantiate(node, f"logger.{name!s}", offline=True, mode="offline")

@@ -93,8 +93,8 @@ def run(
         overrides: The job's overrides.
 
     Returns:
-        What came out, now or earlier; ``None`` if the job failed, which is then noted in ``job.json``, or if its
-        directory holds the result of another config, which is then noted beside that one's ``job.json``.
+        The result, also of an earlier run; ``None`` if the job failed, which is then noted in ``job.json``, or if its
+        directory holds the result of another config, which is then noted next to that one's ``job.json``.
     """
     from lightning_compress.apps.train import job as train
     from lightning_compress.apps.train.outcome import RESULT_FILE
@@ -233,7 +233,7 @@ def read_job(folder: Path, file: str = JOB_FILE) -> dict[str, Any] | None:
 def read_jobs(sweep_dir: Path) -> list[dict[str, Any]]:
     """The jobs of a sweep: ``name``, ``status``, ``error``, ``overrides``, and what ``failures`` a finished one has.
 
-    One that was refused stands in the place of the one whose result its directory holds.
+    One that was refused stands instead of the one whose result its directory holds.
     """
     from lightning_compress.apps.train.outcome import RESULT_FILE
 

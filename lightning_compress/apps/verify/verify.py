@@ -1,4 +1,4 @@
-"""Proving a written file: run it on the data of its run, beside the dense and the trained model."""
+"""Verifying a written file: run it on the data of its run, and compare it with the dense and the trained model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lightning_compress.delivery.output_cache import Remembered
 from lightning_compress.delivery.side_by_side import evaluate_as_trained, evaluate_beside
 from lightning_compress.errors import CompressionError, closest
 from lightning_compress.export.divergence import SiteError, can_trace, first_divergence, site_errors
-from lightning_compress.export.formats import DENSE_ONNX, FILES
+from lightning_compress.export.formats import DENSE_ONNX, FORMATS
 from lightning_compress.export.signatures import called_through
 from lightning_compress.export.verification import deployed_form
-from lightning_compress.foundation import number_text as text
 from lightning_compress.foundation.checksum import sha256
+from lightning_compress.report import number_text as text
 
 __all__ = ["Demands", "FileVerdict", "Split", "verify_run"]
 
@@ -144,7 +144,7 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     folder = path / "compressed" if (path / "compressed").is_dir() else path
-    files = [folder / name for name in FILES.values() if (folder / name).is_file()]
+    files = [folder / kind.file for kind in FORMATS.values() if (folder / kind.file).is_file()]
     if not files:
         raise CompressionError.field(
             "verify PATH", expected="a file that an export wrote, or a directory with such", got=str(path)
@@ -165,7 +165,7 @@ def _with_defaults(given: Demands, export: Any) -> Demands:
 
 @dataclass(frozen=True)
 class _Trained:
-    """What all files of a run are held against."""
+    """What all files of a run are compared with."""
 
     run: TrainedRun
     model: nn.Module

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from lightning_compress.callbacks.checkpoints.hyper_parameters import leave_out_ours
-from lightning_compress.callbacks.checkpoints.mend_progress import keep_plateau_metrics
+from lightning_compress.callbacks.checkpoints.progress import keep_plateau_metrics
 
 
 class SavingCallback(Callback):

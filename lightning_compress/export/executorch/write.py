@@ -123,7 +123,7 @@ class ExecuTorchModel:
             shapes = ", ".join(str(list(value.shape)) for value in given)
             raise CompressionError(
                 f"{self.path}: the file takes inputs of {', '.join(str(list(shape)) for shape in self._shapes)} or a "
-                f"multiple of that many samples, and {shapes} came."
+                f"multiple of that many samples, and got {shapes}."
             )
         parts = []
         for start in range(0, count, batch):

@@ -1,7 +1,7 @@
 """INT4 weights in an ONNX file, where ONNX Runtime loses nothing by them: products with float activations.
 
 ONNX Runtime 1.32 makes one ``MatMulNBits`` of a MatMul of float activations by INT4 weights, where a Gemm dequantizes
-its weights anew in every call; by default it rounds the activations of that kernel to 8 bits, which
+its weights again in every call; by default it rounds the activations of that kernel to 8 bits, which
 ``session.qdq_matmulnbits_accuracy_level=1`` in the session's options prevents. Where activations are quantized, INT4
 weights make convolutions and matrix products fall back to float kernels: there the integers stay INT8.
 """

@@ -1,4 +1,4 @@
-"""How much of an ONNX file's arithmetic ONNX Runtime really does in integers, and what it does not, and why."""
+"""The share of an ONNX file's multiply-adds that ONNX Runtime runs in integers, and why the rest runs in float."""
 
 from __future__ import annotations
 

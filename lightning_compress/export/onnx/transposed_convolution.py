@@ -2,7 +2,7 @@
 
 With stride s, output pixel s·m + φ of a transposed convolution reads the inputs m - t with the taps φ + s·t of its
 kernel, so its s² phases are s² channels of an ordinary convolution with ceil(kernel / s) taps (Shi et al. 2016, "Is the
-deconvolution layer the same as a convolutional layer?"). The rewrite moves integers about and computes none anew.
+deconvolution layer the same as a convolutional layer?"). The rewrite moves integers about and computes none again.
 """
 
 from __future__ import annotations

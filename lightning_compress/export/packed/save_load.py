@@ -1,7 +1,7 @@
 """The packed format: a compressed model as small as information theory allows, safe to load.
 
 Quantized weights are entropy-coded integers whose zeros cost next to nothing, pruned float weights leave out their
-zeros, everything else in the ``state_dict`` is kept bit for bit. ``packed.md``, beside this file, documents the format
+zeros, everything else in the ``state_dict`` is kept bit for bit. ``FORMAT.md``, in this folder, documents the format
 to the byte.
 """
 

@@ -21,7 +21,7 @@ from lightning_compress.export.packed.layout import INTEGERS, PLAIN, POOLED, SAM
 from lightning_compress.export.packed.state_json import DEEPEST, is_deep, without_tensors
 from lightning_compress.quantization import Quantization, find
 from lightning_compress.quantization.fake_quantize.integers import quantize_weight_integers
-from lightning_compress.quantization.quantizers.base import WeightQuantizer
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ like others for unsigned activations and signed weights, saturate: run the modul
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from torch import nn
 from lightning_compress.errors import CompressionError, first_line
 from lightning_compress.export.fixed_batch import run_in_batches
 from lightning_compress.export.pt2.operators import trust
-from lightning_compress.export.pt2.safe_archive import refuse_code
+from lightning_compress.export.pt2.safe_archive import checked_archive, overlaps
 from lightning_compress.export.pt2e import register, to_pt2e
 from lightning_compress.export.signatures import input_names, named_outputs
 from lightning_compress.export.trace import trace
@@ -107,13 +106,15 @@ def to_torch_export(
 def load_torch_export(path: str | Path) -> nn.Module:
     """Load a ``.pt2`` file as a module for inference.
 
-    The file is checked before PyTorch reads it: it may hold no pickles, nothing but arithmetic for sizes, and call
-    nothing but the operators of ``lightning_compress.export.pt2.operators``. ``torch.export.load`` does not check.
+    The file is checked before PyTorch reads it: it may hold no pickles, nothing but identifiers for names and
+    arithmetic for sizes, and call nothing but the operators of ``lightning_compress.export.pt2.operators``.
+    ``torch.export.load`` does not check. The module runs PyTorch's kernels in this process; the commands ``verify`` and
+    ``bench`` run them in one of their own.
 
     Raises:
         CompressionError: It is missing, cannot be read, or holds what may be code.
     """
-    return _program(path).module()
+    return _loaded(path)[1]
 
 
 class TorchExportModel:
@@ -130,9 +131,8 @@ class TorchExportModel:
     def __init__(self, path: str | Path, forward: Callable[..., Any]) -> None:
         from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-        program = _program(path)
-        self.path = Path(path)
-        self._forward, self._module = forward, program.module()
+        program, self._module = _loaded(path)
+        self.path, self._forward = Path(path), forward
         positional, keywords = program.call_spec.in_spec.children()
         self._positional, self._keywords = positional.num_leaves, list(keywords.context)
         inputs = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
@@ -143,29 +143,33 @@ class TorchExportModel:
         """Outputs of the file in order.
 
         Raises:
-            CompressionError: The call lacks an input of the file, or the file refuses one.
+            CompressionError: The call lacks an input of the file, or the file refuses one or cannot be run.
         """
         given = list(input_names(self._forward, args, kwargs).values())
         if len(given) != len(self._shapes):
             raise CompressionError(
                 f"{self.path}: the file takes {len(self._shapes)} tensors, and the module is called with {len(given)}."
             )
-        return run_in_batches(self._run, given, self._shapes, str(self.path))
+        try:
+            return run_in_batches(self._run, given, self._shapes, str(self.path))
+        except CompressionError:
+            raise
+        except Exception as error:  # What the kernels that a damaged graph calls raise has many names.
+            raise CompressionError(f"{self.path}: cannot be run ({first_line(error)}).") from error
 
     def _run(self, given: list[torch.Tensor]) -> list[torch.Tensor]:
         keywords = dict(zip(self._keywords, given[self._positional :], strict=True))
-        return list(named_outputs(self._module(*given[: self._positional], **keywords)).values())
+        outputs = named_outputs(self._module(*given[: self._positional], **keywords)).values()
+        return [output.cpu().to_dense() for output in outputs]
 
 
-def _program(path: str | Path) -> torch.export.ExportedProgram:
+def _loaded(path: str | Path) -> tuple[torch.export.ExportedProgram, nn.Module]:
     register()
-    if not zipfile.is_zipfile(path):
-        raise CompressionError(f"{path}: cannot be loaded as a torch.export file (it is missing, or no such archive).")
-    data = Path(path).read_bytes()
-    refuse_code(data, path)
+    data = checked_archive(path)
     try:
         # As a buffer: from a path it would insist on the file's suffix.
-        return torch.export.load(io.BytesIO(data))
+        program = torch.export.load(io.BytesIO(data))
+        return program, program.module()
     except Exception as error:  # What damaged tables break in PyTorch's reader has many names.
         raise CompressionError(f"{path}: cannot be loaded as a torch.export file ({first_line(error)}).") from error
 
@@ -179,6 +183,10 @@ def _serialized(program: torch.export.ExportedProgram) -> bytes:
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
             node.meta.pop(key, None)
+    for tensors in (program.state_dict, program.constants):
+        for name, value in tensors.items():
+            if isinstance(value, torch.Tensor) and overlaps(value.shape, value.stride()):
+                tensors[name] = value.contiguous()
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()

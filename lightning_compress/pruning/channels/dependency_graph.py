@@ -114,7 +114,7 @@ class _Bounded(list[Any]):
 
     @classmethod
     def around(cls, graph: Any) -> None:
-        """Bound the search for every group; :func:`pruning_group` begins anew."""
+        """Bound the search for every group; :func:`pruning_group` starts over."""
         graph.budget = [0]
         for node in graph.module2node.values():
             node.dependencies = cls(node.dependencies)

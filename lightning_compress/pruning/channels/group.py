@@ -1,4 +1,4 @@
-"""Channels that have to go together, as slices of several weights.
+"""Channels that can only be pruned together, as slices of several weights.
 
 A channel of a group is produced by rows of some weights and read by columns of others. With the columns zero nothing
 after them depends on the channel, so it can be removed without changing the output, whatever biases, norms and

@@ -63,7 +63,7 @@ class Gathered(nn.Linear):
 
 
 class GatheredRows(Gathered):
-    """Puts its outputs where they were; in the place of those that are gone, which nothing reads, stands any other."""
+    """Puts its outputs back in their places; removed ones, which nothing reads, are filled with any other."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute ``[..., out_features]``, spread to ``[..., len(positions)]``."""

@@ -1,4 +1,4 @@
-"""Removes pruned channels for good: smaller weights, the same outputs."""
+"""Removes pruned channels from the network: smaller weights, the same outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running a model on example inputs, and comparing what comes out."""
+"""Running a model on example inputs, and comparing the outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a weight matters: one module and one line here per criterion."""
+"""Pruning criteria, which score weights: one module and one line here per criterion."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Entries:
 class Criterion(ABC):
     """How much each entry of a weight matters. Higher scores are kept.
 
-    A new criterion is a module beside this one and a line in ``CRITERIA``.
+    A new criterion is a module in this folder and a line in ``CRITERIA``.
 
     Attributes:
         needs_gradient: Whether scores are made from gradients, which then must be there at a mask update.

@@ -1,4 +1,4 @@
-"""Small weights go (Han et al. 2015)."""
+"""Magnitude: weights with the smallest absolute values are pruned (Han et al. 2015)."""
 
 from __future__ import annotations
 

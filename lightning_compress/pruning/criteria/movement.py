@@ -1,4 +1,4 @@
-"""Weights that move towards zero go (Sanh et al. 2020, eq. 6)."""
+"""Movement: weights that move towards zero are pruned (Sanh et al. 2020, eq. 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights go at random: the control of every other criterion."""
+"""Random: the control of every other criterion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_compress.pruning.criteria.draws import uniform
 
 
 class Random(Criterion):
-    """Uniform random numbers, drawn anew at each update."""
+    """Uniform random numbers, drawn again at each update."""
 
     def score(self, entries: Entries) -> Tensor:
         """See :meth:`.Criterion.score`."""

@@ -1,4 +1,4 @@
-"""Weights whose removal changes the loss least, to first order, go (Molchanov et al. 2017)."""
+"""Taylor: weights whose removal changes the loss least, to first order, are pruned (Molchanov et al. 2017)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The library of ``cpu.cpp``: when it is used, and the types of its functions."""
+"""The library of ``cpu.cpp`` and its headers: when it is used, and the types of its functions."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def _declare(lib: ctypes.CDLL) -> None:
 KERNELS = CompiledSource(
     Path(__file__).with_name("cpu.cpp"),
     _declare,
+    headers=("cpu_vectors.h", "cpu_activations.h", "cpu_weights.h", "cpu_learned.h"),
     name="Compiled kernels of quantization-aware training",
     without="PyTorch's own operations give the same results to the bit, in more time: a quantization-aware step of "
     "ResNet-20 takes 1.5 times a float step instead of 1.03 times (benchmarks/quantization_step.py --eager).",
@@ -93,5 +94,7 @@ def needed() -> ctypes.CDLL:
     """
     lib = KERNELS.load()
     if lib is None:
-        raise CompressionError(f"A mask of the compiled kernels came to a process without them: {KERNELS.failure}")
+        raise CompressionError(
+            f"A mask of the compiled kernels needs them, and they are unavailable: {KERNELS.failure}"
+        )
     return lib

@@ -41,7 +41,7 @@ def fake_quantize(
         qmax: Largest integer.
         clip: Ends that values are clipped to first, with gradient 0 at and beyond them: ``(0, math.inf)`` makes
             this a ReLU and a quantizer in one pass, ``(0, 6)`` a ReLU6.
-        scratch: A tensor like ``x``, or ``x`` itself, that nobody reads any more, autograd included: the result may
+        scratch: A tensor like ``x``, or ``x`` itself, that is not read any more, by autograd either: the result may
             be written to its memory.
 
     Returns:

@@ -1,7 +1,7 @@
 """Memory for what backward needs, used again at the next step.
 
-The operating system takes back what a step frees and hands it out anew page by page; on a virtual machine that costs as
-much as filling it.
+The operating system takes back what a step frees and hands it out again page by page; on a virtual machine that
+costs as much as filling it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where activation quantizers sit, as a result: sites, and what a placement rests on."""
+"""A placement: the sites of all activation quantizers, and the batch norms that it folds."""
 
 from __future__ import annotations
 

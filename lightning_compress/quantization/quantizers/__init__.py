@@ -1,1 +1,1 @@
-"""Modules that fake-quantize weights, activations and biases."""
+"""Quantizers of weights, activations and biases."""

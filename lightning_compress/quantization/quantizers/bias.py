@@ -12,8 +12,10 @@ from torch import nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.candidates import Use
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch, WeightQuantizer
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
+from lightning_compress.quantization.quantizers.switch import Switch
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 from lightning_compress.quantization.settings import WeightSpec
 
 _INT32_ROOM = 2**30

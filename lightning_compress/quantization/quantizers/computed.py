@@ -13,7 +13,8 @@ from lightning_compress.quantization.computed_weights import ComputedUse
 from lightning_compress.quantization.fake_quantize import functional as kernels
 from lightning_compress.quantization.fake_quantize.integers import quantize_weight_integers
 from lightning_compress.quantization.quantizers import bias as biases
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
+from lightning_compress.quantization.quantizers.switch import Switch
 from lightning_compress.quantization.ranges import observers
 from lightning_compress.quantization.settings import WeightSpec
 

@@ -16,7 +16,8 @@ from lightning_compress.foundation.boundary import Boundary, passed_at
 from lightning_compress.foundation.function_calls import CallHook
 from lightning_compress.foundation.nested import Key, replaced_arguments, replaced_at
 from lightning_compress.quantization.fake_quantize import functional as kernels
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
+from lightning_compress.quantization.quantizers.switch import Switch
 
 # Modules that make a new tensor which autograd does not keep for their own backward: it can be quantized in place.
 _UNSAVED = frozenset(
@@ -124,7 +125,7 @@ class ClipForward:
             self._called_with = args[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What came, where the quantizer clips it."""
+        """The input, where the quantizer clips it."""
         x, self._called_with = self._called_with, None
         if x is not None and not kwargs and len(args) == 1 and args[0] is x:
             self.hook.clip = _CLIPS[type(self.module)]

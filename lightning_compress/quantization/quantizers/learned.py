@@ -26,7 +26,9 @@ from lightning_compress.quantization.fake_quantize.lsq import (
 )
 from lightning_compress.quantization.fake_quantize.step_memory import StepMemory
 from lightning_compress.quantization.fake_quantize.transforms import look, transformed
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer, Switch, WeightQuantizer
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
+from lightning_compress.quantization.quantizers.switch import Switch
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 from lightning_compress.quantization.quantizers.weight_group import Ready, connected_learned, searched_together
 from lightning_compress.quantization.ranges import observers
 from lightning_compress.quantization.settings import ActivationSpec, WeightSpec
@@ -135,7 +137,7 @@ class LearnedActivationQuantizer(ActivationQuantizer):
         log_scale: Natural logarithm of the scale: float32, ``[]``.
         shift: Smallest value of the range, in widths of the first range: float32, ``[]``.
         width: Width of the first range: float32, ``[]``.
-        restarts: Whether the next training batch sets the range anew, since the bits changed.
+        restarts: Whether the next training batch sets the range again, since the bits changed.
     """
 
     def __init__(self, name: str, spec: ActivationSpec, switch: Switch, device: torch.device | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Weights whose range is searched for: now and then, since its part of the largest weight hardly moves between."""
+"""Weight quantizer with percentile or MSE clipping; the clipping ratio is re-estimated every 100 steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from lightning_compress.quantization.candidates import Weight
-from lightning_compress.quantization.quantizers.base import Switch, WeightQuantizer
+from lightning_compress.quantization.quantizers.switch import Switch
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 from lightning_compress.quantization.quantizers.weight_group import searched_together
 from lightning_compress.quantization.ranges import observers
 from lightning_compress.quantization.settings import WeightSpec
@@ -18,9 +19,9 @@ _EVERY = 100
 
 
 class SearchedWeightQuantizer(WeightQuantizer):
-    """A weight with a percentile or squared-error range.
+    """A weight quantizer with a percentile or squared-error range.
 
-    The scale is the min-max scale, found anew at every forward, times a ratio that is searched for at the first
+    The scale is the min-max scale, found again at every forward, times a ratio that is searched for at the first
     training forward and every hundredth after it, while ranges are learned. Before the first it is searched for at
     each use. A compiled graph keeps the ratio of its first forward.
 
@@ -85,7 +86,7 @@ class SearchedWeightQuantizer(WeightQuantizer):
         return torch.cat([ratio if ratio.ndim == 1 else ratio.reshape(-1) for ratio in ratios]), False
 
     def change(self, spec: WeightSpec) -> None:
-        """Go on with other bits, of which the range is searched for anew."""
+        """Go on with other bits, of which the range is searched for again."""
         super().change(spec)
         self.ratio = None
 

@@ -1,4 +1,4 @@
-"""Tensors that a module reads in the place of its parameters, while it runs.
+"""Tensors that a module reads instead of its parameters, while it runs.
 
 An entry in an instance's ``__dict__`` is found before ``Module.__getattr__`` looks among the parameters. So any
 ``forward`` that reads ``self.weight`` works, subclasses' own included, and Parameters, classes and ``state_dict`` keys
@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 @dataclass(frozen=True, eq=False)
 class Shadow:
-    """A tensor in the place of one attribute.
+    """A tensor instead of one attribute.
 
     Attributes:
         owner: The module that has the attribute.
@@ -35,7 +35,7 @@ class Shadows:
     """Shadows attributes while a module runs, which may be another than their owner.
 
     Args:
-        shadows: What is put in the place of what.
+        shadows: What is put instead of what.
     """
 
     def __init__(self, shadows: list[Shadow]) -> None:

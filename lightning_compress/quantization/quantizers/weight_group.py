@@ -18,7 +18,7 @@ from lightning_compress.quantization.fake_quantize.gpu.weight_operators import (
 from lightning_compress.quantization.ranges import observers
 
 if TYPE_CHECKING:
-    from lightning_compress.quantization.quantizers.base import WeightQuantizer
+    from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 
 _LONGEST_ROW = 65_536
 
@@ -72,7 +72,7 @@ class WeightGroup:
             self._ready.clear()
             ready = None
         if ready is None and self._ready:
-            # A module that runs again in the same forward: the others are not wanted anew.
+            # A module that runs again in the same forward: the others are not wanted again.
             ready = self._quantize([quantizer])[quantizer]
         elif ready is None:
             self._ready = self._quantize([one for one in self.members if self._alike(one, quantizer)])
@@ -84,7 +84,7 @@ class WeightGroup:
         self._ready.clear()
 
     def _keep_accumulator(self, quantizer: WeightQuantizer) -> None:
-        """Keep the node that accumulates a weight's gradient, which autograd else makes anew in each forward.
+        """Keep the node that accumulates a weight's gradient, which autograd else makes again in each forward.
 
         ``DistributedDataParallel`` does so, too. A node belongs to a device and a stream.
         """

@@ -10,7 +10,7 @@ import torch
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.device_operators import dense, operator
 from lightning_compress.quantization.fake_quantize import cpu as native
-from lightning_compress.quantization.ranges.qparams import _usable, affine_qparams, symmetric_qparams
+from lightning_compress.quantization.ranges.qparams import affine_qparams, symmetric_qparams, usable
 
 # Order statistics and searches look at this many values at most; the moving average smooths the rest.
 PERCENTILE = 99.99
@@ -180,7 +180,7 @@ def update_(
     *,
     symmetric: bool = False,
 ) -> None:
-    """``ema_``, and then scale and zero point anew from the range; all in place.
+    """``ema_``, and then scale and zero point again from the range; all in place.
 
     Args:
         range_: float32, ``[2]``; NaN until something was observed.
@@ -254,7 +254,7 @@ def weight_scale(
 
 def _positive(scale: torch.Tensor, *, single: bool) -> torch.Tensor:
     """Give channels of zeros the largest scale of the others, or 1."""
-    scale = _usable(torch.where(scale > 0, scale, scale.amax()))
+    scale = usable(torch.where(scale > 0, scale, scale.amax()))
     return scale.reshape(()) if single else scale
 
 
@@ -264,7 +264,7 @@ def _mse_scale(rows: torch.Tensor, qmax: int) -> torch.Tensor:
     found = full.clone()
     for fraction in FRACTIONS:
         candidate = full * fraction
-        scale = _usable(candidate)
+        scale = usable(candidate)
         restored = (rows / scale).round_().clamp_(-qmax, qmax).mul_(scale)
         error = restored.sub_(rows).square_().sum(-1, keepdim=True, dtype=_summed(rows.device))
         better = error < best

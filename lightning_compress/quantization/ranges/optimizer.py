@@ -1,4 +1,4 @@
-"""The optimizer of learned ranges, beside the user's own, whose parameter groups and schedulers stay as they are."""
+"""The optimizer of learned ranges, separate from the user's own, which does not change."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RangeOptimizer:
         self._adam.zero_grad(set_to_none=True)
 
     def forget_rates(self) -> None:
-        """Begin anew with the highest learning rates, as after a search for one."""
+        """Start over with the highest learning rates, as after a search for one."""
         self._highest.clear()
 
     def share(self, optimizer: int, group: Mapping[str, Any]) -> float:

@@ -27,7 +27,7 @@ def affine_qparams(minimum: torch.Tensor, maximum: torch.Tensor, bits: int) -> t
     levels = 2**bits - 1
     low = minimum.clamp(max=0)
     # Divided before subtracting: the width of a finite range can overflow.
-    scale = _usable(maximum.clamp(min=0) / levels - low / levels)
+    scale = usable(maximum.clamp(min=0) / levels - low / levels)
     zero_point = (-low / scale).round_().clamp_(0, levels)
     return scale, torch.nan_to_num(zero_point, nan=0.0)
 
@@ -42,10 +42,10 @@ def symmetric_qparams(minimum: torch.Tensor, maximum: torch.Tensor, bits: int) -
         >>> symmetric_qparams(torch.tensor(-1.0), torch.tensor(3.0), 3)
         (tensor(1.), tensor(0.))
     """
-    scale = _usable(torch.maximum(-minimum, maximum) / (2 ** (bits - 1) - 1))
+    scale = usable(torch.maximum(-minimum, maximum) / (2 ** (bits - 1) - 1))
     return scale, torch.zeros_like(scale)
 
 
-def _usable(scale: torch.Tensor) -> torch.Tensor:
+def usable(scale: torch.Tensor) -> torch.Tensor:
     """Keep scales positive and finite: 0 and NaN become 1, and the rest stays normal numbers."""
     return torch.where(scale > 0, scale.clamp(_SMALLEST_SCALE, torch.finfo(torch.float32).max), 1.0)

@@ -49,6 +49,53 @@ def test_a_job_with_a_damaged_file_leaves_the_others_as_they_are(
     assert [item["name"] for item in read_jobs(tmp_path)] == ["bad", "good"]
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_report_outside_of_the_sweep_is_not_read(link: bool, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    write_job(sweep, "good", acc=0.97)
+    secret = write_job(tmp_path, "elsewhere", acc=0.99) / "compressed" / "report.json"
+    job = sweep / "curious"
+    job.mkdir()
+    (job / "result.json").write_text(json.dumps({"report": str(secret)}))
+    if link:
+        (job / "report.json").symlink_to(secret)
+    jobs = {found.name: found for found in read_sweep(sweep).jobs}
+    assert jobs["good"].metrics["test/acc"] == 0.97
+    assert jobs["curious"].status == "unfinished"
+    assert not jobs["curious"].metrics
+    assert "outside of" in str(jobs["curious"].error)
+    # Named inside of what is compared, it counts.
+    assert {found.name: found for found in read_sweep(tmp_path).jobs}["sweep/curious"].metrics["test/acc"] == 0.99
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("report.json", ("results", "deployed", "bytes")),
+        ("report.json", ("results", "deployed", "latency_ms", "median")),
+        ("report.json", ("results", "dense", "bytes")), ("report.json", ("results", "dense", "latency_ms", "p90")),
+        ("report.json", ("artifacts", 0, "bytes")), ("report.json", ("samples",)),
+        ("report.json", ("integer_share",)),
+        ("report.json", ("plan", "pruning", "final_sparsity")), ("result.json", ("seconds", "compressed")),
+    ],
+)  # fmt: skip
+def test_a_negative_size_or_time_is_a_damaged_result(file: str, keys: tuple[Any, ...], tmp_path: Path) -> None:
+    job = write_job(tmp_path, "bad")
+    path = next(job.rglob(file))
+    content = {"integer_share": 0.5} | json.loads(path.read_text())
+    node = content
+    for key in keys[:-1]:
+        node = node[key]
+    if node[keys[-1]] is None:
+        node[keys[-1]] = 1
+    assert read_sweep(tmp_path).jobs[0].status == "finished"
+    node[keys[-1]] = -node[keys[-1]]
+    path.write_text(json.dumps(content))
+    (found,) = read_sweep(tmp_path).jobs
+    assert found.status == "unfinished"
+    assert "expected a" in str(found.error)
+
+
 def test_no_mutation_of_a_sweep_raises_anything_but_the_one_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

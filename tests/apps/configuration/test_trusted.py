@@ -33,6 +33,11 @@ def judged(**groups: Any) -> None:
     [
         "torch.load", "numpy.load", "os.system", "builtins.eval", "lightning_compress.export.load_packed",
         "lightning_compress.models.Classifier.load_from_checkpoint", "torch.nn.init.zeros_", "torch.nn.functional.relu",
+        # Imported always, and write or download what they are told to.
+        "lightning.pytorch.callbacks.OnExceptionCheckpoint", "lightning.pytorch.callbacks.ModelCheckpoint",
+        "lightning_compress.callbacks.CompressedExport", "lightning_compress.callbacks.CompressedCheckpoint",
+        "torchmetrics.text.BERTScore", "torchmetrics.multimodal.CLIPScore", "torch.jit.ScriptModule",
+        "torch.fx.GraphModule", "torch.distributed.nn.RemoteModule",
         "torch.hub.load", "subprocess.Popen", "no.such.module", "", 5, None, "torch.nn", "antigravity.fly",
     ],
 )  # fmt: skip
@@ -48,7 +53,8 @@ def test_anything_but_known_classes_is_refused_and_not_imported(target: Any) -> 
     "target",
     [
         "lightning_compress.models.Classifier", "lightning_compress.data.Digits", "torch.nn.Linear", "torch.optim.Adam",
-        "torch.nn.modules.loss.MSELoss", f"{__name__}.Own",
+        "torch.nn.modules.loss.MSELoss", f"{__name__}.Own", "lightning_compress.callbacks.QuantizationAwareTraining",
+        "torchmetrics.classification.MulticlassAccuracy",
     ],
 )  # fmt: skip
 def test_known_classes_and_those_of_this_process_are_built(target: str) -> None:
@@ -96,6 +102,22 @@ def test_no_class_that_the_overrides_of_a_run_name_is_imported(tmp_path: Path, m
         assert not Path("owned").exists()
     with run_config(folder.parent, [], trust=True):
         assert Path("owned").exists()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "hydra.yaml"])
+def test_a_config_that_never_ends_is_refused(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / ".hydra"
+    folder.mkdir()
+    for file in ("config.yaml", "hydra.yaml"):
+        (folder / file).write_text("{}\n")
+    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30))]
+    (folder / name).write_text("\n".join(lines))
+    with pytest.raises(CompressionError, match="has aliases"), run_config(tmp_path, []):
+        pass
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(CompressionError, match="is no regular file"), run_config(tmp_path, []):
+        pass
 
 
 class Evil:

@@ -199,3 +199,124 @@ def test_an_operator_of_ones_own_is_trusted_once_it_is_named(tmp_path: Path, mon
     assert torch.equal(load_torch_export(tmp_path / "model.pt2")(x), x.flip(0) + 1)
     with pytest.raises(CompressionError, match=r"namespace\.name"):
         trust("torch.ops.aten.save.default")
+
+
+CALL = "__import__('pathlib').Path('owned').touch()"
+
+
+def renamed(tree: Any, old: str, new: str) -> Any:
+    """A table where a name is another one wherever it stands."""
+    return json.loads(json.dumps(tree).replace(json.dumps(old), json.dumps(new)))
+
+
+@pytest.mark.parametrize("name", [f"x={CALL}", f"x:{CALL}", "x, *, y", "x\n", "1x", "x y"])
+def test_a_name_that_is_python_is_refused(
+    name: str, parts: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = model_json(parts)
+    tree = json.loads(parts[table])
+    given = tree["graph_module"]["graph"]["inputs"][-1]["as_tensor"]["name"]
+    changed = {**parts, table: json.dumps(renamed(tree, given, name)).encode()}
+    assert changed != parts
+    with pytest.raises(CompressionError, match="could be code"):
+        load_torch_export(written(changed, tmp_path / "evil.pt2"))
+    assert not Path("owned").exists()
+
+
+def test_a_weight_whose_name_ends_a_quotation_is_refused(parts: dict[str, bytes], tmp_path: Path) -> None:
+    changed = {
+        name: json.dumps(renamed(json.loads(part), "0.weight", f'0.w", {CALL}, "')).encode()
+        if name.endswith(".json")
+        else part
+        for name, part in parts.items()
+    }
+    with pytest.raises(CompressionError, match="could be code"):
+        load_torch_export(written(changed, tmp_path / "evil.pt2"))
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n"])
+@pytest.mark.parametrize("context", ['{"__enum__": true}', '{"default_factory_module": "antigravity"}'])
+def test_a_structure_that_imports_a_module_is_refused(
+    context: str, blank: str, parts: dict[str, bytes], tmp_path: Path
+) -> None:
+    table = model_json(parts)
+    tree = json.loads(parts[table])
+    tree["planted"] = blank + json.dumps([1, {"type": "collections.defaultdict", "context": blank + context}])
+    with pytest.raises(CompressionError, match="imports a module"):
+        load_torch_export(written({**parts, table: json.dumps(tree).encode()}, tmp_path / "evil.pt2"))
+
+
+def test_keyword_arguments_that_are_python_are_refused(parts: dict[str, bytes], tmp_path: Path) -> None:
+    table = model_json(parts)
+    tree = json.loads(parts[table])
+    tree["planted"] = json.dumps([1, {"type": "builtins.dict", "context": json.dumps([f"x={CALL}"])}])
+    with pytest.raises(CompressionError, match="could be code"):
+        load_torch_export(written({**parts, table: json.dumps(tree).encode()}, tmp_path / "evil.pt2"))
+
+
+def test_of_two_lists_of_parts_the_one_that_was_checked_counts(parts: dict[str, bytes], tmp_path: Path) -> None:
+    """Python finds the list by its length, PyTorch by its offset: one file can hold two of them."""
+    table = model_json(parts)
+    tree = json.loads(parts[table])
+    shown = json.dumps(tree).encode()
+    tree["graph_module"]["graph"]["nodes"][1]["target"] = "torch.ops.aten.neg.default"
+    # Of one length, so that offsets in both lists are right.
+    hidden = written(
+        {**parts, table: json.dumps(tree).encode().ljust(len(shown) + 99)}, tmp_path / "1.pt2"
+    ).read_bytes()
+    seen = written({**parts, table: shown.ljust(len(shown) + 99)}, tmp_path / "2.pt2").read_bytes()
+    (tmp_path / "both.pt2").write_bytes(hidden[: hidden.rindex(b"PK\x05\x06")] + seen)
+    x = torch.randn(3, 4)
+    theirs = torch.export.load(tmp_path / "both.pt2").module()(x)
+    ours = load_torch_export(tmp_path / "both.pt2")(x)
+    assert torch.equal(ours, load_torch_export(tmp_path / "2.pt2")(x))
+    assert not torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "strides"),
+    [([1 << 40, 4], [0, 1]), ([8, 8], [2, 1]), ([1, 1 << 40], [1, 1]), ([1 << 30, 1 << 40], [0, 0])],
+)
+def test_a_weight_whose_elements_share_bytes_is_refused(
+    sizes: list[int], strides: list[int], parts: dict[str, bytes], tmp_path: Path
+) -> None:
+    name = next(name for name in parts if "weights" in name and name.endswith(".json"))
+    tree = json.loads(parts[name])
+    weights_of(tree).update(
+        {key: [{"as_int": n} for n in value] for key, value in (("sizes", sizes), ("strides", strides))}
+    )
+    with pytest.raises(CompressionError, match="bytes hold"):
+        load_torch_export(written({**parts, name: json.dumps(tree).encode()}, tmp_path / "evil.pt2"))
+
+
+def test_a_weight_without_bytes_is_not_made_of_zeros(parts: dict[str, bytes], tmp_path: Path) -> None:
+    empty = {name: b"" if "weight_0" in name else part for name, part in parts.items()}
+    with pytest.raises(CompressionError, match="0 bytes hold"):
+        load_torch_export(written(empty, tmp_path / "evil.pt2"))
+
+
+def test_a_buffer_that_was_expanded_is_written_whole(tmp_path: Path) -> None:
+    class Expanded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("b", torch.randn(1, 4).expand(3, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.b.t()
+
+    net, x = Expanded(), torch.randn(2, 4)
+    to_torch_export(net, x, tmp_path / "model.pt2")
+    assert torch.allclose(load_torch_export(tmp_path / "model.pt2")(x), net(x))
+
+
+def test_messages_of_operators_may_quote(tmp_path: Path) -> None:
+    class Checked(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.repeat_interleave((x > 0).sum(1).int(), 0)
+
+    x = torch.randn(3, 4)
+    to_torch_export(Checked(), x, tmp_path / "model.pt2", dynamic_batch=False)
+    with zipfile.ZipFile(tmp_path / "model.pt2") as archive:
+        assert any(b"on node '" in archive.read(name) for name in archive.namelist())
+    assert torch.equal(load_torch_export(tmp_path / "model.pt2")(x), Checked()(x))

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lightning_compress.quantization import find, prepare
-from lightning_compress.quantization.quantizers.base import WeightQuantizer
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 
 
 class Twice:

@@ -1,4 +1,4 @@
-"""Classes of rows and columns: finding them by density, merging those that do not pay, storing who is in which."""
+"""Classes of rows and columns: found by density, merged where that saves bytes, and stored."""
 
 from __future__ import annotations
 

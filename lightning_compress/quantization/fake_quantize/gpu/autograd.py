@@ -56,7 +56,7 @@ def fake_quantize(
         x: The activation.
         state: Its quantizer's.
         momentum: Weight of the observation, which acts from the next call on.
-        in_place: Whether nobody reads ``x`` any more, autograd included.
+        in_place: Whether ``x`` is not read any more, by autograd either.
     """
     if (filled := dense(x)) is not x:
         x, in_place = filled, True

@@ -4,7 +4,7 @@ One launch: ``pass_inside``, and ``fake_quantize`` and ``fake_quantize_`` withou
 
 Arguments that recur: ``range_``, ``scale``, ``zero`` and ``nonfinite`` are the state of an activation quantizer,
 updated in place; ``low`` and ``high`` the ends of a clip, both or none; ``momentum`` the weight of an observation.
-While the range is NaN values pass unquantized, so that nobody has to look whether there is one. Tensors are dense
+While the range is NaN values pass unquantized, so that the host need not check whether there is one. Tensors are dense
 (``device_operators.dense``).
 """
 

@@ -1,158 +1,23 @@
-"""Quantizers on a live model: forward hooks alone, so Parameters, classes and ``state_dict`` keys stay as they are."""
+"""Quantizer of one activation tensor: observes its range and fake-quantizes it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
-from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.device_operators import dense, served
-from lightning_compress.quantization.candidates import Weight
 from lightning_compress.quantization.fake_quantize import functional as kernels
 from lightning_compress.quantization.fake_quantize.gpu import autograd as device
 from lightning_compress.quantization.fake_quantize.gpu import operators
-from lightning_compress.quantization.fake_quantize.integers import quantize_weight_integers
 from lightning_compress.quantization.fake_quantize.transforms import look, transformed
-from lightning_compress.quantization.quantizers.weight_group import Ready, WeightGroup, connected
+from lightning_compress.quantization.quantizers.switch import Switch
 from lightning_compress.quantization.ranges import observers
-from lightning_compress.quantization.settings import ActivationSpec, WeightSpec
+from lightning_compress.quantization.settings import ActivationSpec
 
-# Observations of other methods in the time of one squared-error search, which reads its sample 88 times.
+# A squared-error search reads its sample 88 times, so it observes once where other methods observe ten times.
 _SEARCH_EVERY = 10
-
-
-class Switch:
-    """What all quantizers of a model share: whether they act, and whether they learn ranges."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self.root = root
-        self.enabled = True
-        self.frozen = False
-        self.momentum = 0.1
-        self.observe_every = 1
-
-    @property
-    def learning(self) -> bool:
-        """Ranges are learned from training batches alone: never in validation, never once frozen.
-
-        Nor from a forward that runs again inside a backward pass (activation checkpointing): it saw that batch.
-        """
-        if not self.root.training or self.frozen:
-            return False
-        return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
-
-
-class WeightQuantizer:
-    """Fake-quantizes one weight while the module that uses it runs.
-
-    Attributes:
-        name: The weight's full name.
-        uses: Where it is read.
-        spec: Bits and granularity.
-        channel_axis: Dimension of the output channels.
-        axis: The same where each has a scale of its own, ``None`` with a single scale.
-        fixed_scale: Scale to use instead of the one that the weight's own range gives (loaded artifacts).
-        group: The weights that are quantized together on accelerators.
-    """
-
-    def __init__(self, weight: Weight, spec: WeightSpec) -> None:
-        self.name = weight.name
-        self.uses = weight.uses
-        self.spec = spec
-        self.channel_axis = weight.axis
-        self.axis = None if spec.granularity == "tensor" else weight.axis
-        self.fixed_scale: torch.Tensor | None = None
-        self.group = WeightGroup()
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """The float weight."""
-        first = self.uses[0]
-        parameter = first.owner._parameters[first.attribute]
-        if parameter is None:
-            raise CompressionError(f"{self.name} is gone: its module dropped the parameter after prepare().")
-        return parameter
-
-    @property
-    def biases(self) -> list[nn.Parameter]:
-        """The biases that are added to its products."""
-        found = (use.owner._parameters.get(use.bias) for use in self.uses if use.bias is not None)
-        return [bias for bias in found if bias is not None]
-
-    def scale(self) -> torch.Tensor:
-        """The scale now: float32, ``[C]`` along ``axis``, ``[]`` without; grouped ``[C, groups]``."""
-        if self.fixed_scale is not None:
-            return self.fixed_scale.to(self.weight.device)
-        return observers.weight_scale(
-            self.weight.detach(), self.axis, self.spec.qmax, self.spec.range, group_size=self.spec.group_size
-        )
-
-    def fake_quantize(self) -> torch.Tensor:
-        """The weight on its integer grid, as float; gradients pass to the parameter."""
-        if (value := self.group.take(self)) is not None:
-            return value
-        return kernels.fake_quantize_weight(
-            self.weight,
-            self.scale(),
-            self.axis,
-            -self.spec.qmax,
-            self.spec.qmax,
-            group_size=self.spec.group_size,
-            clips=self.spec.range != "minmax",
-        )
-
-    @property
-    def grouped(self) -> bool:
-        """Whether its values can be made together with those of others of its class."""
-        return self.fixed_scale is None
-
-    @property
-    def scale_shape(self) -> tuple[int, ...]:
-        """``()``, ``(C,)`` or ``(C, groups)``."""
-        if self.axis is None:
-            return ()
-        channels, group = self.weight.shape[self.axis], self.spec.group_size
-        return (channels,) if group is None else (channels, -(-(self.weight.numel() // channels) // group))
-
-    @property
-    def scale_count(self) -> int:
-        """How many scales it has."""
-        return math.prod(self.scale_shape)
-
-    @classmethod
-    def begin(cls, quantizers: Sequence[Any]) -> None:
-        """Find what is found once in many forwards."""
-
-    @classmethod
-    def factors(cls, quantizers: Sequence[Any]) -> tuple[torch.Tensor | None, bool]:
-        """What min-max scales are multiplied by, or the scales (true), in a row: float32; ``None`` for neither."""
-        return None, False
-
-    def place(self, ready: Ready) -> torch.Tensor:
-        """Connect values on the grid with the parameter."""
-        if not (torch.is_grad_enabled() and self.weight.requires_grad):
-            return ready.value
-        return connected(self.weight, ready)
-
-    def change(self, spec: WeightSpec) -> None:
-        """Go on with other bits."""
-        self.spec = spec
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the weight itself does not tell: tensors and primitives."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
-
-    def integers(self) -> torch.Tensor:
-        """The integers that an export stores: int8, the weight's shape."""
-        grid = (self.scale(), self.axis, -self.spec.qmax, self.spec.qmax)
-        return quantize_weight_integers(self.weight.detach(), *grid, group_size=self.spec.group_size)
 
 
 class ActivationQuantizer:
@@ -304,10 +169,12 @@ class ActivationQuantizer:
         return x.numel() > 0
 
     def _due(self) -> bool:
+        if torch.compiler.is_compiling():
+            return True  # A graph that counted would be compiled again for each count.
         due = self._calls == 0 or self._observed is False
-        every = self.switch.observe_every * (_SEARCH_EVERY if self.spec.range == "mse" else 1)
-        # Not a count of all calls: a compiled graph is made anew for each value that it finds here.
-        self._calls = (self._calls + 1) % every
+        self._calls = (self._calls + 1) % (
+            self.switch.observe_every * (_SEARCH_EVERY if self.spec.range == "mse" else 1)
+        )
         return due
 
     def _learn_behind(self, seen: torch.Tensor) -> None:

@@ -16,9 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import CompressedExport, CompressionError, GradualMagnitudePruning, QuantizationAwareTraining
-from lightning_compress.delivery.without_channels import without_channels
 from lightning_compress.export import load_packed, to_onnx
 from lightning_compress.export.onnx.session import open_session
+from lightning_compress.export.without_channels import without_channels
 from lightning_compress.pruning import Pruner
 from lightning_compress.quantization import prepare
 

@@ -1,4 +1,4 @@
-"""States of the random number generators, so that a resumed run draws what the run would have drawn."""
+"""States of the random number generators, so that a resumed run draws the same numbers."""
 
 from __future__ import annotations
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_compress.callbacks.checkpoint import OnlyCompressed
 from lightning_compress.callbacks.monitor import compression
@@ -44,6 +45,14 @@ class KeptCheckpoints:
     def __init__(self) -> None:
         self.known: dict[str, Kept | None] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What is known, as primitives."""
+        return {path: None if kept is None else list(kept) for path, kept in self.known.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self.known = {path: kept and Kept(*kept) for path, kept in state.items()}
+
     def look(self, trainer: L.Trainer, *, begins: bool = False) -> None:
         """Take note of new ones; the model must still be as it was when they were kept.
 
@@ -59,12 +68,16 @@ class KeptCheckpoints:
                 live = (ready(pruner, quantization), ready(None, quantization))
                 self.known[path] = None if begins else Kept(trainer.global_step, *live, sparsity)
 
-    def notes(self, trainer: L.Trainer, *, exported: Path | None) -> list[str]:
-        """A sentence for each best checkpoint that was kept before the targets were reached.
+    def warn_of_early(self, trainer: L.Trainer, field: str, *, exported: Path | None) -> list[str]:
+        """Warn of each best checkpoint that was kept before the targets were reached.
 
         Args:
             trainer: Whose checkpoint callbacks are looked at.
+            field: Name of the callback, for messages.
             exported: The checkpoint that is exported, where it is not the last weights.
+
+        Returns:
+            The warnings, without the callback's name.
         """
         pruner, _ = compression(trainer)
         found = []
@@ -85,15 +98,19 @@ class KeptCheckpoints:
                 f"{kept.step}, is from before the targets were reached ({'; '.join(lacks)}), and {what}. "
                 f"CompressedCheckpoint(monitor={callback.monitor!r}) keeps no such epoch as best."
             )
+        for note in found:
+            rank_zero_warn(f"{field}: {note}")
         return found
 
 
-def best_checkpoint(trainer: L.Trainer, field: str) -> Path:
-    """The checkpoint that the Trainer's first checkpoint callback with a best one holds to be the best.
+def chosen_checkpoint(trainer: L.Trainer, which: Literal["last", "best"], field: str) -> Path | None:
+    """The best checkpoint of the Trainer's first checkpoint callback that has one; ``None`` for the last weights.
 
     Raises:
-        CompressionError: There is none.
+        CompressionError: The best one is asked for, and there is none.
     """
+    if which == "last":
+        return None
     path = next((callback.best_model_path for callback in _monitoring(trainer) if callback.best_model_path), "")
     if not path:
         raise CompressionError.field(

@@ -1,9 +1,9 @@
-"""Numbers as people read them, the same in every form of the report."""
+"""Formatting of numbers, the same in every form of the report."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
 
 NOTHING = "–"
 
@@ -45,14 +45,17 @@ def times(ratio: float | None) -> str:
     return NOTHING if ratio is None else f"{ratio:.3g}×" if ratio < 100 else f"{ratio:.0f}×"
 
 
-def milliseconds(latency: Mapping[str, float] | None, which: str = "median") -> str:
-    """A latency in milliseconds.
+def milliseconds(latency: float | None) -> str:
+    """A latency, to the two digits that a measurement of it holds.
 
     Example:
-        >>> milliseconds({"median": 0.4123, "p90": 0.5})
-        '0.412 ms'
+        >>> milliseconds(0.2964), milliseconds(12.5), milliseconds(None)
+        ('0.30 ms', '12 ms', '–')
     """
-    return NOTHING if latency is None else f"{latency[which]:.3g} ms"
+    if latency is None:
+        return NOTHING
+    digits = max(0, 1 - math.floor(math.log10(latency))) if latency > 0 else 0
+    return f"{latency:.{digits}f} ms"
 
 
 def metric(name: str, value: float | None) -> str:

@@ -9,11 +9,11 @@ import lightning as L
 _PLATEAU = "lightning_compress_plateau_metrics"
 
 
-def mend_progress(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+def correct_progress(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
     """Let a fit begin the next epoch where its checkpoint was written in or after the last batch of one.
 
     Lightning 2.6 counts the epoch of a checkpoint that was written in its last batch (``every_n_train_steps``) as
-    done, but the next one not as begun, so that a checkpoint from that next epoch starts it anew: its first batches
+    done, but the next one not as begun, so that a checkpoint from that next epoch restarts it: its first batches
     are trained twice (with ``max_epochs``). From a checkpoint of an epoch's end it goes on inside that epoch, with a
     batch too many or with its end a second time (with ``max_steps``). Its issues 18060, 19367 and 19617 are of this
     kind. Here the loaded counters become those of a run between two epochs, before Lightning reads them. Where they

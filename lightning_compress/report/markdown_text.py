@@ -1,4 +1,4 @@
-"""Names and other text of users as Markdown shows them: letter by letter."""
+"""Escaping of names and other text for Markdown."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def without_channels(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, 
         tensor.data = values[name]
     kept_quantization = find(smaller)
     if kept_quantization is not None:
-        names = kept_quantization.names_in(smaller)
+        names = kept_quantization.weights.names_in(smaller)
         for name, quantizer in kept_quantization.layers.items():
             if name in names:
                 axis = quantizer.channel_axis
@@ -52,7 +52,7 @@ def _scales(model: nn.Module) -> dict[str, Tensor]:
     quantization = find(model)
     if quantization is None:
         return {}
-    names = quantization.names_in(model)
+    names = quantization.weights.names_in(model)
     return {names[name]: q.scale().detach() for name, q in quantization.layers.items() if name in names}
 
 
@@ -66,6 +66,6 @@ def _cut(scale: Tensor, rows: Tensor, name: str) -> Tensor:
     if scale.ndim > 1:
         raise CompressionError(
             f"{name} has scales for groups of inputs (weight_granularity='group:…'), which do not outlive the removal "
-            "of channels. Use 'channel' beside pattern='channel'."
+            "of channels. Use weight_granularity='channel' with pattern='channel'."
         )
     return scale if scale.ndim == 0 else scale[rows]

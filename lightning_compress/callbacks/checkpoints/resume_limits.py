@@ -1,4 +1,4 @@
-"""What of a run a resume from one of its checkpoints does not give back bit for bit."""
+"""What a resume from a checkpoint of a run does not restore bit for bit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def resume_limits(trainer: L.Trainer, pl_module: L.LightningModule) -> list[str]
     ]
     if averaging:
         found.append(
-            f"a run that resumes averages its weights anew from there ({', '.join(averaging)}), so that the averages, "
+            f"a run that resumes averages its weights again from there ({', '.join(averaging)}), so that the averages, "
             f"and what is exported of them, differ from those of a run that was not stopped."
         )
     if trainer.accumulate_grad_batches > 1 and any(getattr(saver, "save_on_exception", False) for saver in savers):
@@ -49,7 +49,7 @@ def resume_limits(trainer: L.Trainer, pl_module: L.LightningModule) -> list[str]
     inside = [saver for saver in savers if _saves_inside_epochs(saver)]
     if inside and not _keeps_place(tree_leaves(trainer.train_dataloader)):
         found.append(
-            "a checkpoint from inside an epoch starts that epoch's data anew, since the training loader keeps no place "
+            "a checkpoint from inside an epoch restarts that epoch's data, since the training loader keeps no place "
             "(state_dict and load_state_dict, as torchdata's StatefulDataLoader has)."
         )
     return [f"Resume: {line}" for line in found]

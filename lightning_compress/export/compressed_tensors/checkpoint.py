@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.export.int32_words import pack, unpack
+from lightning_compress.export.compressed_tensors.int32_words import pack, unpack
 from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.quantization import find
 from lightning_compress.quantization.attach import Quantization
-from lightning_compress.quantization.quantizers.base import ActivationQuantizer, WeightQuantizer
+from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
+from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 
 CONFIG = "config.json"
 _PACKED_BITS = (4, 8)

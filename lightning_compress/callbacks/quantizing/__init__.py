@@ -1,0 +1,1 @@
+"""What `QuantizationAwareTraining` is made of."""
