@@ -144,13 +144,14 @@ class QuantizedWeights:
         modules = dict(self._model.named_modules())
         for use in uses:
             own = next((known[name] for name in (use.layer, *use.made_of) if name in known), None)
-            spec = None if own is None else self._settings.weight_spec(own)
+            spec = None if own is None else self._bits.spec(own)
             if own is not None and spec is not None:
-                self._bits.overrides.pop(use.layer, None)
                 self._bits.overrides[use.name] = own
                 self.computed[use.name] = ComputedWeight(use, modules[use.place.module], spec, self._switch)
-                self._unquantizable.pop(use.layer, None)
                 self._wiring.computed(self.computed[use.name])
+                if use.layer in self._wrapped:
+                    self._unquantizable.pop(use.layer, None)
+                    self._bits.overrides.pop(use.layer, None)
         for name in released:
             quantizer = self.quantizers.pop(name)
             self._group.members.remove(quantizer)
