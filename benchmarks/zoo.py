@@ -200,8 +200,9 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             *([f"## Integer share below {HIGH}", "", *low, ""] if low else []),
             "## What a training step costs",
             "",
-            "Quantization adds a cost by the call, which no batch changes, and passes over memory. With small tensors "
-            "the first is most of it.",
+            "Quantization adds a cost by the call, which no batch changes, and passes over memory. Where tensors are "
+            "small the first is most of it; where a network mostly moves memory (depthwise convolutions, norms), the "
+            "second.",
             "",
             "<!-- results:zoo_step -->",
             f"{tables.table('zoo_step')}<!-- /results:zoo_step -->",
