@@ -34,6 +34,8 @@ def add_compare(commands: Any) -> None:
     )
     parser.add_argument("--max-size", metavar="SIZE", help="largest file: 100KB (1000 bytes each), 96KiB, 1.5MB")
     parser.add_argument("--max-latency", metavar="TIME", help="largest median latency: 2ms, 150us")
+    parser.add_argument("--max-flash", metavar="SIZE", help="largest file of a job for microcontrollers: 64KB")
+    parser.add_argument("--max-ram", metavar="SIZE", help="most RAM that it needs there, the interpreter's arena: 32KB")
     parser.add_argument("--metric", metavar="NAME", help="metric of the reports; default: the first accuracy")
     parser.add_argument("--mode", choices=("max", "min"), help="whether more or less of the metric is better")
     parser.add_argument(
@@ -66,6 +68,8 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     drop = None if arguments.max_drop is None else parse_drop(arguments.max_drop)
     size = None if arguments.max_size is None else parse_size(arguments.max_size)
     latency = None if arguments.max_latency is None else parse_latency(arguments.max_latency)
+    flash = None if arguments.max_flash is None else parse_size(arguments.max_flash, "--max-flash")
+    ram = None if arguments.max_ram is None else parse_size(arguments.max_ram, "--max-ram")
     sweep = read_sweep(arguments.sweep_dir, arguments.format)
     metric = sweep.metric(arguments.metric) if sweep.finished else arguments.metric or "test/acc"
     limits = Limits.of(
@@ -74,6 +78,8 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
         max_drop=drop,
         max_size=size,
         max_latency=latency,
+        max_flash=flash,
+        max_ram=ram,
         objective=arguments.objective,
     )
     choice = choose(sweep, limits)
@@ -127,7 +133,7 @@ def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
     best, kept = {job.name for job in choice.front}, {job.name for job in choice.kept}
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold", border_style="dim")
     table.add_column("", min_width=1)
-    heads = heads_for(limits)
+    heads = heads_for(sweep, limits)
     # A narrow terminal has no room for how long the training took.
     shown = [index for index, head in enumerate(heads) if head != "Training" or console.width >= 100]
     for index in shown:
