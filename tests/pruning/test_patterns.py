@@ -59,14 +59,6 @@ def test_a_gradual_n_of_m_prunes_whole_groups_with_nested_masks_and_exact_counts
         before = mask
 
 
-@settings(max_examples=40)
-@given(
-    size=st.sampled_from([(1, 4), (4, 1), (2, 2), (8, 2)]),
-    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    sparsity=st.floats(0, 0.99),
-    seed=st.integers(0, 999),
-)
-@pytest.mark.filterwarnings("ignore:.*every weight of")
 def test_half_way_the_groups_whose_pruned_weights_are_smallest_come_first() -> None:
     layer = nn.Linear(4, 2, bias=False)
     with torch.no_grad():
@@ -76,6 +68,14 @@ def test_half_way_the_groups_whose_pruned_weights_are_smallest_come_first() -> N
     assert (layer.weight == 0).tolist() == [[True, True, False, False], [False] * 4]
 
 
+@settings(max_examples=40)
+@given(
+    size=st.sampled_from([(1, 4), (4, 1), (2, 2), (8, 2)]),
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    sparsity=st.floats(0, 0.99),
+    seed=st.integers(0, 999),
+)
+@pytest.mark.filterwarnings("ignore:.*every weight of")
 def test_blocks_are_whole_and_the_smallest_go(size, grid, sparsity, seed):
     torch.manual_seed(seed)
     rows, columns = grid[0] * size[0], grid[1] * size[1]
