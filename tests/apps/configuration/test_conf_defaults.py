@@ -13,6 +13,7 @@ import yaml
 import lightning_compress
 from lightning_compress import CompressedExport, CompressionMonitor, KnowledgeDistillation, QuantizationAwareTraining
 from lightning_compress.distillation import Attention, Features, Logits, Relations
+from lightning_compress.export.litert.settings import LiteRTSettings
 from lightning_compress.quantization.settings import QuantizationSettings
 
 CONF = Path(lightning_compress.__file__).parents[1] / "conf"
@@ -41,8 +42,13 @@ OF_THE_JOB = {"dirpath", "name", "dense"}
     [
         # The run of a command begins with a dense model: it quantizes in the second half.
         (QuantizationAwareTraining, "quantization/w8a8.yaml", (), {"start": 0.5}),
-        # The bundled data have test sets; the command prints a table of its own.
-        (CompressedExport, "export/default.yaml", (), {"split": "test", "print_report": False}),
+        # The bundled data have test sets; the command prints a table of its own; None is the default of each field.
+        (
+            CompressedExport,
+            "export/default.yaml",
+            (),
+            {"split": "test", "print_report": False, "litert": dataclasses.asdict(LiteRTSettings())},
+        ),
         (CompressionMonitor, "callbacks/monitor.yaml", ("monitor",), {}),
         (KnowledgeDistillation, "distillation/logits.yaml", (), {"losses": None}),
         (Features, "distillation/features.yaml", ("losses", "features"), {"modules": "???"}),
