@@ -44,6 +44,7 @@ test: $(INSTALLED)
 # Tests of what optional packages, a browser (Chromium) and npm are needed for.
 test-extras: $(INSTALLED)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,openvino,executorch,compressed-tensors,joblib,optuna,ray,submitit,tensorboard,wandb-workspaces]"
+	$(BIN)/python -m pip install --no-deps -r tests/extras/requirements-litert.txt
 	$(BIN)/python -m pytest tests/extras $(ARGS)
 
 # Everything: the core without optional packages first, then these.

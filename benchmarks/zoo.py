@@ -29,6 +29,7 @@ from typing import Any
 
 import architectures
 import results
+import tables
 import torch
 import zoo_job
 
@@ -156,7 +157,7 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
     content = json.loads(RESULT.read_text(encoding="utf-8"))
     machine, versions = content["machine"], content["versions"]
     table = [
-        "| network | parameters | ONNX | packed, loaded | keys | largest difference | default session | itself "
+        "| network | parameters | ONNX | packed, loaded | keys | largest difference | default session | layer by layer "
         "| integer share | sparsity of all weights | in float |",
         "|---|---:|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
@@ -183,9 +184,12 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             "- **keys**: names in `state_dict` and classes of modules are those of before.",
             "- **largest difference**: of any value of any output from the trained model's, in 255ths of the output's "
             "span, with the share of values that are more than one such step away; **default session**: the same in "
-            "a session with default options. A file is equal if at most 1 % are, or no more than in the trained "
-            "model itself when each of its parameters is moved by one unit in the last place, **itself**: rounding "
-            "that falls to the other side then goes through all later layers.",
+            "a session with default options.",
+            "- **layer by layer**: a file is equal if at most 1 % of its outputs' values are more than one step away. "
+            "Where rounding that falls to the other side of a tie goes far through later layers, it is compared layer "
+            "by layer: whatever reads a quantized tensor in the file is given the trained model's integers, and no "
+            "integer that it makes of them may be off by more than one, nor more than 1 % of a tensor's be other than "
+            "the trained model's, which is the largest share shown here; its outputs are compared as before.",
             "- **integer share**: multiply-adds that ONNX Runtime does in integers, of all.",
             "- **sparsity of all weights**: zeros in all parameters of two dimensions or more.",
             "- **in float**: the kernels that do the rest, with their share.",
@@ -194,6 +198,17 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             "",
             *(["## Not whole", "", *failed, ""] if failed else []),
             *([f"## Integer share below {HIGH}", "", *low, ""] if low else []),
+            "## What a training step costs",
+            "",
+            "Quantization adds a cost by the call, which no batch changes, and passes over memory. Where tensors are "
+            "small the first is most of it; where a network mostly moves memory (depthwise convolutions, norms), the "
+            "second.",
+            "",
+            "<!-- results:zoo_step -->",
+            f"{tables.table('zoo_step')}<!-- /results:zoo_step -->",
+            "",
+            "## How this was measured",
+            "",
             f"{machine['processor']}, 1 thread, PyTorch {versions['torch']}, ONNX Runtime {versions['onnxruntime']}; "
             f"each row has its date in `benchmarks/results/zoo.json`. `make zoo` measures what is missing there, and "
             f"writes this page.",
@@ -221,7 +236,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     loaded = mark(row.get("packed") and row.get("loaded"))
     return [
         row["network"], weights, row.get("batch") or "no", loaded, mark(row.get("keys")), _difference(row, ""),
-        _difference(row, "default_"), "–" if "own_near" not in row else f"{1 - row['own_near']:.2%}", number("share"),
+        _difference(row, "default_"), "–" if "layers" not in row else f"{row['layers_other']:.2%}", number("share"),
         number("sparsity_of_all"), row.get("float_kernels") or "–",
     ]  # fmt: skip
 

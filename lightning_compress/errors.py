@@ -31,19 +31,22 @@ class DoesNotHold(CompressionError):
     """Everything was done, and a requested limit does not hold."""
 
 
-def refuse_missing(field: str, package: str, name: str) -> None:
-    """Check that an optional package is installed; the extra that brings it has its name.
+def refuse_missing(field: str, package: str, name: str, extra: str | None = None) -> None:
+    """Check that an optional package is installed.
 
     Args:
         field: What needs it.
-        package: Name of the import and of the extra.
+        package: Name of the import.
         name: Name for people.
+        extra: The extra that brings it; by default it has the package's name.
 
     Raises:
         CompressionError: It is not.
     """
     if importlib.util.find_spec(package) is None:
-        raise CompressionError(f"{field}: {name} is not installed. Run: pip install 'lightning-compress[{package}]'")
+        raise CompressionError(
+            f"{field}: {name} is not installed. Run: pip install 'lightning-compress[{extra or package}]'"
+        )
 
 
 def closest(name: str, known: Iterable[str]) -> str:

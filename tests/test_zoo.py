@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -21,7 +22,12 @@ import clients  # noqa: E402
 import results  # noqa: E402
 import zoo  # noqa: E402
 import zoo_job  # noqa: E402
+import zoo_layers  # noqa: E402
 from architectures.architecture import Architecture  # noqa: E402
+
+from lightning_compress import quantization  # noqa: E402
+from lightning_compress.export import to_onnx  # noqa: E402
+from lightning_compress.export.onnx.session import OnnxModel  # noqa: E402
 
 KNOWN = architectures.all_architectures()
 QUICK = [name for name, architecture in KNOWN.items() if architecture.quick]
@@ -97,23 +103,33 @@ def test_a_file_that_says_something_else_is_not_equal(tmp_path: Path, monkeypatc
     assert not zoo.whole(row)
 
 
-def test_how_near_a_network_is_to_itself_is_one_unless_it_carries_rounding_far() -> None:
-    class Wild(nn.Module):
-        def __init__(self, gain: float) -> None:
-            super().__init__()
-            self.layer, self.gain = nn.Linear(4, 50), gain
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.sin(self.gain * self.layer(x))
-
+def test_layer_by_layer_a_file_is_compared_from_the_trained_models_own_integers(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    x = torch.randn(8, 4)
-    calm, wild = Wild(1.0), Wild(1e6)
-    assert zoo_job.near_to_itself(calm, x, zoo_job.outputs(calm, x), seed=0) == 1.0
-    assert zoo_job.near_to_itself(wild, x, zoo_job.outputs(wild, x), seed=0) < 0.5
-    before = wild.layer.weight.clone()
-    zoo_job.near_to_itself(wild, x, zoo_job.outputs(wild, x), seed=0)
-    assert wild.layer.weight.equal(before)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    x = torch.randn(32, 4)
+    quantization.prepare(model, example_inputs=x)(x)
+    model.eval()
+    file = to_onnx(model, x, tmp_path / "model.onnx").path
+    expected = zoo_job.outputs(model, x)
+
+    def found(path: Path) -> zoo_layers.Layerwise:
+        return zoo_layers.layerwise(path, model, x, OnnxModel(path, model.forward).feed(x))
+
+    right = found(file)
+    assert (right.tensors, right.other, right.off, right.wrong) == (3, 0.0, 0, ())
+    torch.testing.assert_close(right.outputs[0], expected[0], rtol=1e-4, atol=1e-5)
+
+    broken = onnx.load(file)
+    bias = next(item for item in broken.graph.initializer if item.name == "0.bias_integers")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 3000, bias.name))
+    onnx.save(broken, tmp_path / "broken.onnx")
+    session = OnnxModel(tmp_path / "broken.onnx", model.forward)
+    assert zoo_job.near(zoo_job.differences(session(x), expected)) < 0.99
+    wrong = found(tmp_path / "broken.onnx")
+    # The first layer alone: what stands behind it is given the right integers.
+    assert len(wrong.wrong) == 1
+    assert wrong.off > 1
+    torch.testing.assert_close(wrong.outputs[0], expected[0], rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_refused_before_training_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

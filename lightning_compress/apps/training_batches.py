@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from lightning_compress.apps.train.job import Rehearsed, rehearse
 from lightning_compress.delivery.dense_baseline import read_dense, refuse_other_model
-from lightning_compress.delivery.evaluation import duplicate
+from lightning_compress.delivery.evaluation import EvaluationData, Split, duplicate
 from lightning_compress.delivery.network_call import Entry, EntryWatch
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.pytree import tree_map_only
@@ -37,12 +37,14 @@ class TrainingBatches:
         model: A copy of the trained module in eval mode, in float32.
         batches: Training batches, on the model's device.
         entry: The call of the network in a training step.
+        evaluation: Split → what its step runs on.
         command: Name of the command, for messages.
     """
 
     model: L.LightningModule
     batches: Sequence[Any]
     entry: Entry
+    evaluation: Mapping[Split, EvaluationData]
     command: str
 
     def losses(self) -> Iterator[Tensor]:
@@ -99,7 +101,7 @@ def collect(
     )
     with EntryWatch(model, redirected=False, field=command) as entries, torch.no_grad(), logging_apart():
         step_loss(model, kept[0], 0, command)
-    return TrainingBatches(model, kept, entries.entry(), command)
+    return TrainingBatches(model, kept, entries.entry(), watch.evaluation, command)
 
 
 @contextmanager
@@ -117,6 +119,7 @@ class _Collect(Callback):
         self.state, self.count, self.command = state, count, command
         self.model: L.LightningModule | None = None
         self.batches: list[Any] = []
+        self.evaluation: dict[Split, EvaluationData] = {}
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -128,6 +131,7 @@ class _Collect(Callback):
         refuse_other_model(self.state, pl_module, "--checkpoint")
         pl_module.load_state_dict(dict(self.state), strict=False)
         self.model = duplicate(pl_module).to(pl_module.device)
+        self.evaluation = {"val": EvaluationData.of(trainer, "val"), "test": EvaluationData.of(trainer, "test")}
         # Batches pass all of the Trainer's hooks; a step without a loss changes no weight.
         pl_module.training_step = lambda *_, **__: None  # type: ignore[method-assign]
 

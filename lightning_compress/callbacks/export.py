@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from lightning_compress.delivery.report import compose, described
 from lightning_compress.delivery.run import Export
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.formats import DENSE_STATE, GIVEN, REPORTS, check_formats, files_of
+from lightning_compress.export.litert.settings import LiteRTSettings
 from lightning_compress.quantization import find
 
 _FIELD = "CompressedExport"
@@ -52,8 +53,8 @@ class CompressedExport(SavingCallback):
 
     Args:
         dirpath: The directory.
-        formats: Some of ``"onnx"``, ``"openvino"``, ``"torch_export"`` and ``"packed"``; the first of them in this
-            order counts as deployed.
+        formats: Some of ``"onnx"``, ``"openvino"``, ``"torch_export"``, ``"executorch"``, ``"litert"``, ``"packed"``,
+            ``"compressed_tensors"``; the first of them in this order counts as deployed.
         verify: Whether to run the written files on data.
         split: ``"val"`` or ``"test"``: which step and which data.
         dataloaders: Data for ``split``, in place of the data module's or the module's own.
@@ -80,6 +81,8 @@ class CompressedExport(SavingCallback):
             default.
         output_names: Names of the graph's outputs; by default the keys or fields under which the forward returns them.
         dynamic_batch: Whether the batch is left free where the network allows it; the report says where it is not.
+        litert: ``layout`` (``"channels_first"``, ``"channels_last"``) of images in a LiteRT file, and what ``values``
+            (``"float32"``, ``"int8"``) it takes and gives.
 
     Attributes:
         report: The report of the last export; ``None`` before, and on other ranks than zero.
@@ -121,6 +124,7 @@ class CompressedExport(SavingCallback):
         input_names: Sequence[str] | None = None,
         output_names: Sequence[str] | None = None,
         dynamic_batch: bool = True,
+        litert: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.formats = check_formats(formats, f"{_FIELD}.formats")
@@ -128,12 +132,10 @@ class CompressedExport(SavingCallback):
         self.report: dict[str, Any] | None = None
         self.failures: tuple[str, ...] = ()
         self._policy = FailurePolicy(on_error, _FIELD)
-        if export_checkpoint not in ("last", "best"):
-            raise CompressionError.field(
-                f"{_FIELD}.export_checkpoint", expected="'last' or 'best'", got=export_checkpoint
-            )
-        if split not in ("val", "test"):
-            raise CompressionError.field(f"{_FIELD}.split", expected="'val' or 'test'", got=split)
+        choices = {"export_checkpoint": (export_checkpoint, ("last", "best")), "split": (split, ("val", "test"))}
+        for setting, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise CompressionError.field(f"{_FIELD}.{setting}", expected=" or ".join(map(repr, allowed)), got=value)
         if threads < 1:
             raise CompressionError.field(f"{_FIELD}.threads", expected="at least 1", got=threads)
         if not verify and (max_drop is not None or min_agreement is not None):
@@ -147,14 +149,11 @@ class CompressedExport(SavingCallback):
         self._in_fast_dev_run, self._name = in_fast_dev_run, name
         self._export_checkpoint, self._print_report = export_checkpoint, print_report
         self._kept = KeptCheckpoints()
-        self._settings = GraphSettings(input_names, output_names, dynamic_batch)
+        of_litert = LiteRTSettings.of(litert, f"{_FIELD}.litert")
+        self._settings = GraphSettings(input_names, output_names, dynamic_batch, of_litert)
+        refuses = self._policy.refuses
         self._call = FirstCall(
-            self.formats,
-            example_inputs,
-            module,
-            dynamic_batch=dynamic_batch,
-            refuses=self._policy.refuses,
-            field=_FIELD,
+            self.formats, example_inputs, module, dynamic_batch=dynamic_batch, refuses=refuses, field=_FIELD
         )
 
     @override

@@ -16,6 +16,7 @@ from lightning_compress.errors import CompressionError
 
 if TYPE_CHECKING:
     from lightning_compress.apps.advise.advise import Advice, Request
+    from lightning_compress.apps.configuration.device import Device
 
 _COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
@@ -35,6 +36,12 @@ def add_advise(commands: Any) -> None:
     parser.set_defaults(passes_on=True)
     parser.add_argument("overrides", nargs="*", help="model and data, as train takes them: key=value, group=choice")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="the trained model")
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="a device: cortex_m4, pixel, browser, … in conf/device; the plan is for its format, in bit widths that it "
+        "has kernels for and, if no size is given, within its flash",
+    )
     parser.add_argument("--max-size", metavar="SIZE", help="largest packed file: 100KB (1000 bytes each), 96KiB")
     parser.add_argument(
         "--max-bops",
@@ -63,7 +70,12 @@ def add_advise(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Measure, plan, print, and write the experiment."""
-    overrides = with_choices("advise", [*arguments.overrides, *rest], {"pruning": "uniform", "quantization": "w8a8"})
+    given = [*arguments.overrides, *rest]
+    if arguments.device is not None:
+        from lightning_compress.apps.configuration.device import read_device
+
+        given = _take(read_device(arguments.device), arguments, given)
+    overrides = with_choices("advise", given, {"pruning": "uniform", "quantization": "w8a8"})
     with composed_aside(overrides, as_json=arguments.json) as (cfg, folder):
         # Imported here, so that --help and a misspelt setting are answered without loading torch.
         from hydra.core.hydra_config import HydraConfig
@@ -97,6 +109,18 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     else:
         _show(advice, request, arguments.output, command)
     return 0 if advice.plan is not None else 1
+
+
+def _take(device: Device, arguments: argparse.Namespace, given: Sequence[str]) -> list[str]:
+    """Take limits, options and overrides that are not given from a device's profile; gives all overrides."""
+    if arguments.max_size is None and arguments.max_bops is None:
+        arguments.max_size = device.max_flash or device.max_size
+    if arguments.bits is None:
+        arguments.bits = ",".join(map(str, device.bits))
+    if arguments.sparsities is None and not device.zeros:
+        arguments.sparsities = "0"
+    named = {text.lstrip("+~").partition("=")[0] for text in given}
+    return [*(text for text in device.settings if text.partition("=")[0] not in named), *given]
 
 
 def _request(arguments: argparse.Namespace) -> Request:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def add_bench(commands: Any) -> None:
     parser.add_argument(
         "path",
         type=Path,
-        help="an .onnx file, or the directory of an export; or another file in the directory of its run",
+        help="an .onnx or .tflite file, or the directory of an export; or another file in the directory of its run",
     )
     parser.add_argument("--against", type=Path, help="another one; from an export's directory its dense model is taken")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1], metavar="N", help="samples in a call")
@@ -63,6 +64,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     )
     if arguments.plot is not None:
         plot(path, against, rows, arguments.plot)
+    memory = _on_microcontroller(path)
     if arguments.json:
         found = {
             "path": str(path),
@@ -70,11 +72,24 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
             "runtime": runtime_name(arguments.threads[0]) if path.suffix == ".onnx" else path.suffix,
             "vnni": has_vnni(),
             "rows": [row.as_dict() for row in rows],
+            "microcontroller": memory,
         }
         print(json.dumps(found, indent=2))
         return 0
     _show(path, against, rows)
+    if memory is not None:
+        from lightning_compress.report.number_text import size
+
+        ram = "does not run it" if memory["arena"] is None else f"needs {size(memory['arena'])} of RAM (arena)"
+        print(f"On a microcontroller: {size(memory['flash'])} of flash for the file; the interpreter {ram}.")
     return 0
+
+
+def _on_microcontroller(path: Path) -> dict[str, Any] | None:
+    """Memory that a LiteRT file needs there, where that interpreter is installed."""
+    from lightning_compress.export.litert.micro import has_micro, micro_memory
+
+    return asdict(micro_memory(path)) if path.suffix == ".tflite" and has_micro() else None
 
 
 def _file(path: Path, name: str) -> Path:

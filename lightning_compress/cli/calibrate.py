@@ -38,6 +38,9 @@ def add_calibrate(commands: Any) -> None:
         action="store_true",
         help="leave biases as they are; by default they make up for the mean error of rounded weights",
     )
+    parser.add_argument(
+        "--equalize", action="store_true", help="first give consecutive layers equal ranges of each channel"
+    )
     parser.add_argument("--batchnorm", action="store_true", help="measure batch-norm statistics again on the batches")
     parser.add_argument(
         "--max-drop",
@@ -72,6 +75,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
             batches=arguments.batches,
             bias_correction=not arguments.no_bias_correction,
             batchnorm=arguments.batchnorm,
+            equalize=arguments.equalize,
             max_drop=parse_drop(arguments.max_drop),
             metric=arguments.metric,
             mode=arguments.mode,

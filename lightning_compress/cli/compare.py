@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning_compress.apps.compare.choose import Choice
     from lightning_compress.apps.compare.limits import Limits
     from lightning_compress.apps.compare.sweep import Job, Sweep
+    from lightning_compress.apps.configuration.device import Device
 
 
 def add_compare(commands: Any) -> None:
@@ -34,6 +35,14 @@ def add_compare(commands: Any) -> None:
     )
     parser.add_argument("--max-size", metavar="SIZE", help="largest file: 100KB (1000 bytes each), 96KiB, 1.5MB")
     parser.add_argument("--max-latency", metavar="TIME", help="largest median latency: 2ms, 150us")
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="a device: cortex_m4, pixel, browser, … in conf/device; its format and the limits that are not given are "
+        "taken from there",
+    )
+    parser.add_argument("--max-flash", metavar="SIZE", help="largest file of a job for microcontrollers: 64KB")
+    parser.add_argument("--max-ram", metavar="SIZE", help="most RAM that it needs there, the interpreter's arena: 32KB")
     parser.add_argument("--metric", metavar="NAME", help="metric of the reports; default: the first accuracy")
     parser.add_argument("--mode", choices=("max", "min"), help="whether more or less of the metric is better")
     parser.add_argument(
@@ -41,9 +50,7 @@ def add_compare(commands: Any) -> None:
         choices=("bytes", "metric", "latency"),
         help="what to be best at; default: bytes, or the metric where only size or latency is limited",
     )
-    parser.add_argument(
-        "--format", default="deployed", help="whose bytes count: deployed (default), onnx, packed, as the reports have"
-    )
+    parser.add_argument("--format", help="whose bytes count: deployed (default), onnx, packed, as the reports have")
     parser.add_argument("--html", type=Path, metavar="PATH", help="write an interactive page")
     parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the table as Markdown")
     parser.add_argument(
@@ -59,14 +66,19 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     from lightning_compress.apps.compare.choose import choose
     from lightning_compress.apps.compare.html_page import html
     from lightning_compress.apps.compare.limits import Limits, parse_drop, parse_latency, parse_size
-    from lightning_compress.apps.compare.sweep import read_sweep
+    from lightning_compress.apps.compare.sweep import DEPLOYED, read_sweep
     from lightning_compress.apps.compare.table import as_dict, markdown
+    from lightning_compress.apps.configuration.device import read_device
     from lightning_compress.foundation.atomic_write import replacing
 
+    if arguments.device is not None:
+        _take(read_device(arguments.device), arguments)
     drop = None if arguments.max_drop is None else parse_drop(arguments.max_drop)
     size = None if arguments.max_size is None else parse_size(arguments.max_size)
     latency = None if arguments.max_latency is None else parse_latency(arguments.max_latency)
-    sweep = read_sweep(arguments.sweep_dir, arguments.format)
+    flash = None if arguments.max_flash is None else parse_size(arguments.max_flash, "--max-flash")
+    ram = None if arguments.max_ram is None else parse_size(arguments.max_ram, "--max-ram")
+    sweep = read_sweep(arguments.sweep_dir, arguments.format or DEPLOYED)
     metric = sweep.metric(arguments.metric) if sweep.finished else arguments.metric or "test/acc"
     limits = Limits.of(
         metric,
@@ -74,6 +86,8 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
         max_drop=drop,
         max_size=size,
         max_latency=latency,
+        max_flash=flash,
+        max_ram=ram,
         objective=arguments.objective,
     )
     choice = choose(sweep, limits)
@@ -92,6 +106,15 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     else:
         _show(sweep, limits, choice)
     return 0 if choice.job is not None else 1
+
+
+def _take(device: Device, arguments: argparse.Namespace) -> None:
+    """Take what is not given from a device's profile."""
+    if arguments.format is None:
+        arguments.format = device.format
+    for name in ("max_size", "max_latency", "max_flash", "max_ram"):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, getattr(device, name))
 
 
 def _log(project: str, found: Mapping[str, Any], chosen: Job | None, folder: Path) -> None:
@@ -127,7 +150,7 @@ def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
     best, kept = {job.name for job in choice.front}, {job.name for job in choice.kept}
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold", border_style="dim")
     table.add_column("", min_width=1)
-    heads = heads_for(limits)
+    heads = heads_for(sweep, limits)
     # A narrow terminal has no room for how long the training took.
     shown = [index for index, head in enumerate(heads) if head != "Training" or console.width >= 100]
     for index in shown:

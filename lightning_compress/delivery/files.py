@@ -14,6 +14,7 @@ from lightning_compress.delivery.size_accounting import zipped
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.file_format import GraphFormat, WeightsFormat
 from lightning_compress.export.formats import FORMATS
+from lightning_compress.export.litert.settings import LiteRTSettings
 from lightning_compress.foundation.checksum import sha256
 
 
@@ -25,11 +26,13 @@ class GraphSettings:
         input_names: Names of the inputs; those of the forward's parameters by default.
         output_names: Names of the outputs; by default the keys or fields under which the forward returns them.
         dynamic_batch: Whether the batch is left free where that can be.
+        litert: How a LiteRT file takes and gives tensors.
     """
 
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
     dynamic_batch: bool = True
+    litert: LiteRTSettings = LiteRTSettings()  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,17 @@ class Files:
     def write_graph(self, kind: GraphFormat, model: nn.Module, name: str) -> Any:
         """Write a graph under a file name, with a free batch or else for one sample a call, and note what came out."""
         path, call = self.folder / name, self.entry
-        if kind.fixed_batch:
-            return kind.write(model, call.example_inputs, path)
-        free = self.settings.dynamic_batch
         known = {
             "input_names": self.settings.input_names,
             "output_names": self.settings.output_names,
             "metadata": self.provenance,
             "dynamic_axes": self.axes,
+            "litert": self.settings.litert,
         }
         settings: dict[str, Any] = {key: value for key, value in known.items() if key in kind.settings}
+        if kind.fixed_batch:
+            return kind.write(model, call.example_inputs, path, **settings)
+        free = self.settings.dynamic_batch
         try:
             file = kind.write(model, call.example_inputs, path, dynamic_batch=free, **settings)
         except CompressionError:

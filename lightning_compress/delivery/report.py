@@ -88,6 +88,7 @@ def compose(
         "history": [dict(point) for point in history],
         "evaluations": [dict(point) for point in evaluations],
         "integer_share": None if found.integers is None else found.integers.share,
+        "microcontroller": None if found.microcontroller is None else found.microcontroller.as_dict(),
         "stays_float": [
             *([] if quantization is None else quantization.unreached),
             *([] if found.integers is None else found.integers.lines()),

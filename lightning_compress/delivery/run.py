@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,8 @@ from lightning_compress.delivery.dense_baseline import as_dense
 from lightning_compress.delivery.directory import ExportDirectory
 from lightning_compress.delivery.evaluation import EvaluationData, duplicate, evaluate, in_training_modes
 from lightning_compress.delivery.files import Files, GraphSettings
-from lightning_compress.delivery.findings import Findings, Result
-from lightning_compress.delivery.network_call import Entry
+from lightning_compress.delivery.findings import Findings, Microcontroller, Result
+from lightning_compress.delivery.network_call import Entry, Passed
 from lightning_compress.delivery.output_cache import Remembered
 from lightning_compress.delivery.side_by_side import (
     AsTrained,
@@ -29,11 +29,13 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.export.divergence import can_trace, first_divergence, site_errors
 from lightning_compress.export.file_format import WeightsFormat, pytorch_name
 from lightning_compress.export.formats import DENSE_ONNX, FORMATS, deployed_of, files_of
+from lightning_compress.export.integer_share import IntegerShare
 from lightning_compress.export.latency import Ratio
+from lightning_compress.export.litert.micro import has_micro, micro_memory
+from lightning_compress.export.litert.run import LiteRTModel
 from lightning_compress.export.onnx.format import Onnx
-from lightning_compress.export.onnx.integer_share import IntegerShare
 from lightning_compress.export.packed.save_load import PackedFile
-from lightning_compress.export.signatures import called_through
+from lightning_compress.export.signatures import called_through, restored
 from lightning_compress.export.verification import deployed_form
 from lightning_compress.export.without_channels import without_channels
 from lightning_compress.quantization import find, strip
@@ -188,6 +190,8 @@ class Export:
                     form, reference, self.module, data, entry=self.entry.name, passed=passed
                 )
                 found.comparisons[item] = compared
+                if item == "litert" and has_micro():
+                    self._on_microcontroller(found, data, reference, passed)
                 if item != deployed:
                     continue
                 if trained is not None and trained.state is not None:
@@ -202,6 +206,25 @@ class Export:
                     call, path = self._real_call, self.directory / FORMATS[item].file
                     errors = site_errors(path, model, call.args, call.kwargs, threads=self.threads)
                     found.divergence = first_divergence(errors)
+
+    def _on_microcontroller(
+        self, found: Findings, data: EvaluationData, reference: Callable[..., Any], passed: Passed | None
+    ) -> None:
+        """Run the LiteRT file as a microcontroller would, on the first batch, since plain kernels take their time."""
+        path, compared = self.directory / FORMATS["litert"].file, None
+        memory = micro_memory(path)
+        if memory.arena is not None:
+            file = LiteRTModel(path, self._copy().forward, kernels="micro")
+            _, compared = evaluate_beside(
+                lambda like, *args, **kwargs: restored(file(*args, **kwargs), like),
+                reference,
+                self.module,
+                replace(data, limit=1),
+                entry=self.entry.name,
+                passed=passed,
+            )
+        found.microcontroller = Microcontroller.of(memory, compared)
+        found.notes.append(found.microcontroller.sentence)
 
     def _verify_whole(self, found: Findings, data: EvaluationData, deployed: str | None) -> None:
         """Metrics of files that hold the whole module, where no single call can be put in its place."""

@@ -25,12 +25,14 @@ class Activation:
         value: The tensor, dequantized.
         grid: Scale and zero point.
         layers: Layers that made it from the activations before it, where that is known.
+        channels_last: Whether the kernels may have put its channels last.
     """
 
     name: str
     value: Tensor
     grid: tuple[float, int]
     layers: tuple[str, ...] = ()
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,8 +16,8 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.export.quantize_ops import dequantize, quantize_dequantize
 from lightning_compress.foundation.boundary import Boundary, watch
 from lightning_compress.foundation.example_inputs import call_arguments
-from lightning_compress.foundation.function_calls import CallHook, on_call
-from lightning_compress.foundation.nested import Key
+from lightning_compress.foundation.function_calls import CallHandle, CallHook, on_call
+from lightning_compress.foundation.nested import Key, replaced_arguments
 from lightning_compress.foundation.recorded_forward import recording
 from lightning_compress.quantization.attach import Quantization, find, strip
 from lightning_compress.quantization.candidates import Use
@@ -24,6 +25,7 @@ from lightning_compress.quantization.placement.place import place
 from lightning_compress.quantization.quantizers import bias as biases
 from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
 from lightning_compress.quantization.quantizers.attention import SeparateProjections
+from lightning_compress.quantization.quantizers.computed import ComputedWeight
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
 
 
@@ -82,6 +84,7 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
     integers = _integers(quantization) if quantization else {}
     sites = _sites(quantization) if quantization else []
     input_scales = _input_scales(quantization) if quantization else {}
+    computed = quantization.weights.computed if quantization else {}
     # A part of what was prepared keeps the names of the whole.
     root = quantization.root if quantization else duplicate
     strip(duplicate)
@@ -95,6 +98,7 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
         _fold(modules[layer], modules[norm], integers.get(f"{layer}.weight"))
         # Its module may do more than the norm.
         on_call(modules[norm], CallHook("batch_norm", 0, instead=_first))
+    integers |= _fixed(duplicate, computed, example_inputs)
     stored = [shadow for name, weight in integers.items() for shadow in _store(name, weight, input_scales.get(name))]
     # From the first line of the forward to its last: some read a layer's weight, or its dtype, outside of the layer.
     Shadows(stored).attach(duplicate)
@@ -168,6 +172,51 @@ def _fold(layer: nn.Module, norm: nn.Module, weight: IntegerWeight | None) -> No
 def _first(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Stands in for a folded batch norm."""
     return x
+
+
+def _fixed(model: nn.Module, computed: Mapping[str, ComputedWeight], example_inputs: Any) -> dict[str, IntegerWeight]:
+    """Let functions be given what computed weights are now; gives those, kept as parameters of the calling modules."""
+    args, kwargs = call_arguments(example_inputs, model.forward)
+    found: dict[str, IntegerWeight] = {}
+    seen: dict[str, dict[str, torch.Tensor]] = {name: {} for name in computed}
+    watching = [_each(weight, seen[name].setdefault) for name, weight in computed.items()]
+    if watching:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    for handle in watching:
+        handle.remove()
+    for name, weight in computed.items():
+        if seen[name]:
+            for attribute, value in seen[name].items():
+                weight.module.register_parameter(attribute, nn.Parameter(value.detach().clone()))
+            module, (attribute, *bias) = weight.module, seen[name]
+            use = Use(module, attribute, module, bias[0] if bias else None)
+            parts = weight.integers(value := seen[name][attribute]), weight.scale(value), weight.use.axis
+            filling = biases.filling(weight.spec.qmax, weight.spec.narrow)
+            found[name] = IntegerWeight(*parts, (use,), weight.spec.group_size, filling)
+            _each(weight, partial(_kept, module))
+    return found
+
+
+def _kept(module: nn.Module, attribute: str, computed: torch.Tensor) -> torch.Tensor:
+    """What a module keeps in the place of what it computes."""
+    kept: torch.Tensor = getattr(module, attribute)
+    return kept
+
+
+def _each(weight: ComputedWeight, function: Callable[[str, torch.Tensor], torch.Tensor]) -> CallHandle:
+    """Put what a function makes of a name and a tensor in the place of a computed weight and its bias."""
+    at = weight.use.place
+    paths = {f"computed_{at.function}_{at.call}": at.path}
+    if weight.use.bias is not None:
+        paths[f"computed_{at.function}_{at.call}_bias"] = weight.use.bias
+
+    def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        for attribute, path in paths.items():
+            args, kwargs = replaced_arguments(args, kwargs, [path], partial(function, attribute))
+        return args, kwargs
+
+    return on_call(weight.module, CallHook(at.function, at.call, before=before))
 
 
 def _dequantized(owner: nn.Module, attribute: str, axis: int, block: int) -> torch.Tensor:

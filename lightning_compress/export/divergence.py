@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.export.activations import Activation, activations_of
@@ -97,7 +97,7 @@ def site_errors(
     for theirs, ours in _pairs(expected.quantized, found.quantized):
         if theirs.value.numel() != ours.value.numel() or not theirs.value.numel():
             continue
-        difference = differences(ours.value.reshape(theirs.value.shape), theirs.value) / theirs.grid[0]
+        difference = _difference(ours, theirs.value) / theirs.grid[0]
         layers = ours.layers or (theirs.name.partition(":")[0],)
         errors.append(SiteError(theirs.name, layers, float(difference.mean()), float(difference.max())))
     pairs = [
@@ -109,6 +109,13 @@ def site_errors(
         difference = differences(*pairs[0]) / (float(sizes(pairs[0][1]).max()) or 1.0)
         errors.append(SiteError("output", found.last, float(difference.mean()), float(difference.max())))
     return errors
+
+
+def _difference(ours: Activation, theirs: Tensor) -> Tensor:
+    """Absolute differences, in the order of dimensions in which they are less where channels may be last."""
+    moved = [ours.value.movedim(-1, 1)] if ours.channels_last and ours.value.ndim > 2 else []
+    found = (differences(value.reshape(theirs.shape), theirs) for value in (ours.value, *moved))
+    return min(found, key=lambda difference: float(difference.mean()))
 
 
 def first_divergence(errors: Sequence[SiteError]) -> SiteError | None:

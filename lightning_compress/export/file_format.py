@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from lightning_compress.export.activations import Activations
-    from lightning_compress.export.onnx.integer_share import IntegerShare
+    from lightning_compress.export.integer_share import IntegerShare
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class FileFormat:
         file: Name of its file in the directory of an export.
         beside: Name of its second file, if it has two.
         package: The package that runs it, where an extra of the same name as the format brings it.
+        imported: Name under which that package is imported; by default the format's.
         dense: What its latency is compared with: the dense model's ONNX file, a dense file of its own, or the dense
             model in PyTorch.
     """
@@ -47,6 +48,7 @@ class FileFormat:
     file: ClassVar[str]
     beside: ClassVar[str | None] = None
     package: ClassVar[str | None] = None
+    imported: ClassVar[str | None] = None
     dense: ClassVar[Literal["onnx", "own", "pytorch"]] = "pytorch"
 
     @property
@@ -92,7 +94,8 @@ class GraphFormat(FileFormat, ABC):
 
     Attributes:
         settings: The keyword settings that ``write`` takes, of ``dynamic_batch``, ``dynamic_axes``, ``input_names``,
-            ``output_names`` and ``metadata``. One without ``dynamic_batch`` is written for one sample a call.
+            ``output_names``, ``metadata`` and ``litert``. One without ``dynamic_batch`` is written for one sample a
+            call.
     """
 
     settings: ClassVar[frozenset[str]] = frozenset()

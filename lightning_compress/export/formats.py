@@ -9,13 +9,15 @@ from lightning_compress.errors import CompressionError, closest, refuse_missing
 from lightning_compress.export.compressed_tensors.format import CompressedTensors
 from lightning_compress.export.executorch.format import ExecuTorch
 from lightning_compress.export.file_format import FileFormat, GraphFormat
+from lightning_compress.export.litert.format import LiteRT
 from lightning_compress.export.onnx.format import Onnx
 from lightning_compress.export.openvino import OpenVino
 from lightning_compress.export.packed.format import Packed
 from lightning_compress.export.pt2.format import TorchExport
 
 FORMATS: dict[str, FileFormat] = {
-    kind.name: kind for kind in (Onnx(), OpenVino(), TorchExport(), ExecuTorch(), Packed(), CompressedTensors())
+    kind.name: kind
+    for kind in (Onnx(), OpenVino(), TorchExport(), ExecuTorch(), LiteRT(), Packed(), CompressedTensors())
 }
 """In the order in which one counts as deployed: what a runtime computes in integers before what is only stored."""
 DENSE_STATE, DENSE_ONNX = "dense.safetensors", "dense.onnx"
@@ -41,7 +43,7 @@ def check_formats(formats: Sequence[str], name: str) -> tuple[str, ...]:
                 name, expected=f"some of {', '.join(FORMATS)}", got=item, fix=closest(str(item), FORMATS)
             )
         if (package := FORMATS[item].package) is not None:
-            refuse_missing(name, item, package)
+            refuse_missing(name, FORMATS[item].imported or item, package, item)
     return tuple(dict.fromkeys(formats))
 
 

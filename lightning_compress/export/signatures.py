@@ -147,7 +147,9 @@ def take_tensors(
         rest = iter((*some, *(others[name] for name in list(given)[len(some) :])))
         call = signature.bind(*args, **kwargs)
         call.arguments.update(mapped(call.arguments, lambda _: next(rest)))
-        return call.args, call.kwargs
+        # By position and by keyword as in the call: quantizers of arguments stand where they were passed.
+        every = {**call.kwargs, **call.arguments}
+        return call.args[: len(args)], {name: every[name] for name in kwargs}
 
     def called(*args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,35 @@ class Boundary:
     call: int = 0
 
 
+def passed_at(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], paths: Sequence[tuple[Key, ...]]
+) -> list[tuple[Key, ...]]:
+    """Where arguments of a module stand in this call, which may pass by position what another passes by keyword.
+
+    Example:
+        >>> x = torch.zeros(1)
+        >>> passed_at(nn.ReLU(), (x,), {}, [("input",)]), passed_at(nn.ReLU(), (), {"input": x}, [(0,)])
+        ([(0,)], [('input',)])
+    """
+    return [path if _stands(path[0], args, kwargs) else _respelled(module, args, kwargs, path) for path in paths]
+
+
+def _stands(key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return key in kwargs if isinstance(key, str) else isinstance(key, int) and key < len(args)
+
+
+def _respelled(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: tuple[Key, ...]
+) -> tuple[Key, ...]:
+    names = list(inspect.signature(module.forward).parameters)
+    key = path[0]
+    if isinstance(key, int):
+        other: Key = names[key] if key < len(names) else key
+    else:
+        other = names.index(str(key)) if key in names else key
+    return (other, *path[1:]) if _stands(other, args, kwargs) else path
+
+
 def watch(
     module: nn.Module, place: Boundary, paths: Sequence[tuple[Key, ...]], function: Callable[[Tensor], Tensor]
 ) -> Handle:
@@ -59,7 +89,8 @@ def watch(
     """
 
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return replaced_arguments(args, kwargs, paths, function)
+        found = paths if place.function else passed_at(module, args, kwargs, paths)
+        return replaced_arguments(args, kwargs, found, function)
 
     def leave(result: Any) -> Any:
         return replaced_at(result, paths, function)

@@ -13,6 +13,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.example_inputs import call_arguments, evaluating
 from lightning_compress.foundation.recorded_forward import recording
 from lightning_compress.quantization.attach import Quantization, install, strip
+from lightning_compress.quantization.equalization import equalize as equalize_layers
 from lightning_compress.quantization.placement.batch_norm import NORMS
 from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
 from lightning_compress.quantization.quantizers.searched import SearchedWeightQuantizer
@@ -37,20 +38,23 @@ def calibrate(
     call: Call | None = None,
     bias_correction: bool = True,
     batchnorm: bool = False,
+    equalize: bool = False,
     **settings: Any,
 ) -> nn.Module:
     """Quantize a trained model without training it, in place, in evaluation mode and without gradients.
 
-    1. Weights are quantized, and every activation's range is the mean of its ranges in the batches: smallest and
+    1. With ``equalize``, consecutive layers are rescaled so that their channels have equal ranges (Nagel et al. 2019,
+       section 4.1), which changes nothing that the network computes.
+    2. Weights are quantized, and every activation's range is the mean of its ranges in the batches: smallest and
        largest value, percentiles, or the part of them with the least squared error, as ``range`` says.
-    2. With ``batchnorm``, running statistics are measured again on the quantized network, as cumulative averages over
+    3. With ``batchnorm``, running statistics are measured again on the quantized network, as cumulative averages over
        the batches.
-    3. With ``bias_correction``, the mean error that rounded weights make in each output channel of a linear layer or a
+    4. With ``bias_correction``, the mean error that rounded weights make in each output channel of a linear layer or a
        convolution, ``E[(Wq - W) x]``, is taken from the layer's bias, or from the mean of the batch norm that folds
        into it (Nagel et al. 2019, equation 17). A layer that has neither keeps its error.
 
-    The model can be exported then, or trained on with the ranges that were found. Float weights, class, Parameters and
-    ``state_dict`` keys stay as they are; biases and batch-norm statistics change.
+    The model can be exported then, or trained on with the ranges that were found. Class, Parameters and ``state_dict``
+    keys stay as they are, float weights too but for ``equalize``; biases and batch-norm statistics change.
 
     Args:
         model: A trained model.
@@ -60,6 +64,7 @@ def calibrate(
             model(batch[0])``.
         bias_correction: Whether biases make up for the mean error of rounded weights.
         batchnorm: Whether batch-norm statistics are measured again.
+        equalize: Whether consecutive layers get equal ranges of each channel.
         **settings: The fields of ``QuantizationSettings``; ``range="learned"`` needs training.
 
     Returns:
@@ -91,7 +96,7 @@ def calibrate(
     quantization = install(model, wanted)
     try:
         with evaluating(model), torch.no_grad():
-            _place(quantization, run, batches[0])
+            _place(quantization, run, batches[0], equalized=equalize)
             _find_ranges(quantization, run, batches)
             if batchnorm:
                 _measure_batchnorm(model, run, batches, wanted.field)
@@ -109,13 +114,15 @@ def _forward(model: nn.Module, batch: Any) -> Any:
     return model(*args, **kwargs)
 
 
-def _place(quantization: Quantization, run: Call, batch: Any) -> None:
-    """Place the activation quantizers by one forward in float."""
+def _place(quantization: Quantization, run: Call, batch: Any, *, equalized: bool) -> None:
+    """Place the activation quantizers by one forward in float, which shows layers to equalize as well."""
     quantization.enabled = False
     with recording(quantization.root) as tape:
         run(quantization.root, batch)
     quantization.enabled = True
     quantization.place(tape)
+    if equalized and quantization.placement is not None:
+        equalize_layers(quantization.root, tape, quantization.placement.folds)
 
 
 def _find_ranges(quantization: Quantization, run: Call, batches: Sequence[Any]) -> None:

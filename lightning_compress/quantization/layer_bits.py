@@ -58,7 +58,11 @@ class LayerBits:
 
     def weight_spec(self, name: str) -> WeightSpec | None:
         """How a weight is quantized now; ``None`` where it stays float."""
-        return self._now.weight_spec(self.overrides[name], end=name in self.ends)
+        return self.spec(self.overrides[name], end=name in self.ends)
+
+    def spec(self, own: Mapping[str, Any], *, end: bool = False) -> WeightSpec | None:
+        """The same for a weight with these overrides; ``end`` for a first or last layer."""
+        return self._now.weight_spec(own, end=end)
 
     def activation_spec(self, site: Site) -> ActivationSpec:
         """How the tensor at a site is quantized now."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from lightning_compress.foundation.example_inputs import call_arguments, evaluat
 from lightning_compress.foundation.recorded_forward import Tape, recording
 from lightning_compress.foundation.settings_diff import differences
 from lightning_compress.quantization import wiring
-from lightning_compress.quantization.candidates import FunctionalUse
 from lightning_compress.quantization.late_layers import LateLayers, addition, merged, ran
 from lightning_compress.quantization.layer_bits import LayerBits
 from lightning_compress.quantization.placement.first_last import recorded_ends
@@ -179,6 +177,7 @@ class Quantization:
                         part(*args, **kwargs)
                 finally:
                     self.enabled = enabled
+                self.weights.mark(tape)
                 self._attach_more(self._placed(tape))
                 part(*args, **kwargs)
             self._late.ran(tape)
@@ -243,6 +242,8 @@ class Quantization:
             self.activations[site.name] = wiring.activation_quantizer(site.name, spec, self._switch, device)
         self._wiring.activations(placement.sites, self.activations, functions=False)
         for name, site_name in placement.layer_input.items():
+            if (computed := self.weights.computed.get(name)) is not None:
+                computed.activation = self.activations[site_name]
             if (weight := self.layers.get(name)) is not None:
                 norm = placement.folds.get(name.rpartition(".")[0])
                 for shadow in wiring.bias_shadows(
@@ -281,7 +282,7 @@ class Quantization:
             "weight_bits": self.weight_bits,
             "activation_bits": self.activation_bits,
             "ends": sorted(self._bits.ends),
-            "functional": [list(astuple(read)) for read in self.weights.functional],
+            **self.weights.recorded(),
             "placement": None if self.placement is None else self.placement.as_dict(),
             "waiting": sorted(self._late.waiting),
             "activations": {name: q.state_dict() for name, q in self.activations.items()},
@@ -305,7 +306,7 @@ class Quantization:
             )
         self._bits.change(state["weight_bits"], state["activation_bits"])
         if state["placement"] is not None and self.placement is None:
-            self.weights.take_functional([FunctionalUse(*read) for read in state["functional"]])
+            self.weights.take_over(state)
         self._set_ends(set(state["ends"]))
         if state["placement"] is not None and self.placement is None:
             self._attach_activations(Placement.from_dict(state["placement"]))

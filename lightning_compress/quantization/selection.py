@@ -21,12 +21,14 @@ class Selected:
     Attributes:
         weights: Weights of layers, each with its overrides.
         loose: Parameters that functions may read as weights, which only a recorded forward tells → their overrides.
-        unquantizable: Weights that are selected and stay float, a line each with the reason.
+        computed: Computed weights of layers, which a recorded forward may show where to quantize → their overrides.
+        unquantizable: Weights that are selected and stay float else → the reason.
     """
 
     weights: list[tuple[Weight, Mapping[str, Any]]]
     loose: dict[str, Mapping[str, Any]]
-    unquantizable: list[str]
+    computed: dict[str, Mapping[str, Any]]
+    unquantizable: dict[str, str]
 
 
 def select_weights(model: nn.Module, settings: QuantizationSettings) -> Selected:
@@ -35,9 +37,9 @@ def select_weights(model: nn.Module, settings: QuantizationSettings) -> Selected
     Raises:
         CompressionError: A pattern matches nothing, or nothing that is selected can be quantized.
     """
-    candidates: list[Candidate[Any]] = [
-        *weights(model), *loose(model), *computed(model), *complex_weights(model)
-    ]  # fmt: skip
+    by_wrapper = computed(model)
+    made = {candidate.names[0] for candidate in by_wrapper}
+    candidates: list[Candidate[Any]] = [*weights(model), *loose(model), *by_wrapper, *complex_weights(model)]
     selections = select(
         candidates,
         targets=settings.targets,
@@ -48,10 +50,12 @@ def select_weights(model: nn.Module, settings: QuantizationSettings) -> Selected
     found = Selected(
         weights=[(s.value, s.overrides) for s in selections if isinstance(s.value, Weight)],
         loose={s.name: s.overrides for s in selections if s.value is None},
-        unquantizable=[f"{s.name}: {s.value}" for s in selections if isinstance(s.value, str)],
+        computed={s.name: s.overrides for s in selections if s.name in made},
+        unquantizable={s.name: s.value for s in selections if isinstance(s.value, str)},
     )
-    if not found.weights and not found.loose:
-        reasons = "".join(f" {line}." for line in found.unquantizable)
+    recorded = found.computed and settings.activation_bits is not None
+    if not found.weights and not found.loose and not recorded:
+        reasons = "".join(f" {name}: {reason}." for name, reason in found.unquantizable.items())
         raise CompressionError(
             f"{settings.field}: nothing to quantize: {type(model).__name__} has no Conv or Linear layer that the "
             f"targets select, with a weight of its own.{reasons}"

@@ -12,7 +12,7 @@ from lightning_compress.errors import CompressionError, closest
 ActivationScheme = Literal["affine", "symmetric"]
 RangeMethod = Literal["minmax", "percentile", "mse", "learned"]
 Processor = Literal["any", "vnni"]
-Backend = Literal["onnxruntime", "openvino", "inductor", "tensorrt", "executorch"]
+Backend = Literal["onnxruntime", "openvino", "inductor", "tensorrt", "executorch", "litert"]
 
 _OVERRIDABLE = ("weight_bits", "activation_bits", "weight_granularity")
 

@@ -15,6 +15,7 @@ from lightning_compress.quantization.placement.sites import Site
 from lightning_compress.quantization.quantizers.activation import ActivationQuantizer
 from lightning_compress.quantization.quantizers.attention import SeparateProjections
 from lightning_compress.quantization.quantizers.bias import BiasShadow, fits
+from lightning_compress.quantization.quantizers.computed import ComputedWeight
 from lightning_compress.quantization.quantizers.hooks import ActivationHook, ClipForward, Unnested
 from lightning_compress.quantization.quantizers.learned import LearnedActivationQuantizer, LearnedWeightQuantizer
 from lightning_compress.quantization.quantizers.searched import SearchedWeightQuantizer
@@ -77,6 +78,7 @@ class Wiring:
     def __init__(self, model: nn.Module, switch: Switch, owner: object) -> None:
         self._model, self._switch, self._owner = model, switch, owner
         self._handles: list[Handle] = []
+        self._shadows: list[WeightShadows] = []
 
     def keep(self, handles: Iterable[Handle]) -> None:
         """Keep what is to be removed with the quantizers."""
@@ -91,7 +93,18 @@ class Wiring:
             self._mark(host)
             if isinstance(host, nn.MultiheadAttention) and SeparateProjections.serves(host):
                 self.keep([SeparateProjections(host)])
-            self.keep(WeightShadows(uses, self._switch).attach(host))
+            self._shadows.append(WeightShadows(uses, self._switch))
+            self.keep(self._shadows[-1].attach(host))
+
+    def release(self, quantizer: WeightQuantizer) -> None:
+        """Let modules read the float weight of a quantizer again."""
+        for shadows in self._shadows:
+            shadows.release(quantizer)
+
+    def computed(self, weight: ComputedWeight) -> None:
+        """Quantize a computed weight where its module hands it to a function."""
+        self._mark(weight.module)
+        self.keep([on_call(weight.module, weight.hook())])
 
     def unnest(self) -> None:
         """Keep transformer encoders from nested tensors, which no quantizer takes."""

@@ -37,7 +37,8 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         )
     if report.get("integer_share") is not None:
         yield ""
-        yield f"ONNX Runtime computes {percent(report['integer_share'], 1)} of the multiply-adds in integers."
+        runtime = report["results"]["deployed"]["runtime"].partition(",")[0]
+        yield f"{runtime} computes {percent(report['integer_share'], 1)} of the multiply-adds in integers."
     for remark in [*remarks(report), *report["notes"]]:
         yield ""
         yield f"> {escaped(remark)}"

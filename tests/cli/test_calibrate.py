@@ -115,12 +115,12 @@ def test_too_few_bits_ask_for_training_with_a_command_that_trains(capsys: pytest
     assert rows["dense"]["metrics"]["test/acc"] == pytest.approx(result["verdict"]["dense"])
 
 
-def test_batch_norm_and_biases_are_settings_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_batch_norm_biases_and_equalization_are_settings_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     found = [
         calibrated(capsys, "--output", f"out{i}", *given, "export.formats=[packed]")["results"]["deployed"]["metrics"]
-        for i, given in enumerate(([], ["--no-bias-correction"], ["--batchnorm"]))
+        for i, given in enumerate(([], ["--no-bias-correction"], ["--batchnorm"], ["--equalize"]))
     ]
-    assert len({metrics["test/loss"] for metrics in found}) == 3
+    assert len({metrics["test/loss"] for metrics in found}) == 4
 
 
 def test_what_needs_training_is_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,6 +136,10 @@ def test_what_needs_training_is_left_out_and_named(capsys: pytest.CaptureFixture
         (["export.verify=false"], "export.verify: expected true"),
         (["quantization.range=learned"], "quantization.range: expected minmax, percentile or mse"),
         (["quantization.weight_bits={0: 8, 4: 4}"], "quantization.weight_bits: expected one bit width"),
+        (
+            ["--metric", "test/accuracy"],
+            "--metric: expected a metric that the evaluation logs, got 'test/accuracy'. Closest: test/acc",
+        ),
         (["--max-drop", "much"], "--max-drop: expected a loss"),
         (["--frequency", "2"], "there is no option --frequency"),
         (["trainer.limit_train_batches=0"], "calibrate: the training data has no batch"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress import CompressionError
+from lightning_compress import CompressionError, quantization
 from lightning_compress.export import to_onnx
 from lightning_compress.export.onnx.session import OnnxModel
 from lightning_compress.export.pt2.write import TorchExportModel, load_torch_export, to_torch_export
@@ -268,3 +268,38 @@ def test_a_model_that_draws_random_numbers_in_evaluation_is_refused_as_a_graph()
     assert list(refused) == ["onnx", "torch_export"]
     assert "draws random numbers in evaluation mode (aten.randn_like.default)" in refused["onnx"]
     assert refusals(net(lambda layer, x: nn.functional.dropout(layer(x), 0.5, layer.training)), (X,), ["onnx"]) == {}
+
+
+class FromInput(nn.Module):
+    """Its own forward adds its input to what its layers make: the input is quantized at its boundary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 2, 1)
+
+    def forward(self, image: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return self.last(image + self.first(image * scale))
+
+
+def test_an_input_by_keyword_is_quantized_in_the_file_and_in_calls_by_position(tmp_path: Path) -> None:
+    model, x = FromInput(), torch.randn(4, 3, 6, 6)
+    quantization.prepare(model, example_inputs={"image": x})
+    assert "model:input[image]" in quantization.find(model).activations
+    model(image=x)
+    model.eval()
+    file = OnnxModel(to_onnx(model, {"image": x}, tmp_path / "model.onnx").path, model.forward)
+    coarse = x + torch.rand_like(x) * 1e-2
+    with torch.no_grad():
+        expected = model(image=coarse)
+        assert torch.equal(model(coarse), expected)
+        by_position = prepared_by_position(x)
+        assert torch.equal(by_position(image=coarse), expected)
+    torch.testing.assert_close(file(image=coarse)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def prepared_by_position(x: torch.Tensor) -> nn.Module:
+    model = FromInput()
+    quantization.prepare(model, example_inputs=x)
+    model(x)
+    return model.eval()

@@ -10,13 +10,15 @@ from lightning_compress import CompressionError
 from lightning_compress.export.formats import check_formats, deployed_of, files_of
 
 
-@pytest.mark.parametrize("runtime", ["executorch", "openvino"])
+@pytest.mark.parametrize(
+    ("runtime", "package"), [("executorch", "executorch"), ("openvino", "openvino"), ("litert", "litert_torch")]
+)
 def test_a_format_without_its_runtime_is_refused_with_the_command_that_installs_it(
-    runtime: str, monkeypatch: pytest.MonkeyPatch
+    runtime: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == runtime else found(name, *more)
+        importlib.util, "find_spec", lambda name, *more: None if name == package else found(name, *more)
     )
     with pytest.raises(CompressionError, match=rf"formats: .* not installed.*lightning-compress\[{runtime}\]"):
         check_formats([runtime], "formats")

@@ -11,6 +11,7 @@ from guide_pages import code, run, trained_digits
 
 from lightning_compress.export.compressed_tensors import save_compressed_tensors
 from lightning_compress.export.executorch.write import to_executorch
+from lightning_compress.export.litert.write import to_litert
 from lightning_compress.export.openvino import to_openvino
 from lightning_compress.models import SmallCNN, TransformerEncoder
 
@@ -19,6 +20,7 @@ from lightning_compress.models import SmallCNN, TransformerEncoder
     ("page", "write", "file", "without"),
     [
         pytest.param("openvino.md", to_openvino, "model.xml", ("torch", "lightning_compress"), id="openvino"),
+        pytest.param("litert.md", to_litert, "model.tflite", ("torch", "lightning_compress"), id="litert"),
         pytest.param("executorch.md", to_executorch, "model.pte", ("lightning_compress",), id="executorch"),
     ],
 )

@@ -49,6 +49,9 @@ def opened(
 
         yield of_session
         return
+    if path.suffix == ".tflite" and path.is_file():
+        yield lambda batch_size: _of_litert(path, batch_size, threads)
+        return
     if not path.is_file():
         raise CompressionError.field("bench", expected="a file that an export wrote", got=str(path))
     import torch
@@ -78,6 +81,25 @@ def opened(
             yield of_form
     finally:
         torch.set_num_threads(before)
+
+
+def _of_litert(path: Path, batch_size: int, threads: int) -> Call:
+    """Runs a LiteRT file, which fixes its batch, on seeded normal floats; integers are zeros."""
+    from lightning_compress.export.litert.run import litert_interpreter
+
+    interpreter = litert_interpreter(path, threads=threads)
+    rng = np.random.default_rng(0)
+    for item in interpreter.get_input_details():
+        fixed = int(item["shape"][0]) if len(item["shape"]) else 1
+        if fixed != batch_size:
+            raise CompressionError.field(
+                "bench --batch-size", expected=f"{fixed}, which {path} fixes for {item['name']!r}", got=batch_size
+            )
+        floats = np.issubdtype(item["dtype"], np.floating)
+        value = rng.standard_normal(item["shape"]) if floats else np.zeros(item["shape"])
+        interpreter.set_tensor(item["index"], value.astype(item["dtype"]))
+    invoke: Call = interpreter.invoke
+    return invoke
 
 
 def inputs(session: Any, path: Path, batch_size: int, dims: Mapping[str, int]) -> dict[str, Any]:

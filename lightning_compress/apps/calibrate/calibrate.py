@@ -7,7 +7,7 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,8 @@ from lightning_compress.apps.configuration.instantiate import instantiate
 from lightning_compress.apps.train.job import rehearse
 from lightning_compress.apps.training_batches import TrainingBatches, collect, logging_apart, step_loss
 from lightning_compress.callbacks import CompressedExport, QuantizationAwareTraining
-from lightning_compress.errors import CompressionError, DoesNotHold
+from lightning_compress.delivery.evaluation import Split, duplicate, evaluate
+from lightning_compress.errors import CompressionError, DoesNotHold, closest
 from lightning_compress.foundation.example_inputs import evaluating
 from lightning_compress.quantization import QuantizationSettings, calibrate, find, install
 
@@ -45,6 +46,7 @@ class Request:
         batches: Training batches to calibrate with.
         bias_correction: Whether biases make up for the mean error of rounded weights.
         batchnorm: Whether batch-norm statistics are measured again.
+        equalize: Whether consecutive layers get equal ranges of each channel first.
         max_drop: Most that the metric may lose, and whether it is a percentage.
         metric: Which metric; by default the first accuracy.
         mode: Whether more of it is better.
@@ -55,6 +57,7 @@ class Request:
     batches: int = 16
     bias_correction: bool = True
     batchnorm: bool = False
+    equalize: bool = False
     max_drop: tuple[float, bool] = (0.01, True)
     metric: str | None = None
     mode: Literal["max", "min"] | None = None
@@ -121,6 +124,8 @@ def calibrate_run(cfg: DictConfig, overrides: Sequence[str], request: Request) -
     left_out = tuple(group for group in ("pruning", "distillation") if cfg.get(group))
     with tempfile.TemporaryDirectory() as folder:
         found = collect(cfg.copy(), folder, overrides, request.checkpoint, request.batches, "calibrate")
+    if request.metric is not None:
+        _refuse_unlogged(request.metric, found, cfg.export.get("split", "val"))
     began = time.perf_counter()
     with logging_apart():
         calibrate(
@@ -129,6 +134,7 @@ def calibrate_run(cfg: DictConfig, overrides: Sequence[str], request: Request) -
             call=_call(found),
             bias_correction=request.bias_correction,
             batchnorm=request.batchnorm,
+            equalize=request.equalize,
             **settings,
         )
     seconds = time.perf_counter() - began
@@ -184,6 +190,15 @@ def _refuse_unmeasured(cfg: DictConfig) -> None:
     if export.get("verify") is False:
         raise CompressionError.field(
             "export.verify", expected="true", got=False, fix="The written file is run to see what it lost."
+        )
+
+
+def _refuse_unlogged(metric: str, found: TrainingBatches, split: Split) -> None:
+    """Check that the evaluation logs a metric; one batch of it shows what it logs."""
+    logged = evaluate(duplicate(found.model), replace(found.evaluation[split], limit=1))
+    if metric not in logged:
+        raise CompressionError.field(
+            "--metric", expected="a metric that the evaluation logs", got=metric, fix=closest(metric, logged)
         )
 
 

@@ -90,6 +90,8 @@ def _reasons(kept: Sequence[Job], sweep: Sweep, limits: Limits) -> Iterator[str]
         beside = "" if dense is None else f", {slower}dense {text.milliseconds(dense)}"
         allowed = "" if limits.max_latency is None else f"; at most {limits.max_latency:g} ms is allowed"
         yield f"Latency: {text.milliseconds(job.latency_ms)}{beside}, on the machine of the sweep{allowed}."
+    if job.ram is not None:
+        yield f"On a microcontroller: {text.size(job.flash)} of flash for the file, {text.size(job.ram)} of RAM."
     if len(kept) > 1:
         other = kept[1]
         yield (
@@ -171,6 +173,13 @@ def _mend(jobs: Sequence[Job], limits: Limits) -> Iterator[tuple[str, str | None
             "removed, or a smaller model do.",
             None,
         )
+    if broken & {"flash", "ram"}:
+        yield (
+            "Memory of a microcontroller is known of LiteRT files whose operators its interpreter has: "
+            "quantization=w8a8 quantization.backend=litert export.formats=[litert], with tflite-micro installed. Fewer "
+            "channels (pruning=channel) need less of both.",
+            None,
+        )
 
 
 def _nothing(jobs: Sequence[Job], limits: Limits) -> str:
@@ -182,7 +191,7 @@ def _nothing(jobs: Sequence[Job], limits: Limits) -> str:
 def _near(jobs: Sequence[Job], limits: Limits) -> Iterator[str]:
     """The jobs that come nearest, and which limit is to blame."""
     broken = {job.name: limits.violations(job) for job in jobs}
-    for limit in ("drop", "size", "latency"):
+    for limit in ("drop", "size", "latency", "flash", "ram"):
         count = sum(all(found.limit != limit for found in broken[job.name]) for job in jobs)
         if count < len(jobs):
             yield f"The limit on {limit} alone is kept by {count} of {len(jobs)} jobs."

@@ -67,7 +67,7 @@ class Violation:
     """A limit that a job does not keep.
 
     Attributes:
-        limit: ``"drop"``, ``"size"`` or ``"latency"``.
+        limit: ``"drop"``, ``"size"``, ``"latency"``, ``"flash"`` or ``"ram"``.
         text: What the job has instead.
         excess: By how much, as a share of the limit; infinite if it is not known.
     """
@@ -89,6 +89,8 @@ class Limits:
         relative: Whether ``max_drop`` is a share of the control's value; for metrics that are no shares themselves.
         max_size: Bytes.
         max_latency: Milliseconds, median.
+        max_flash: Bytes of the file for microcontrollers.
+        max_ram: Bytes of RAM that it needs there.
         objective: What to be best at.
         assumed: Whether nothing was asked for, so that ``max_drop`` is a default.
     """
@@ -99,6 +101,8 @@ class Limits:
     relative: bool = False
     max_size: float | None = None
     max_latency: float | None = None
+    max_flash: float | None = None
+    max_ram: float | None = None
     objective: Objective = "bytes"
     assumed: bool = False
 
@@ -111,19 +115,22 @@ class Limits:
         max_drop: tuple[float, bool] | None = None,
         max_size: float | None = None,
         max_latency: float | None = None,
+        max_flash: float | None = None,
+        max_ram: float | None = None,
         objective: Objective | None = None,
     ) -> Limits:
         """Fill in what was left open.
 
-        The objective is the smallest file; where only size or latency is bounded, the best metric. With no limit and
-        no objective a loss of 1 % is allowed.
+        The objective is the smallest file; where only size, latency or memory is bounded, the best metric. With no
+        limit and no objective a loss of 1 % is allowed.
 
         Example:
             >>> Limits.of("test/acc").max_drop, Limits.of("test/acc", max_size=1e5).objective
             (0.01, 'metric')
         """
         share = text.is_share(metric)
-        assumed = max_drop is None and max_size is None and max_latency is None and objective is None
+        costs = (max_size, max_latency, max_flash, max_ram)
+        assumed = max_drop is None and objective is None and all(most is None for most in costs)
         if assumed:
             max_drop = (0.01, True)
         if objective is None:
@@ -135,6 +142,8 @@ class Limits:
             relative=max_drop is not None and max_drop[1] and not share,
             max_size=max_size,
             max_latency=max_latency,
+            max_flash=max_flash,
+            max_ram=max_ram,
             objective=objective,
             assumed=assumed,
         )
@@ -152,6 +161,8 @@ class Limits:
         for limit, value, most, shown in (
             ("size", job.bytes, self.max_size, text.size(job.bytes)),
             ("latency", job.latency_ms, self.max_latency, text.milliseconds(job.latency_ms)),
+            ("flash", job.flash, self.max_flash, f"{text.size(job.flash)} of flash"),
+            ("ram", job.ram, self.max_ram, f"{text.size(job.ram)} of RAM"),
         ):
             if most is None:
                 continue
@@ -193,4 +204,8 @@ class Limits:
             found.append(f"at most {text.size(self.max_size)}")
         if self.max_latency is not None:
             found.append(f"at most {self.max_latency:g} ms")
+        if self.max_flash is not None:
+            found.append(f"at most {text.size(self.max_flash)} of flash")
+        if self.max_ram is not None:
+            found.append(f"at most {text.size(self.max_ram)} of RAM")
         return found

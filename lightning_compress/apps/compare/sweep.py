@@ -53,6 +53,8 @@ class Job:
         latency_ms: Median, of the deployed file.
         dense_latency_ms: Median, of the dense model, measured at the same time.
         integer_share: Of the deployed file's multiply-adds, those in integer kernels, in [0, 1].
+        flash: Bytes of the file for microcontrollers.
+        ram: Bytes of RAM that it needs there.
         seconds: Training time of the compressed model.
         samples: On how many the metrics were computed.
         report: The report's page.
@@ -77,6 +79,8 @@ class Job:
     latency_ms: float | None = None
     dense_latency_ms: float | None = None
     integer_share: float | None = None
+    flash: int | None = None
+    ram: int | None = None
     seconds: float | None = None
     samples: int | None = None
     report: Path | None = None
@@ -226,6 +230,7 @@ def _job(
         size = None if deployed is None else deployed["bytes"]
     if size is None or deployed is None:
         return Job(name, path, "unfinished", f"it wrote no {format} file", overrides=overrides, files=files)
+    micro = mapping(report.get("microcontroller"))
     pruning, quantization = (mapping(report["plan"][name]) for name in ("pruning", "quantization"))
     sparsity = float(number(pruning.get("final_sparsity")) or 0.0)
     seconds = number(mapping(result.get("seconds")).get("compressed"))
@@ -254,8 +259,10 @@ def _job(
         latency_ms=_median(deployed),
         dense_latency_ms=_median(dense),
         integer_share=shares["integer_share"],
+        flash=None if micro.get("arena_bytes") is None else _count(micro.get("flash_bytes")),
+        ram=_count(micro.get("arena_bytes")),
         seconds=seconds,
-        samples=None if (samples := number(report.get("samples"))) is None else int(samples),
+        samples=_count(report.get("samples")),
         report=page if page.is_file() else None,
         failures=tuple(texts(report.get("failures"))),
     )
@@ -298,6 +305,13 @@ def _quantization(settings: Mapping[str, Any]) -> str:
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _count(value: Any) -> int | None:
+    found = number(value)
+    if found is not None and found < 0:
+        raise CompressionError(f"damaged, with a count of {found}.")
+    return None if found is None else int(found)
 
 
 def _median(result: Mapping[str, Any] | None) -> float | None:

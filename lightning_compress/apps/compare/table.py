@@ -14,8 +14,9 @@ from lightning_compress.report import number_text as text
 from lightning_compress.report.markdown_text import code, escaped
 
 FORMAT = 1
-HEADS = ("Pruning", "Bits", "Metric", "Change", "Size", "Smaller", "Latency", "int8", "Training")
-"""``int8`` is the share of the deployed file's multiply-adds in integer kernels."""
+HEADS = ("Pruning", "Bits", "Metric", "Change", "Size", "Smaller", "Latency", "int8", "Flash", "RAM", "Training")
+"""``int8`` is the share of the deployed file's multiply-adds in integer kernels. Flash and RAM are a microcontroller's,
+shown where any job has them."""
 
 
 def as_dict(sweep: Sweep, limits: Limits, choice: Choice, *, beside: Path | None = None) -> dict[str, Any]:
@@ -40,6 +41,8 @@ def as_dict(sweep: Sweep, limits: Limits, choice: Choice, *, beside: Path | None
             "max_drop_is_relative": limits.relative,
             "max_size": limits.max_size,
             "max_latency_ms": limits.max_latency,
+            "max_flash": limits.max_flash,
+            "max_ram": limits.max_ram,
             "assumed": limits.assumed,
         },
         "counts": {
@@ -78,6 +81,8 @@ def _job(job: Job, limits: Limits, kept: bool, best: bool, beside: Path) -> dict
         "latency_ms": job.latency_ms,
         "dense_latency_ms": job.dense_latency_ms,
         "integer_share": job.integer_share,
+        "flash": job.flash,
+        "ram": job.ram,
         "seconds": job.seconds,
         "report": None if job.report is None else Path(os.path.relpath(job.report, beside)).as_posix(),
         "keeps_limits": kept,
@@ -87,11 +92,13 @@ def _job(job: Job, limits: Limits, kept: bool, best: bool, beside: Path) -> dict
 
 
 def rows(sweep: Sweep, limits: Limits, choice: Choice) -> Iterator[tuple[Job, list[str]]]:
-    """Finished jobs and their texts under ``HEADS``, the best at the objective first, those beyond a limit last."""
+    """Finished jobs and their texts under ``heads_for``, the best at the objective first, those beyond a limit last."""
+    wanted = _columns(sweep)
     kept = list(choice.kept)
     rest = [job for job in sweep.finished if job not in kept]
     for job in [*kept, *sorted(rest, key=lambda job: (job.bytes or 0, job.name))]:
-        yield job, cells(job, limits)
+        found = cells(job, limits)
+        yield job, [found[index] for index in wanted]
 
 
 def cells(job: Job, limits: Limits) -> list[str]:
@@ -109,6 +116,8 @@ def cells(job: Job, limits: Limits) -> list[str]:
         text.times(ratio),
         text.milliseconds(job.latency_ms),
         text.NOTHING if job.integer_share is None else text.percent(job.integer_share, 0),
+        text.size(job.flash),
+        text.size(job.ram),
         text.NOTHING if job.seconds is None else f"{job.seconds:.0f} s",
     ]
 
@@ -132,7 +141,7 @@ def _markdown(sweep: Sweep, limits: Limits, choice: Choice) -> Iterator[str]:
     limited = escaped(", ".join(limits.described()) or "none")
     yield f"Limits: {limited}. ◆ is on the Pareto front, **bold** is the choice."
     yield ""
-    heads = ["", *map(escaped, heads_for(limits))]
+    heads = ["", *map(escaped, heads_for(sweep, limits))]
     yield f"| {' | '.join(heads)} |"
     yield f"| --- | --- | --- |{' ---: |' * (len(heads) - 3)}"
     best = {job.name for job in choice.front}
@@ -146,10 +155,15 @@ def _markdown(sweep: Sweep, limits: Limits, choice: Choice) -> Iterator[str]:
         yield from (f"- {code(job.name)} {job.status}: {escaped(job.error)}" for job in missing)
 
 
-def heads_for(limits: Limits) -> Sequence[str]:
-    """``HEADS`` with the metric's own name, and the unit of its change."""
-    change = "Points" if text.is_share(limits.metric) else "Change"
-    return [{"Metric": limits.metric, "Change": change}.get(head, head) for head in HEADS]
+def heads_for(sweep: Sweep, limits: Limits) -> Sequence[str]:
+    """Those of ``HEADS`` that a sweep has something for, with the metric's own name, and the unit of its change."""
+    names = {"Metric": limits.metric, "Change": "Points" if text.is_share(limits.metric) else "Change"}
+    return [names.get(HEADS[index], HEADS[index]) for index in _columns(sweep)]
+
+
+def _columns(sweep: Sweep) -> list[int]:
+    known = any(job.ram is not None for job in sweep.jobs)
+    return [index for index, head in enumerate(HEADS) if known or head not in ("Flash", "RAM")]
 
 
 def count(sweep: Sweep) -> str:

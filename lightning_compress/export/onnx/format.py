@@ -10,8 +10,9 @@ from torch import nn
 
 from lightning_compress.export.activations import Activations
 from lightning_compress.export.file_format import GraphFormat, OpenFile
+from lightning_compress.export.integer_share import IntegerShare
 from lightning_compress.export.onnx.activations import activations_of_file
-from lightning_compress.export.onnx.integer_share import IntegerShare, integer_share
+from lightning_compress.export.onnx.integer_share import integer_share
 from lightning_compress.export.onnx.session import OnnxModel, needs_exact_kernels, open_session, runtime_name
 from lightning_compress.export.onnx.write import OnnxFile, refuse_projections, to_onnx
 

@@ -6,12 +6,12 @@ import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lightning_compress.export.integer_share import FloatOperation, IntegerShare
 from lightning_compress.export.onnx.float_reasons import graph_reasons
 from lightning_compress.export.onnx.session import open_session
 
@@ -28,71 +28,6 @@ _TYPES = {
     "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_, "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FloatOperation:
-    """A product or a sum that runs in float.
-
-    Attributes:
-        name: The layer whose weight it reads, or else its node's.
-        kernel: ONNX Runtime's kernel.
-        macs: Its multiply-accumulates; 0 for a sum.
-        reason: Why, and what to do about it.
-    """
-
-    name: str
-    kernel: str
-    macs: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class IntegerShare:
-    """Multiply-accumulates of one sample.
-
-    Attributes:
-        total: All of them.
-        integer: Those in integer kernels.
-        operations: Those in float, the largest first, and sums in float.
-    """
-
-    total: int
-    integer: int
-    operations: tuple[FloatOperation, ...] = ()
-
-    @property
-    def share(self) -> float:
-        """Integer part of the total, in [0, 1]; 1 where there is nothing to multiply."""
-        return self.integer / self.total if self.total else 1.0
-
-    @property
-    def floats(self) -> dict[str, int]:
-        """Kernel in the loaded graph → multiply-accumulates that it does in float."""
-        found: dict[str, int] = {}
-        for operation in self.operations:
-            if operation.macs:
-                found[operation.kernel] = found.get(operation.kernel, 0) + operation.macs
-        return found
-
-    def lines(self) -> list[str]:
-        """What runs in float, a line for each reason, with the layers and their share of the multiply-adds.
-
-        Example:
-            >>> IntegerShare(10, 9, (FloatOperation("head", "Gemm", 1, "its weight is stored in float"),)).lines()
-            ['head (0.10 of the multiply-adds): its weight is stored in float']
-        """
-        groups: dict[str, list[FloatOperation]] = {}
-        for operation in self.operations:
-            groups.setdefault(operation.reason, []).append(operation)
-        found = []
-        for reason, operations in groups.items():
-            names = list(dict.fromkeys(operation.name for operation in operations))
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            macs = sum(operation.macs for operation in operations)
-            part = f" ({macs / self.total:.2f} of the multiply-adds)" if macs else ""
-            found.append(f"{', '.join(names[:4])}{more}{part}: {reason}")
-        return found
 
 
 def integer_share(path: str | Path, feed: Mapping[str, Any] | None = None) -> IntegerShare:

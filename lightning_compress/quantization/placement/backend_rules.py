@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_compress.quantization.operations import (
     ADDS,
@@ -34,6 +34,8 @@ class Rules:
             result is then no tensor that could be quantized.
         all_products: Whether a product of two activations is quantized whatever made them, attention's weights, too;
             where not, only between integer operations.
+        one_grid: Operations whose integer kernel takes one scale for all that it reads and writes: these tensors
+            share a quantizer.
         float_kernels: Functions with a weight for which the runtime has no integer kernel.
     """
 
@@ -44,10 +46,20 @@ class Rules:
     fused: frozenset[str] = frozenset()
     sums_in_convolutions: bool = False
     all_products: bool = False
+    one_grid: frozenset[str] = frozenset()
     float_kernels: frozenset[str] = frozenset()
 
 
 _COMPUTE = WEIGHTED | PRODUCTS
+
+# The integer operators of XNNPACK, and of LiteRT's other kernels, read and write integers without exception.
+_INTEGERS_THROUGHOUT = Rules(
+    inputs=_COMPUTE,
+    outputs=CONVOLUTIONS | LINEAR,
+    joins=ADDS | CONCATS | MULTIPLIES,
+    pools=POOLS,
+    fused=CLIPPING,
+)
 
 RULES: dict[Backend | None, Rules] = {
     None: Rules(inputs=WEIGHTED),
@@ -77,12 +89,6 @@ RULES: dict[Backend | None, Rules] = {
         sums_in_convolutions=True,
     ),
     "tensorrt": Rules(inputs=_COMPUTE, joins=ADDS | CONCATS, pools=POOLS, fused=CLIPPING, sums_in_convolutions=True),
-    # XNNPACK's integer operators read and write integers without exception.
-    "executorch": Rules(
-        inputs=_COMPUTE,
-        outputs=CONVOLUTIONS | LINEAR,
-        joins=ADDS | CONCATS | MULTIPLIES,
-        pools=POOLS,
-        fused=CLIPPING,
-    ),
+    "executorch": _INTEGERS_THROUGHOUT,
+    "litert": replace(_INTEGERS_THROUGHOUT, one_grid=CONCATS | {"avg_pool1d", "avg_pool2d"}),
 }

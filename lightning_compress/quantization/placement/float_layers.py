@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from lightning_compress.foundation.recorded_forward import Op, Tape, Value
+from lightning_compress.foundation.recorded_forward import Op, Tape
+from lightning_compress.quantization.computed_weights import computing, made_of
 from lightning_compress.quantization.data_flow import source
 from lightning_compress.quantization.operations import CONVOLUTIONS, LINEAR
 
@@ -18,23 +19,23 @@ def float_layers(tape: Tape, read: Collection[Op], kernels: Collection[str], bac
         kernels: Functions for which the backend has float kernels alone.
         backend: Its name.
     """
-    computed: dict[str, dict[str, None]] = {}
     for op in tape.ops:
-        if op.name not in CONVOLUTIONS | LINEAR or op in read or len(op.inputs) < 2:
-            continue
-        weight = source(op.inputs[1])
-        if weight.parameter is not None:
-            if not op.modules:
-                yield (
-                    f"{weight.parameter}: read by {op.name} at {op.where}, outside of every module's forward, so that "
-                    f"nothing can quantize it; call it in the forward of a module"
-                )
-        elif names := _made_of(weight):
+        weight = source(op.inputs[1]).parameter if op.name in CONVOLUTIONS | LINEAR and len(op.inputs) > 1 else None
+        if weight is not None and op not in read and not op.modules:
+            yield (
+                f"{weight}: read by {op.name} at {op.where}, outside of every module's forward, so that nothing can "
+                f"quantize it; call it in the forward of a module"
+            )
+    computed: dict[str, dict[str, None]] = {}
+    for op in computing(tape):
+        names = made_of(op.inputs[1])
+        # Those that a wrapper computes are listed by the layer that has them.
+        if not any("parametrizations." in name or name.endswith(("_g", "_v", "_orig")) for name in names) and names:
             computed.setdefault(f"{op.name} at {op.where}", {}).update(dict.fromkeys(names))
     for place, found in computed.items():
         yield (
-            f"{', '.join(found)}: the weight of {place} is computed from it whenever the model runs, so that nothing "
-            f"can quantize it; make the computed weight the parameter"
+            f"{', '.join(found)}: the weight of {place} is computed from it whenever the model runs, and stays "
+            f"float; select it, or what it is computed from, to quantize what is computed"
         )
     layers = dict.fromkeys(op.modules[-1] or "the model" for op in tape.ops if op.name in kernels and op.modules)
     if layers:
@@ -42,22 +43,3 @@ def float_layers(tape: Tape, read: Collection[Op], kernels: Collection[str], bac
             f"{', '.join(layers)}: {backend} has no integer kernel for recurrent and bilinear layers: their weights "
             f"are stored in integers and computed in float; a loop of cells (nn.LSTMCell, nn.GRUCell) runs in integers"
         )
-
-
-def _made_of(value: Value) -> list[str]:
-    """Parameters from which a value is computed without any activation; none where a parametrization computes it."""
-    found: dict[str, None] = {}
-    waiting, known = [value], set()
-    while waiting:
-        value = waiting.pop()
-        if value.parameter is not None:
-            found[value.parameter] = None
-        elif value.producer is None:
-            if value.inputs:
-                return []
-        elif value.producer not in known:
-            known.add(value.producer)
-            waiting += value.producer.inputs
-    # Those are listed by the layer that has them.
-    by_wrapper = any("parametrizations." in name or name.endswith(("_g", "_v", "_orig")) for name in found)
-    return [] if by_wrapper else list(found)

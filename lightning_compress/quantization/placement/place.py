@@ -253,14 +253,17 @@ class _Placer:
                 weights = Value(serial=op.outputs[0].serial)
                 self.wants[weights] = Want(weights, common=True)
                 located[weights] = [Boundary(op.modules[-1], "weights", (), op.name, op.call or 0)]
-        # A module that runs twice shows the same boundary for two tensors: they share a quantizer.
+        # A module that runs twice shows the same boundary for two tensors: they share a quantizer. So do tensors that a
+        # kernel reads and writes with one scale.
+        alike = self._of_one_grid()
         groups: list[tuple[set[Value], list[Boundary], int, bool]] = []
         for start, boundaries in located.items():
             if not boundaries:
                 continue
             sources, merged = {start}, list(boundaries)
             bits, common = self.wants[start].bits, self.wants[start].common
-            for group in [g for g in groups if set(g[1]) & set(boundaries)]:
+            others = alike.get(start, set())
+            for group in [g for g in groups if set(g[1]) & set(boundaries) or g[0] & others]:
                 groups.remove(group)
                 sources |= group[0]
                 merged = list(dict.fromkeys([*group[1], *merged]))
@@ -276,6 +279,16 @@ class _Placer:
             folds={op.modules[-1]: norm for op, norm in self.folds.items()},
             unreached=tuple(dict.fromkeys(self.unreached)),
         )
+
+    def _of_one_grid(self) -> dict[Value, set[Value]]:
+        """Value → the values that share its quantizer, since a kernel takes one scale for all of them."""
+        found: dict[Value, set[Value]] = {}
+        for op in self.tape.ops:
+            if op.name in self.rules.one_grid:
+                values = {source(v) for v in (*self._data(op), self._tail(op.outputs[0]))} & self.wants.keys()
+                for value in values:
+                    found.setdefault(value, set()).update(values)
+        return found
 
     def _boundaries(self, want: Want) -> list[Boundary]:
         # A layer that runs twice has one bias in integers of its input's scale: its inputs must share that scale.

@@ -16,6 +16,7 @@ from lightning_compress.quantization.quantizers.activation import ActivationQuan
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
 from lightning_compress.quantization.quantizers.switch import Switch
 from lightning_compress.quantization.quantizers.weight import WeightQuantizer
+from lightning_compress.quantization.settings import WeightSpec
 
 _INT32_ROOM = 2**30
 _SMALLEST_SCALE = 2.0**-60
@@ -103,6 +104,21 @@ def integers_of(bias: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return torch.round(bias.float().double() / scale.double())
 
 
+def rounding(bias: torch.Tensor, scale: torch.Tensor, input_scale: torch.Tensor, spec: WeightSpec) -> torch.Tensor:
+    """What rounding adds to a bias: float64, ``[C]``.
+
+    Args:
+        bias: Float, ``[C]``.
+        scale: The weight's: float32, ``[]`` or ``[C]``.
+        input_scale: Of the layer's input: float32, ``[]``.
+        spec: Of the weight.
+    """
+    exact, scale, input_scale = _double(bias), _double(scale).float(), _double(input_scale).float()
+    scale = scale / filling(spec.qmax, spec.narrow)
+    scale = with_room(scale, exact.float(), input_scale) * input_scale
+    return integers_of(exact, scale) * scale.double() - exact
+
+
 class BiasShadow(Shadows):
     """Shows a module in evaluation its bias as a file holds it.
 
@@ -143,12 +159,10 @@ class BiasShadow(Shadows):
     def _change(self) -> torch.Tensor:
         """What rounding adds to the bias: float64, ``[C]``."""
         bias = self.use.owner._parameters.get(self.use.bias) if self.use.bias else None
-        scale, input_scale = (_double(x).float() for x in (self.weight.scale(), self.activation.scale))
+        scale = _double(self.weight.scale()).float()
         if self.norm is not None:
             factor, exact = folded(self.norm, bias)
             scale = scale * factor.abs().float()
         else:
             exact = _double(torch.as_tensor(bias))
-        scale = scale / filling(self.weight.spec.qmax, self.weight.spec.narrow)
-        scale = with_room(scale, exact.float(), input_scale) * input_scale
-        return integers_of(exact, scale) * scale.double() - exact
+        return rounding(exact, scale, self.activation.scale, self.weight.spec)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.module import _global_forward_hooks
 
 from lightning_compress.foundation.attention import attend_in_steps
-from lightning_compress.foundation.boundary import Boundary
+from lightning_compress.foundation.boundary import Boundary, passed_at
 from lightning_compress.foundation.function_calls import CallHook
 from lightning_compress.foundation.nested import Key, replaced_arguments, replaced_at
 from lightning_compress.quantization.fake_quantize import functional as kernels
@@ -49,7 +49,7 @@ class ActivationHook:
         """Before the module's forward: quantize an argument."""
         if not self.switch.enabled:
             return None
-        return replaced_arguments(args, kwargs, self.paths, self.quantizer)
+        return replaced_arguments(args, kwargs, passed_at(module, args, kwargs, self.paths), self.quantizer)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         """After the module's forward: quantize its result."""

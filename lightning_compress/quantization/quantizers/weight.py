@@ -139,8 +139,14 @@ class WeightShadows(Shadows):
 
     def __init__(self, reads: Sequence[tuple[WeightQuantizer, Use]], switch: Switch) -> None:
         super().__init__([Shadow(use.owner, use.attribute, quantizer.fake_quantize) for quantizer, use in reads])
+        self._quantizers = [quantizer for quantizer, _ in reads]
         self._switch = switch
 
     def active(self, module: nn.Module) -> bool:
         """While the quantizers act."""
         return self._switch.enabled
+
+    def release(self, quantizer: WeightQuantizer) -> None:
+        """Let the module read the float weight of a quantizer again."""
+        kept = [pair for pair in zip(self.shadows, self._quantizers, strict=True) if pair[1] is not quantizer]
+        self.shadows, self._quantizers = [shadow for shadow, _ in kept], [other for _, other in kept]

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lightning_compress.export import to_onnx
-from lightning_compress.export.onnx.integer_share import IntegerShare, integer_share
+from lightning_compress.export.integer_share import IntegerShare
+from lightning_compress.export.onnx.integer_share import integer_share
 from lightning_compress.quantization import prepare
 
 

@@ -101,6 +101,13 @@ def test_a_concat_has_quantizers_on_all_inputs_and_its_output() -> None:
     assert {"down.2:output", "up:output", "head:input[0]"} <= sites
 
 
+def test_for_litert_all_that_a_concat_reads_and_writes_shares_a_quantizer() -> None:
+    sites = placement_of(ConcatNet(), *IMAGE, backend="litert").sites
+    (shared,) = [site for site in sites if site.name == "down.2:output"]
+    assert {boundary.module for boundary in shared.boundaries} >= {"down.2", "up", "head"}
+    assert len(sites) == len(placement_of(ConcatNet(), *IMAGE, backend="executorch").sites) - 2
+
+
 def test_max_pooling_passes_the_quantization_through() -> None:
     placement = placement_of(ConcatNet(), *IMAGE)
     assert placement.layer_input["middle.0.weight"] == "down.2:output"

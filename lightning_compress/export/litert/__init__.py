@@ -1,0 +1,1 @@
+"""LiteRT's ``.tflite`` files, for phones, boards and microcontrollers."""
