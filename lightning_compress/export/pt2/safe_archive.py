@@ -206,7 +206,8 @@ def _check(key: str, value: Any, path: object) -> None:
         raise CompressionError(f"{path}: imports a module by {key!r}. Files of this package do not.")
     if key == "expr_str":
         rest = _SYMBOL.sub("(", value) if isinstance(value, str) else "'"
-        if "<<" in rest or ">>" in rest or not _EXPRESSION.fullmatch(rest) or not all(_NAMES.fullmatch(word) for word in _WORD.findall(rest)):
+        words = all(_NAMES.fullmatch(word) for word in _WORD.findall(rest))
+        if not words or not _EXPRESSION.fullmatch(rest) or "<<" in rest or ">>" in rest:
             raise CompressionError(f"{path}: has the size {str(value)[:60]!r}, which is no arithmetic.")
         if not _is_small(value):
             raise CompressionError(f"{path}: has the size {value[:60]!r}, which is too large to be a size.")

@@ -128,7 +128,7 @@ def test_what_pytorch_cannot_read_is_one_line(
     name = model_json(parts)
     tree = json.loads(parts[name])
     tree["graph_module"]["graph"]["nodes"][0]["outputs"][0]["as_tensor"]["name"] = "elsewhere"
-    with pytest.raises(CompressionError, match="elsewhere|Failed deserializing") as raised:
+    with pytest.raises(CompressionError, match="Failed deserializing") as raised:
         load_torch_export(written({**parts, name: json.dumps(tree).encode()}, tmp_path / "evil.pt2"))
     assert "\n" not in str(raised.value)
     assert not caplog.records
