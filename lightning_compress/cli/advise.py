@@ -16,7 +16,6 @@ from lightning_compress.errors import CompressionError
 
 if TYPE_CHECKING:
     from lightning_compress.apps.advise.advise import Advice, Request
-    from lightning_compress.apps.configuration.device import Device
 
 _COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
@@ -39,8 +38,7 @@ def add_advise(commands: Any) -> None:
     parser.add_argument(
         "--device",
         metavar="NAME",
-        help="a device: cortex_m4, pixel, browser, … in conf/device; the plan is for its format, in bit widths that it "
-        "has kernels for and, if no size is given, within its flash",
+        help="answer for a device instead: cortex_m4, pixel, browser, … in conf/device",
     )
     parser.add_argument("--max-size", metavar="SIZE", help="largest packed file: 100KB (1000 bytes each), 96KiB")
     parser.add_argument(
@@ -72,9 +70,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Measure, plan, print, and write the experiment."""
     given = [*arguments.overrides, *rest]
     if arguments.device is not None:
-        from lightning_compress.apps.configuration.device import read_device
-
-        given = _take(read_device(arguments.device), arguments, given)
+        return _for_device(arguments, given)
     overrides = with_choices("advise", given, {"pruning": "uniform", "quantization": "w8a8"})
     with composed_aside(overrides, as_json=arguments.json) as (cfg, folder):
         # Imported here, so that --help and a misspelt setting are answered without loading torch.
@@ -111,16 +107,37 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0 if advice.plan is not None else 1
 
 
-def _take(device: Device, arguments: argparse.Namespace, given: Sequence[str]) -> list[str]:
-    """Take limits, options and overrides that are not given from a device's profile; gives all overrides."""
-    if arguments.max_size is None and arguments.max_bops is None:
-        arguments.max_size = device.max_flash or device.max_size
-    if arguments.bits is None:
-        arguments.bits = ",".join(map(str, device.bits))
-    if arguments.sparsities is None and not device.zeros:
-        arguments.sparsities = "0"
+def _for_device(arguments: argparse.Namespace, given: Sequence[str]) -> int:
+    """Whether the weights fit a device, and the command that makes its file; there is no choice for each layer."""
+    from lightning_compress.apps.compare.limits import parse_size
+    from lightning_compress.apps.configuration.device import read_device
+    from lightning_compress.delivery.dense_baseline import read_dense
+    from lightning_compress.report.number_text import size
+
+    device = read_device(arguments.device)
+    if not arguments.checkpoint.is_file():
+        raise CompressionError.field("--checkpoint", expected="a checkpoint file", got=str(arguments.checkpoint))
+    weights = sum(tensor.numel() for tensor in read_dense(arguments.checkpoint, "--checkpoint").values())
+    given_size = arguments.max_size or device.max_flash or device.max_size
+    most = None if given_size is None else parse_size(given_size)
+    fits = most is None or weights <= most
     named = {text.lstrip("+~").partition("=")[0] for text in given}
-    return [*(text for text in device.settings if text.partition("=")[0] not in named), *given]
+    settings = [text for text in device.settings if text.partition("=")[0] not in named]
+    command = ["lightning-compress", "calibrate", "--checkpoint", str(arguments.checkpoint), *settings, *given]
+    if arguments.json:
+        found = {"device": device.name, "weights": weights, "max_size": most, "fits": fits}
+        print(json.dumps({**found, "command": shlex.join(command) if fits else None}, indent=2))
+        return 0 if fits else 1
+    limit = "" if most is None else f", at most {size(most)} is allowed"
+    print(
+        f"{device.name} runs {device.format} files. Its runtime has kernels for 8 bits and gains nothing by zeros, so "
+        f"that no layer has a choice. The weights take {size(weights)} there{limit}."
+    )
+    if not fits:
+        print("They do not fit: take a smaller network, or remove whole channels (pruning=channel).")
+        return 1
+    print(f"See first what 8 bits lose without training, and train only if it is too much:\n  {shlex.join(command)}")
+    return 0
 
 
 def _request(arguments: argparse.Namespace) -> Request:

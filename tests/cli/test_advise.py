@@ -199,3 +199,22 @@ def test_a_misspelt_setting_is_answered_without_loading_torch() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
     assert "Closest: mlp" in answer.stderr
+
+
+def test_for_a_device_it_says_whether_the_weights_fit_and_how_to_make_its_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def answer(*given: str, code: int = 0) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main(["advise", "--json", "--checkpoint", "trained.ckpt", *given, *MODEL]) == code
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    found = answer("--device", "cortex_m4")
+    assert (found["weights"], found["max_size"]) == (64 * 32 + 32 + 32 * 10 + 10, 512_000)
+    command = shlex.split(found["command"])
+    assert command[:4] == ["lightning-compress", "calibrate", "--checkpoint", "trained.ckpt"]
+    assert {"quantization.backend=litert", "export.formats=[litert]", "+model.hidden=32"} <= set(command)
+    assert answer("--device", "cortex_m4", "--max-size", "1KB", code=1)["command"] is None
+    assert main(["advise", "--checkpoint", "trained.ckpt", "--device", "cortex_m5", *MODEL]) == 2
+    assert "Closest: cortex_m" in capsys.readouterr().err

@@ -19,8 +19,6 @@ class Device:
         name: Name of its file.
         format: The format that runs there.
         settings: Overrides of ``train`` that write such a file.
-        bits: Bit widths for which its runtime has kernels.
-        zeros: Whether scattered zeros make the file smaller there.
         max_size: Largest file, as ``--max-size`` takes it.
         max_latency: Longest call, as ``--max-latency`` takes it.
         max_flash: Largest file of a microcontroller.
@@ -30,8 +28,6 @@ class Device:
     name: str
     format: str
     settings: tuple[str, ...]
-    bits: tuple[int, ...]
-    zeros: bool
     max_size: str | None = None
     max_latency: str | None = None
     max_flash: str | None = None
@@ -63,8 +59,7 @@ def read_device(name: str) -> Device:
             "--device", expected=f"one of {', '.join(known)}", got=name, fix=closest(name, known)
         )
     content = yaml.safe_load((files(CONFIG_MODULE) / "device" / f"{name}.yaml").read_text(encoding="utf-8"))
-    lists = {key: tuple(content[key]) for key in ("settings", "bits")}
     unknown = set(content) - {each.name for each in fields(Device)}
     if unknown:
         raise CompressionError.field(f"conf/device/{name}.yaml", expected="known settings", got=sorted(unknown))
-    return Device(name=name, **{**content, **lists})
+    return Device(name=name, **{**content, "settings": tuple(content["settings"])})
