@@ -14,7 +14,7 @@ import re
 from lightning_compress.errors import CompressionError
 
 _ATEN = """
-"" __and__ __lshift__ __or__ __rshift__ __xor__ _adaptive_avg_pool2d _adaptive_avg_pool3d _assert_async
+__and__ __lshift__ __or__ __rshift__ __xor__ _adaptive_avg_pool2d _adaptive_avg_pool3d _assert_async
 _assert_scalar _assert_tensor_metadata _cdist_forward _conj _conj_physical _convolution _fft_c2c _fft_c2r
 _fft_r2c _linalg_det _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd _log_softmax _pdist_forward
 _prelu_kernel _scaled_dot_product_attention_math _softmax _to_copy _trilinear _unsafe_view
@@ -110,8 +110,10 @@ _SIZES = re.compile(
     r"torch\.sym_(float|int|ite|max|min|not|sqrt|sum)|math\.(ceil|floor|trunc|sqrt|pow|log2|gcd)|"
     r"_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_|not_)"
 )
-_OPERATOR = re.compile(r"torch\.ops\.(?P<space>\w+)\.(?P<name>\w+)(\.(?P<overload>\w+))?")
+_OPERATOR = re.compile(r"torch\.ops\.(?P<space>\w+)\.(?P<name>\w+)\.(?P<overload>[^\W_]\w*)")
+_CONTROL = re.compile(r"torch\.ops\.higher_order\.(\w+)")
 _WRITES = re.compile(r"(^|_)out(_|$)")
+_METHODS = frozenset({"op", "op_overloads", "overloads"})
 
 
 _trusted: set[str] = set()
@@ -140,11 +142,15 @@ def is_allowed(target: str) -> bool:
         >>> is_allowed("torch.ops.aten.relu_.default"), is_allowed("torch.ops.aten.save.default")
         (True, False)
     """
+    control = _CONTROL.fullmatch(target)
+    if control is not None:
+        return control[1] in CONTROL
     found = _OPERATOR.fullmatch(target)
     if found is None:
         return _SIZES.fullmatch(target) is not None
-    space, name, overload = found["space"], found["name"], found["overload"] or ""
-    if _WRITES.search(overload):
+    space, name, overload = found["space"], found["name"], found["overload"]
+    # An operator without its overload would take any, and has methods that look like overloads and reach any object.
+    if _WRITES.search(overload) or overload in _METHODS:
         return False
     if f"{space}.{name}" in _trusted:
         return True
@@ -152,4 +158,4 @@ def is_allowed(target: str) -> bool:
         return name in ATEN or (name.endswith("_") and name[:-1] in ATEN)
     if space == "quantized_decomposed":
         return _DECOMPOSED.fullmatch(name) is not None
-    return name in {"torchvision": VISION, "higher_order": CONTROL}.get(space, ())
+    return space == "torchvision" and name in VISION

@@ -30,10 +30,10 @@ _PLAIN = re.compile(
 # Pickled inputs, which are left out: the part is there, and empty.
 _NO_INPUTS = re.compile(r"data/sample_inputs/\w+\.pt")
 # Sympy's own form, as in Mul(Integer(2), Symbol('s0', positive=True, integer=True)).
-_SYMBOL = re.compile(r"Symbol\('[su]\d+'")
+_SYMBOL = re.compile(r"Symbol\('[su]\d{1,6}'")
 _EXPRESSION = re.compile(r"[\w\s+\-*/(),<>=]*")
 _NAMES = re.compile(
-    r"[su]\d+|positive|nonnegative|integer|True|False|Integer|Rational|Add|Mul|Pow|Max|Min|Mod|PythonMod|FloorDiv|"
+    r"[su]\d{1,6}|positive|nonnegative|integer|True|False|Integer|Rational|Add|Mul|Pow|Max|Min|Mod|PythonMod|FloorDiv|"
     r"CeilDiv|CleanDiv|ModularIndexing|oo|int_oo|GreaterThan|LessThan|StrictGreaterThan|StrictLessThan|Equality|"
     r"Unequality|And|Or|Not"
 )
@@ -44,11 +44,19 @@ _CALLS = frozenset({"target", "as_operator"})
 _WORD = re.compile(r"[^\W\d]\w*")
 _EXPONENT = re.compile(r"-?[1-4]|Integer\(-?[1-4]\)|Rational\(1, 2\)")
 _MOST_POWERS = 4
+_LARGEST_DEGREE = 16
+_LONGEST_EXPRESSION = 4096
+# Up to the number in its name, PyTorch counts one by one.
+_RANGE = re.compile(r"[a-z]+\d{1,6}")
 _LARGEST_TABLE = 1 << 26
 # PyTorch puts names between quotes, or as they are, into the Python source of the module.
 _QUOTABLE = re.compile(r"[^\"'\\\x00-\x1f\x7f\u2028\u2029]*")
 _KEY_OF_STRUCTURE = re.compile(r"[\w./ -]*")
 _IDENTIFIERS = frozenset({"name", "as_name", "forward_arg_names"})
+# These keys hold JSON as text.
+_STRUCTURES = frozenset({"in_spec", "out_spec"})
+# PyTorch reads no table of tables under these keys: one that is there is a tensor of that name.
+_FIELDS = frozenset({"metadata", "use_pickle", "guards_code", "expr_str"})
 
 
 def checked_archive(path: str | Path) -> bytes:
@@ -70,6 +78,9 @@ def checked_archive(path: str | Path) -> bytes:
             # PyTorch stores tensors as they are: anything compressed may be far larger than the file.
             unknown += [item.filename for item in listed if item.compress_type != zipfile.ZIP_STORED]
             unknown += [n for n, item in members.items() if n.endswith(".json") and item.file_size > _LARGEST_TABLE]
+            # Parts that share bytes, which older releases of Python read.
+            if sum(item.file_size for item in listed) > Path(path).stat().st_size:
+                unknown.append("parts larger than itself")
             if unknown:
                 raise CompressionError(
                     f"{path}: holds {unknown[0]}, which may be code or a bomb. Files of this package hold neither."
@@ -81,9 +92,9 @@ def checked_archive(path: str | Path) -> bytes:
                 _check_all(table, path)
                 _refuse_larger(name, table, parts, path)
                 parts[name] = json.dumps(table).encode()
-    except (zipfile.BadZipFile, ValueError, RecursionError, NotImplementedError, EOFError, OSError) as error:
-        if isinstance(error, CompressionError):
-            raise
+    except CompressionError:
+        raise
+    except Exception as error:  # What a damaged list of parts breaks in zipfile has many names.
         raise CompressionError(f"{path}: cannot be loaded as a torch.export file ({error}).") from error
     if "archive_format" not in parts:
         raise CompressionError(f"{path}: cannot be loaded as a torch.export file (not one of PyTorch 2.9 or newer).")
@@ -147,11 +158,14 @@ def _check_all(tree: Any, path: object, key: str = "", *, structure: bool = Fals
     """
     if isinstance(tree, dict):
         for name, value in tree.items():
-            if name == "metadata":
-                tree[name] = {}
-                continue
-            _check(name, value, path)
             _check_text(name, "", path, structure)
+            if name not in _FIELDS or not _holds_tables(value):
+                if name == "metadata":
+                    tree[name] = {}
+                    continue
+                _check(name, value, path)
+            if key == "range_constraints" and not _RANGE.fullmatch(name):
+                raise CompressionError(f"{path}: has the range of {name[:60]!r}, which is no size.")
             # Texts that operators are called with, such as messages, are written as literals.
             if (key, name) != ("arg", "as_string"):
                 _check_all(value, path, name, structure=structure)
@@ -159,11 +173,15 @@ def _check_all(tree: Any, path: object, key: str = "", *, structure: bool = Fals
         for value in tree:
             _check_all(value, path, key, structure=structure)
     elif isinstance(tree, str) and key != "expr_str":
-        inner = _decoded(tree)
+        inner = _decoded(tree) if structure or key in _STRUCTURES else None
         if inner is None:
             _check_text(tree, key, path, structure)
         else:
             _check_all(inner, path, key, structure=True)
+
+
+def _holds_tables(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(below, dict) and below for below in value.values())
 
 
 def _check_text(text: str, key: str, path: object, structure: bool) -> None:
@@ -188,14 +206,17 @@ def _check(key: str, value: Any, path: object) -> None:
         raise CompressionError(f"{path}: imports a module by {key!r}. Files of this package do not.")
     if key == "expr_str":
         rest = _SYMBOL.sub("(", value) if isinstance(value, str) else "'"
-        if not _EXPRESSION.fullmatch(rest) or not all(_NAMES.fullmatch(word) for word in _WORD.findall(rest)):
+        words = all(_NAMES.fullmatch(word) for word in _WORD.findall(rest))
+        if not words or not _EXPRESSION.fullmatch(rest) or "<<" in rest or ">>" in rest:
             raise CompressionError(f"{path}: has the size {str(value)[:60]!r}, which is no arithmetic.")
         if not _is_small(value):
-            raise CompressionError(f"{path}: has the size {value[:60]!r}, whose powers are too large to be a size.")
+            raise CompressionError(f"{path}: has the size {value[:60]!r}, which is too large to be a size.")
 
 
 def _is_small(expression: str) -> bool:
-    """Whether an expression is evaluated at once: numbers of 64 bits, and a few powers of exponents up to 4."""
+    """Whether an expression is evaluated at once: short, numbers of 64 bits, and a few powers of low degree."""
+    if len(expression) > _LONGEST_EXPRESSION:
+        return False
     if expression.count("**") + expression.count("Pow") == 0 and not re.search(r"\d{20}", expression):
         return True
     try:
@@ -210,6 +231,7 @@ def _is_small(expression: str) -> bool:
     return (
         len(exponents) <= _MOST_POWERS
         and all(_EXPONENT.fullmatch(ast.unparse(exponent)) for exponent in exponents)
+        and prod(int(re.findall(r"\d+", ast.unparse(exponent))[0]) for exponent in exponents) <= _LARGEST_DEGREE
         and all(abs(number) < 2**63 for number in numbers)
     )
 

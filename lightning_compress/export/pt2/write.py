@@ -16,6 +16,7 @@ like others for unsigned activations and signed weights, saturate: run the modul
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,12 +167,29 @@ class TorchExportModel:
 def _loaded(path: str | Path) -> tuple[torch.export.ExportedProgram, nn.Module]:
     register()
     data = checked_archive(path)
+    logged, logger = _Logged(), logging.getLogger("torch.export")
+    logger.addFilter(logged)
     try:
         # As a buffer: from a path it would insist on the file's suffix.
         program = torch.export.load(io.BytesIO(data))
         return program, program.module()
     except Exception as error:  # What damaged tables break in PyTorch's reader has many names.
-        raise CompressionError(f"{path}: cannot be loaded as a torch.export file ({first_line(error)}).") from error
+        cause = first_line(logged.error or error)
+        raise CompressionError(f"{path}: cannot be loaded as a torch.export file ({cause[:200]}).") from error
+    finally:
+        logger.removeFilter(logged)
+
+
+class _Logged(logging.Filter):
+    """Keeps the error that PyTorch's reader logs, with all that it was reading, instead of raising it."""
+
+    error: BaseException | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.exc_info:
+            return True
+        self.error = record.exc_info[1]
+        return False
 
 
 def _serialized(program: torch.export.ExportedProgram) -> bytes:

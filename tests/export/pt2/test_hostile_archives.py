@@ -55,6 +55,9 @@ def model_json(parts: dict[str, bytes]) -> str:
         "torch.ops.aten._native_batch_norm_legit_no_training.default", "torch.ops.aten.empty.memory_format",
         "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default", "torch.ops.aten.ctc_loss.IntList",
         "torch.load", "torch.hub.load", "torch.sym_int.__globals__", "math.os.system", "math.__loader__",
+        "torch.ops.aten.linear", "torch.ops.aten.linear.__class__", "torch.ops.aten.linear.__getattr__",
+        "torch.ops.aten.linear.__setattr__", "torch.ops.aten.linear._op", "torch.ops.aten.linear.overloads",
+        "torch.ops.higher_order.cond.py_impl", "torch.ops.higher_order.cond.__call__",
         "_operator.methodcaller", "_operator.attrgetter", "builtins.eval", "os.system", "#ext:evil", "",
     ],
 )  # fmt: skip
@@ -83,6 +86,7 @@ def test_an_operator_given_as_an_argument_is_checked_too(parts: dict[str, bytes]
         "9**9**9**9", "9**99999999", "(((9**4)**4)**4)**4**4", "Pow(Integer(9), Pow(Integer(9), Integer(9)))",
         "Pow(Integer(9),Integer(999999))", "2**-9999999", "9" * 20,
         "Pow(Symbol('s0', positive=True, integer=True), Symbol('s1', positive=True, integer=True))",
+        "(((s0 + s1 + s2)**4)**4)**4", "Max(" + ", ".join(f"s{n}" for n in range(2000)) + ")",
     ],
 )  # fmt: skip
 def test_a_size_that_takes_for_ever_is_refused(size: str, parts: dict[str, bytes], tmp_path: Path) -> None:
@@ -102,6 +106,68 @@ def test_a_size_that_takes_for_ever_is_refused(size: str, parts: dict[str, bytes
 )  # fmt: skip
 def test_arithmetic_of_real_sizes_passes(size: str) -> None:
     _check("expr_str", size, "here")
+
+
+@pytest.mark.parametrize("size", ["1<<9999999999", "Integer(1)<<Integer(99999999999)", "u99999999999999 + 1"])
+def test_a_size_that_shifts_or_counts_for_ever_is_refused(size: str) -> None:
+    with pytest.raises(CompressionError, match="no arithmetic"):
+        _check("expr_str", size, "here")
+
+
+def test_a_range_that_is_counted_for_ever_is_refused(parts: dict[str, bytes], tmp_path: Path) -> None:
+    name = model_json(parts)
+    tree = json.loads(parts[name])
+    tree["range_constraints"]["u99999999999999"] = {"min_val": 0, "max_val": 5}
+    with pytest.raises(CompressionError, match="no size"):
+        load_torch_export(written({**parts, name: json.dumps(tree).encode()}, tmp_path / "evil.pt2"))
+
+
+def test_what_pytorch_cannot_read_is_one_line(
+    parts: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = model_json(parts)
+    tree = json.loads(parts[name])
+    tree["graph_module"]["graph"]["nodes"][0]["outputs"][0]["as_tensor"]["name"] = "elsewhere"
+    with pytest.raises(CompressionError, match="Failed deserializing") as raised:
+        load_torch_export(written({**parts, name: json.dumps(tree).encode()}, tmp_path / "evil.pt2"))
+    assert "\n" not in str(raised.value)
+    assert not caplog.records
+
+
+def test_an_archive_that_is_encrypted_is_refused(parts: dict[str, bytes], tmp_path: Path) -> None:
+    path = written(parts, tmp_path / "evil.pt2")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(CompressionError, match="encrypted"):
+        load_torch_export(path)
+
+
+@pytest.mark.parametrize("name", ["metadata", "use_pickle", "expr_str", "guards_code", "target", "name"])
+def test_a_weight_may_be_called_like_a_field_of_the_format(name: str, tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_parameter(name, nn.Parameter(torch.randn(4)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * getattr(self, name)
+
+    net, x = Scaled(), torch.randn(3, 4)
+    to_torch_export(net, x, tmp_path / "model.pt2")
+    assert torch.equal(load_torch_export(tmp_path / "model.pt2")(x), net(x))
+
+
+def test_a_name_is_not_read_as_json(parts: dict[str, bytes], tmp_path: Path) -> None:
+    """Its quotation marks would end the ones that PyTorch writes around it."""
+    changed = {
+        name: json.dumps(renamed(json.loads(part), "0.weight", '["x", "y"]')).encode()
+        if name.endswith(".json")
+        else part
+        for name, part in parts.items()
+    }
+    with pytest.raises(CompressionError, match="could be code"):
+        load_torch_export(written(changed, tmp_path / "evil.pt2"))
 
 
 def test_a_compressed_archive_is_refused(parts: dict[str, bytes], tmp_path: Path) -> None:
@@ -242,7 +308,7 @@ def test_a_structure_that_imports_a_module_is_refused(
 ) -> None:
     table = model_json(parts)
     tree = json.loads(parts[table])
-    tree["planted"] = blank + json.dumps([1, {"type": "collections.defaultdict", "context": blank + context}])
+    tree["in_spec"] = blank + json.dumps([1, {"type": "collections.defaultdict", "context": blank + context}])
     with pytest.raises(CompressionError, match="imports a module"):
         load_torch_export(written({**parts, table: json.dumps(tree).encode()}, tmp_path / "evil.pt2"))
 
@@ -250,7 +316,7 @@ def test_a_structure_that_imports_a_module_is_refused(
 def test_keyword_arguments_that_are_python_are_refused(parts: dict[str, bytes], tmp_path: Path) -> None:
     table = model_json(parts)
     tree = json.loads(parts[table])
-    tree["planted"] = json.dumps([1, {"type": "builtins.dict", "context": json.dumps([f"x={CALL}"])}])
+    tree["in_spec"] = json.dumps([1, {"type": "builtins.dict", "context": json.dumps([f"x={CALL}"])}])
     with pytest.raises(CompressionError, match="could be code"):
         load_torch_export(written({**parts, table: json.dumps(tree).encode()}, tmp_path / "evil.pt2"))
 
