@@ -139,7 +139,9 @@ def _best(patterns: Iterable[str], candidate: Candidate[Any], field: str) -> int
 def _refuse_unmatched(pattern: str, candidates: Sequence[Candidate[Any]], field: str) -> None:
     if any(rank(pattern, candidate, field) is not None for candidate in candidates):
         return
-    names = [name for candidate in candidates for name in candidate.names]
+    # Layers before their parameters.
+    names = [name for candidate in candidates for name in candidate.names[1:]]
+    names += [candidate.names[0] for candidate in candidates]
     classes = sorted({type(candidate.module).__name__ for candidate in candidates})
     raise CompressionError.field(
         field,

@@ -154,9 +154,10 @@ def step_loss(model: L.LightningModule, batch: Any, index: int, command: str) ->
     Raises:
         CompressionError: The step does not run without a Trainer, or gives no loss.
     """
-    named = "batch_idx" in inspect.signature(model.training_step).parameters
+    parameters = inspect.signature(model.training_step).parameters
     try:
-        result = model.training_step(batch, **({"batch_idx": index} if named else {}))
+        # As Lightning does: the second argument is the index, whatever its name.
+        result = model.training_step(batch, *([index] if len(parameters) > 1 else []))
     except RuntimeError as error:
         raise CompressionError(
             f"{command}: {type(model).__name__}.training_step does not run outside of a Trainer: "

@@ -1,4 +1,4 @@
-"""The phases of all callbacks before training: checked against the run, printed, and logged as a plan."""
+"""The phases of all callbacks: checked and announced before training, and those that it did not reach."""
 
 from __future__ import annotations
 
@@ -48,6 +48,31 @@ def announce(trainer: L.Trainer, module: L.LightningModule, total: int | None, *
         console.print(phases.table(found, total))
         for note in [*phases.notes(schedule, steps.get("quantization")), *resume_limits(trainer, module)]:
             console.print(f"Note: {note}", markup=False)
+
+
+def unreached(trainer: L.Trainer) -> list[str]:
+    """What a fit that ended early, as by ``EarlyStopping``, did not do: a sentence for each target of its callbacks.
+
+    Args:
+        trainer: The Trainer, after its fit.
+    """
+    last, found = trainer.global_step, []
+    ended = f"training ended at optimizer step {last}"
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradualMagnitudePruning) and callback.pruner is not None:
+            schedule = callback.pruner.schedule
+            if last < schedule.end:
+                found.append(
+                    f"Sparsity is {callback.pruner.sparsity():.1%}, not {schedule.final:.1%}: {ended}, before the last "
+                    f"mask update at step {schedule.end}. Train longer, or give an earlier 'end'."
+                )
+        elif isinstance(callback, QuantizationAwareTraining) and callback.phases.get("start", 0) >= last:
+            start = callback.phases["start"]
+            found.append(
+                f"Nothing is quantized: {ended}, and quantization begins at step {start}. Train longer, or give an "
+                f"earlier 'start'."
+            )
+    return found
 
 
 def _log(trainer: L.Trainer, found: Sequence[phases.Phase], total: int | None) -> None:

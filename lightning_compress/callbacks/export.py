@@ -11,6 +11,7 @@ import lightning as L
 from typing_extensions import override
 
 from lightning_compress import loggers, report
+from lightning_compress.callbacks.announcement import unreached
 from lightning_compress.callbacks.checkpoints.kept_checkpoints import (
     KeptCheckpoints,
     chosen_checkpoint,
@@ -20,7 +21,7 @@ from lightning_compress.callbacks.checkpoints.kept_checkpoints import (
 from lightning_compress.callbacks.checkpoints.saving import SavingCallback
 from lightning_compress.callbacks.dense_weights import DenseWeights
 from lightning_compress.callbacks.first_call import FirstCall
-from lightning_compress.callbacks.monitor import CompressionMonitor, compression
+from lightning_compress.callbacks.monitor import compression, measured
 from lightning_compress.callbacks.on_error import FailurePolicy, OnError
 from lightning_compress.callbacks.run_length import refuse_sharded
 from lightning_compress.delivery.directory import ExportDirectory
@@ -288,16 +289,16 @@ class CompressedExport(SavingCallback):
         ).run(size)
         if self._dense.state is not None and self._dense.source != GIVEN:
             found.judge_start(self.limits.monitor, self.limits.mode)
-        found.failures[:0] = [f"{item} was not written: {why}" for item, why in self._call.refused.items()]
+        refused = [f"{item} was not written: {why}" for item, why in self._call.refused.items()]
+        found.failures[:0] = [*unreached(trainer), *refused]
         found.notes += [*notes, *self._kept.warn_of_early(trainer, _FIELD, exported=checkpoint)]
         broken = self.limits.failures(found, found.agreement)
-        monitor = next((c for c in trainer.callbacks if isinstance(c, CompressionMonitor)), None)  # type: ignore[attr-defined]
         self.report = compose(
             found,
             name=name,
             rows=rows,
             float_bytes=size,
-            **({} if monitor is None else {"history": monitor.history, "evaluations": monitor.evaluations}),
+            **measured(trainer),
             pruner=pruner,
             quantization=find(module),
             data=record,

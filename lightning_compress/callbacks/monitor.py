@@ -272,6 +272,12 @@ def compression(trainer: L.Trainer) -> tuple[Pruner | None, Quantization | None]
     return pruner, quantization
 
 
+def measured(trainer: L.Trainer) -> dict[str, list[dict[str, Any]]]:
+    """``history`` and ``evaluations`` of a Trainer's monitor; nothing without one."""
+    monitors = [c for c in trainer.callbacks if isinstance(c, CompressionMonitor)]  # type: ignore[attr-defined]
+    return {"history": monitors[0].history, "evaluations": monitors[0].evaluations} if monitors else {}
+
+
 def _compiled(trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
     """Whether some part of the model is compiled: it would be compiled again to be looked at."""
     parts = [*pl_module.modules(), trainer.strategy.model]

@@ -80,9 +80,9 @@ class EvaluationData:
         if self.dataloaders is None and not is_overridden(loader, source, kind):
             raise CompressionError.field(
                 f"{field}.split",
-                expected=f"data; {type(source).__name__} has no {loader}, and fit none or limit_{self.split}_batches=0",
+                expected="a split that has data",
                 got=self.split,
-                fix="Give dataloaders=..., or verify=False.",
+                fix=f"{type(source).__name__} has no {loader}: give CompressedExport dataloaders=..., or verify=False.",
             )
 
     def _other(self, module: L.LightningModule) -> str:

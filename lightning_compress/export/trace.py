@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.modules import transformer
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_compress.errors import CompressionError, closest, first_line
 from lightning_compress.export.deployable import deployable
@@ -98,8 +100,19 @@ def trace(
         return Traced(program, names, outputs, None if free else batch, _left_out(results[-1]))
     raise CompressionError(
         f"{field}: torch.export cannot trace {type(model).__name__}: {first_line(refused[-1])}. Values that depend on "
-        f"data cannot steer Python code in an exported model."
+        f"data cannot steer Python code in an exported model.{_remedy(refused[-1])}"
     ) from refused[-1]
+
+
+def _remedy(error: BaseException) -> str:
+    """What to write instead of a function that cannot be traced."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    if any(isinstance(value, PackedSequence) for frame in frames for value in frame.f_locals.values()):
+        return (
+            " pack_padded_sequence reads the lengths as Python numbers: give the recurrent layer the padded sequence, "
+            "and mask what it returns behind each length."
+        )
+    return ""
 
 
 Given = tuple[dict[str, Tensor], dict[str, Tensor]]

@@ -17,6 +17,8 @@ from lightning_compress.report.number_text import (
     times,
 )
 
+BEGINNINGS = ("at start", "at resume")
+"""How the source of weights begins that a fit began with."""
 VERSIONS = {"dense": "Dense", "fake_quantized": "Fake-quantized", "deployed": "Deployed"}
 
 
@@ -90,20 +92,21 @@ def size_change(ratio: float) -> tuple[str, str]:
 def metric_change(report: Mapping[str, Any], name: str) -> str | None:
     """How a metric changed from the dense control to the deployed file; ``None`` without a control.
 
-    A difference of shares below its standard error, for two independent samples of the size that was measured, is
-    'no measurable difference'.
+    Weights that a fit began with are no control, and are not called dense. A difference of shares below its standard
+    error, for two independent samples of the size that was measured, is 'no measurable difference'.
     """
     dense, deployed = report["results"]["dense"], report["results"]["deployed"]
     before = None if dense is None else dense["metrics"].get(name)
     after = None if deployed is None else deployed["metrics"].get(name)
     if before is None or after is None:
         return None
+    control = "the start of the fit" if (dense["source"] or "").startswith(BEGINNINGS) else "dense"
     samples = report["samples"]
     if samples and is_share(name) and 0 <= before <= 1 and 0 <= after <= 1:
         error = math.sqrt((before * (1 - before) + after * (1 - after)) / samples)
         if abs(after - before) <= error:
-            return f"no measurable difference from dense on {samples} samples"
-    return f"{change(name, before, after)} against dense"
+            return f"no measurable difference from {control} on {samples} samples"
+    return f"{change(name, before, after)} against {control}"
 
 
 def headline(report: Mapping[str, Any]) -> str:

@@ -50,7 +50,7 @@ def choose(sweep: Sweep, limits: Limits) -> Choice:
     points = [(job.metrics[limits.metric], job.bytes, job.latency_ms) for job in jobs]
     best = tuple(jobs[index] for index in front(points, maximize=[limits.mode == "max", False, False]))
     if not kept:
-        reasons, following = tuple(_near(jobs, limits)), (*_failed(sweep), *_mend(jobs, limits))
+        reasons, following = tuple(_near(jobs, limits)), (*_failed(sweep), *_remedies(jobs, sweep, limits))
         return Choice(None, kept, best, _nothing(jobs, limits), reasons, following)
     job = kept[0]
     role = _OBJECTIVES[limits.objective].format(metric=limits.metric)
@@ -160,8 +160,15 @@ def _shrinks(jobs: Sequence[Job]) -> bool:
     return len(ordered) < 2 or (ordered[-1].bytes or 0) < 0.95 * (ordered[0].bytes or 0)
 
 
-def _mend(jobs: Sequence[Job], limits: Limits) -> Iterator[tuple[str, str | None]]:
+def _remedies(jobs: Sequence[Job], sweep: Sweep, limits: Limits) -> Iterator[tuple[str, str | None]]:
     """What to try when nothing keeps the limits."""
+    smallest = min((job.files.get("packed", math.inf) for job in jobs), default=math.inf)
+    if sweep.format == DEPLOYED and limits.max_size is not None and smallest <= limits.max_size:
+        yield (
+            f"Packed files keep the limit on size: the smallest takes {text.size(smallest)}. Where the model is stored "
+            f"or sent packed, compare by them.",
+            f"lightning-compress compare {shlex.quote(str(sweep.path))} --format packed",
+        )
     broken = {found.limit for job in jobs for found in limits.violations(job)}
     if "drop" in broken:
         yield "Less loss: train longer (trainer.max_epochs), prune less, or give the low precisions more bits.", None

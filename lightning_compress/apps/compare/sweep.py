@@ -23,6 +23,7 @@ from lightning_compress.apps.train.sweep_jobs import JOB_FILE, SHARED, read_job
 from lightning_compress.errors import CompressionError, closest
 from lightning_compress.report import check
 from lightning_compress.report import number_text as text
+from lightning_compress.report.text import BEGINNINGS
 
 REPORT_FILE = "report.json"
 DEPLOYED = "deployed"
@@ -252,7 +253,7 @@ def _job(
         overrides=overrides,
         metrics=_finite(deployed["metrics"]),
         dense_metrics={} if dense is None else _finite(dense["metrics"]),
-        dense_trained=dense is not None and not (dense["source"] or "").startswith("at "),
+        dense_trained=dense is not None and not (dense["source"] or "").startswith(BEGINNINGS),
         bytes=int(size),
         files=files,
         dense_bytes=None if dense is None else dense["bytes"],
