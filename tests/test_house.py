@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 import subprocess
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import lightning as L
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,6 +68,38 @@ def test_a_private_name_in_many_files_is_refused(house: ModuleType, tmp_path: Pa
     (root / "one_more.py").write_text("x = thing._buffers\n")
     (found,) = house.widespread(root)
     assert found.startswith("._buffers stands in 4 files")
+
+
+LISTED = (ROOT / ".ci" / "private_names.txt").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("name", [name for line in LISTED if (name := line.split(":")[0]).startswith("torch.")])
+def test_what_is_private_to_torch_is_there_in_the_installed_version(name: str) -> None:
+    """A release that renames one fails here, by its name, and not in the middle of a fit."""
+    path, found = name.split("."), None
+    for parts in range(len(path), 0, -1):
+        try:
+            found = importlib.import_module(".".join(path[:parts]))
+        except ImportError:
+            continue
+        for attribute in path[parts:]:
+            found = getattr(found, attribute)
+        break
+    assert found is not None
+
+
+def test_what_is_private_to_lightning_is_there_in_the_installed_version() -> None:
+    loop = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False).fit_loop
+    assert not [name for name in ("_skip_backward", "_combined_loader", "_data_fetcher") if not hasattr(loop, name)]
+    assert "_batches_that_stepped" in loop.epoch_loop.on_save_checkpoint()
+    module = L.LightningModule()
+    assert not [name for name in ("_compiler_ctx", "_metric_attributes") if not hasattr(module, name)]
+
+
+def test_what_a_trace_replaces_is_there_in_the_installed_version() -> None:
+    assert callable(torch.nn.modules.transformer._detect_is_causal_mask)
+    assert hasattr(torch.distributions.Distribution, "_validate_args")
+    assert callable(torch.distributions.Distribution._validate_sample)
 
 
 def test_a_change_of_a_kept_list_is_shown(house: ModuleType, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ class FirstCall:
         if self._refuses:
             left = [item for item in self._formats if item not in refused]
             raise CompressionError(
-                f"{self._field}.formats: {', '.join(refused)} cannot be written of this network, which was found "
+                f"{self._field}.formats: {', '.join(refused)} cannot be written for this network, which was found "
                 f"before the first optimizer step: {why} To train all the same, give formats={left or ['packed']}, or "
                 f"on_error='warn'."
             )

@@ -20,7 +20,7 @@ from lightning_compress.lightning_packages import is_instance
 from lightning_compress.metrics.functional import extra_bytes
 from lightning_compress.metrics.layer_table import LayerRow, describe
 from lightning_compress.metrics.macs import Macs, count_macs
-from lightning_compress.monitoring import alerts, phases
+from lightning_compress.monitoring import alerts, names, phases
 from lightning_compress.monitoring.batch_signals import BatchSignals
 from lightning_compress.monitoring.saturation import SaturationWatch
 from lightning_compress.monitoring.series import PHASES, bar_text, history_point, own_metrics, phase, series
@@ -235,11 +235,11 @@ class CompressionMonitor(SavingCallback):
             extra=extra_bytes(pl_module),
             products=0 if self._macs is None else self._macs.products,
         )
-        self._series["compress/ready"] = float(phases.ready(pruner, quantization))
-        self._series["compress/phase"] = float(PHASES[self._measured[0]])
+        self._series[names.READY] = float(phases.ready(pruner, quantization))
+        self._series[names.PHASE] = float(PHASES[self._measured[0]])
         if pruner is not None:
-            self._series["compress/churn"] = pruner.churn
-            self._series["compress/dead_channels"] = float(sum(pruner.dead_channels().values()))
+            self._series[names.CHURN] = pruner.churn
+            self._series[names.DEAD_CHANNELS] = float(sum(pruner.dead_channels().values()))
         self._series |= self._signals.series
         self._unlogged = True
         step = trainer.global_step
@@ -247,7 +247,7 @@ class CompressionMonitor(SavingCallback):
         self.history = [point for point in self.history if point["step"] < step]
         self.history.append(history_point(step, self._series, self._measured[0]))
         self._remember_layers(rows, step)
-        sparsity, target = self._series["compress/sparsity/global"], self._series["compress/sparsity/target"]
+        sparsity, target = self._series[names.SPARSITY], self._series[names.SPARSITY_TARGET]
         self._alert(trainer, alerts.find(rows, {}, before={}, sparsity=sparsity, target=target))
         trainer.progress_bar_metrics.update(bar_text(self._series))  # type: ignore[arg-type]
 

@@ -27,7 +27,7 @@ def add_advise(commands: Any) -> None:
     parser = add_parser(
         commands,
         "advise",
-        "Measure what each layer of a trained model can bear, and plan its sparsities and bits under a budget.",
+        "Measure the sensitivity of each layer of a trained model, and plan sparsities and bit widths within a budget.",
         run,
         allow_abbrev=False,
         epilog="Exit codes: 0 there is a plan; 1 nothing keeps the budget; 2 wrong use.",
@@ -50,7 +50,7 @@ def add_advise(commands: Any) -> None:
         "--criterion",
         choices=("loss", "hessian"),
         default="loss",
-        help="what the plan makes least: the rise of the loss as measured (default), or as the Hessian's trace has it",
+        help="what the plan minimizes: the rise of the loss as measured (default), or as the Hessian's trace has it",
     )
     parser.add_argument("--sparsities", metavar="LIST", help="shares of zeros to choose from: 0,0.5,0.9")
     parser.add_argument("--bits", metavar="LIST", help="bit widths to choose from: 2,4,8")

@@ -36,7 +36,7 @@ def add_calibrate(commands: Any) -> None:
     parser.add_argument(
         "--no-bias-correction",
         action="store_true",
-        help="leave biases as they are; by default they make up for the mean error of rounded weights",
+        help="leave biases as they are; by default they correct the mean error of rounded weights",
     )
     parser.add_argument(
         "--equalize", action="store_true", help="first give consecutive layers equal ranges of each channel"

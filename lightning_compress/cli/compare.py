@@ -48,7 +48,7 @@ def add_compare(commands: Any) -> None:
     parser.add_argument(
         "--objective",
         choices=("bytes", "metric", "latency"),
-        help="what to be best at; default: bytes, or the metric where only size or latency is limited",
+        help="what to optimize; default: bytes, or the metric where only size or latency is limited",
     )
     parser.add_argument("--format", help="whose bytes count: deployed (default), onnx, packed, as the reports have")
     parser.add_argument("--html", type=Path, metavar="PATH", help="write an interactive page")

@@ -148,7 +148,7 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
         except KeyboardInterrupt as interrupt:
             if not sweep:
                 raise
-            raise KeyboardInterrupt("The same command goes on with the jobs that are missing.") from interrupt
+            raise KeyboardInterrupt("The same command runs the jobs that are missing.") from interrupt
     if sweep:
         return _show_sweep(as_json=arguments.json)
     for outcome in outcomes:

@@ -28,7 +28,7 @@ def add_verify(commands: Any) -> None:
     parser = add_parser(
         commands,
         "verify",
-        "Run run a written file on the data of its run, and compare it with the dense and the trained model.",
+        "Run a written file on the data of its run, and compare it with the dense and the trained model.",
         run,
         usage="lightning-compress verify PATH [options] [key=value ...]",
         epilog="key=value changes a setting of the run: data.root=~/data. Exit codes: 0 it holds; 1 a limit does not "

@@ -30,7 +30,7 @@ def add_wandb_sweep(commands: Any) -> None:
     parser.add_argument(
         "--metric",
         default="compress/deployed/test/acc",
-        help="summary value to be best at; default: compress/deployed/test/acc",
+        help="summary value to optimize; default: compress/deployed/test/acc",
     )
     parser.add_argument("--goal", choices=("maximize", "minimize"), default="maximize")
 

@@ -162,7 +162,7 @@ class Export:
             return trained
         before, after = (sum(p.numel() for p in module.parameters()) for module in (trained, smaller))
         found.notes.append(
-            f"{sum(shrunk.removed.values())} pruned channels and attention heads are gone from the files that run: "
+            f"{sum(shrunk.removed.values())} pruned channels and attention heads were removed from the files that run: "
             f"{before} weights became {after}."
         )
         return smaller
@@ -181,7 +181,7 @@ class Export:
         if passed is not None:
             found.notes.append(
                 f"The exported call leaves out {', '.join(self.entry.left_out)}: results that need it, as a loss that "
-                f"the network computes, are no part of the files, and metrics of them none of theirs."
+                f"the network computes, are not part of the files or of their metrics."
             )
         for item in found.written:
             with found.attempt(f"{FORMATS[item].file} was written and not verified"):
@@ -197,8 +197,8 @@ class Export:
                 if trained is not None and trained.state is not None:
                     metrics = self._as_evaluated(item, trained.state, trained.axes, data)
                     found.notes.append(
-                        f"{type(self.module).__name__} evaluates in another state than eval mode (its evaluation hooks "
-                        f"see to that). {FORMATS[item].file} is the network in eval mode, as predictions need it; "
+                        f"{type(self.module).__name__} evaluates in another state than eval mode (set by its "
+                        f"evaluation hooks). {FORMATS[item].file} is the network in eval mode, as predictions need it; "
                         f"its metrics are those of the same format, written in the state of the evaluation."
                     )
                 found.results["deployed"].metrics = metrics

@@ -31,7 +31,7 @@ from lightning_compress.quantization.quantizers.substitute import Shadow, Shadow
 
 @dataclass(eq=False)
 class IntegerWeight:
-    """A weight as an export stores it.
+    """A weight of a deployable copy, into whose scale a batch norm can be folded.
 
     Attributes:
         integers: int8, the weight's shape.
@@ -110,17 +110,13 @@ def deployable(model: nn.Module, example_inputs: Any) -> nn.Module:
 
 
 def _integers(quantization: Quantization) -> dict[str, IntegerWeight]:
-    return {
-        name: IntegerWeight(
-            q.integers(),
-            q.scale().detach().float(),
-            q.channel_axis,
-            q.uses,
-            q.spec.group_size,
-            biases.filling(q.spec.qmax, q.spec.narrow),
+    found = {}
+    for name, q in quantization.layers.items():
+        weight, filling = q.quantized(), biases.filling(q.spec.qmax, q.spec.narrow)
+        found[name] = IntegerWeight(
+            weight.integers, weight.scale.float(), q.channel_axis, q.uses, weight.group_size, filling
         )
-        for name, q in quantization.layers.items()
-    }
+    return found
 
 
 def _sites(quantization: Quantization) -> list[tuple[Boundary, list[tuple[Key, ...]], ActivationQuantizer]]:

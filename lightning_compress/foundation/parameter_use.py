@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from lightning_compress.errors import CompressionError, first_line
+from lightning_compress.foundation import pytree
 from lightning_compress.foundation.example_inputs import call_arguments, evaluating
 from lightning_compress.foundation.recorded_forward import uncompiled
 from lightning_compress.foundation.shards import reshard

@@ -14,6 +14,7 @@ from lightning_compress.loggers.base import Delivery
 from lightning_compress.loggers.kinds import sink
 from lightning_compress.loggers.training import log_image
 from lightning_compress.loggers.weights_and_biases import WeightsAndBiases, artifact_of, finish
+from lightning_compress.monitoring import names
 
 VERSIONS = ("dense", "fake_quantized", "deployed")
 
@@ -88,10 +89,10 @@ def summary(report: Mapping[str, Any]) -> dict[str, float]:
         values = {**result["metrics"], "bytes": result["bytes"], "compression_ratio": result["compression_ratio"]}
         if result["latency_ms"] is not None:
             values["latency_ms"] = result["latency_ms"]["median"]
-        numbers.update({f"compress/{version}/{k}": v for k, v in values.items() if v is not None})
+        numbers.update({names.of_report(version, k): v for k, v in values.items() if v is not None})
     for artifact in report.get("artifacts", ()):
-        numbers[f"compress/{artifact['format']}/bytes"] = artifact["bytes"]
+        numbers[names.of_report(artifact["format"], "bytes")] = artifact["bytes"]
     for key in ("agreement", "max_abs_difference", "integer_share"):
         if report.get(key) is not None:
-            numbers[f"compress/{key}"] = report[key]
+            numbers[names.of_report(key)] = report[key]
     return numbers

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_compress.loggers.kinds import sink
 from lightning_compress.metrics.layer_table import LayerRow
+from lightning_compress.monitoring import names
 
-LAYERS, HISTORY, SCHEDULE = "compress/layers", "compress/layers_over_time", "compress/schedule"
-WEIGHTS = "compress/weights"
+LAYERS, HISTORY, SCHEDULE = names.LAYERS, names.LAYERS_OVER_TIME, names.SCHEDULE
 HISTORY_COLUMNS = ("step", "name", "sparsity_target", "sparsity", "weight_bits", "activation_bits")
 
 _COLUMNS = (
@@ -71,7 +71,7 @@ def log_histograms(loggers: Iterable[Logger], weights: Mapping[str, Tensor], ste
     for taker in map(sink, loggers):
         with taker.kept_going("the histograms"):
             for name, weight in weights.items():
-                taker.histogram(f"{WEIGHTS}/{name}", weight.detach().float().cpu().numpy().ravel(), step)
+                taker.histogram(f"{names.WEIGHTS}/{name}", weight.detach().float().cpu().numpy().ravel(), step)
 
 
 @rank_zero_only

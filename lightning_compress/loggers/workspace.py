@@ -5,21 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_compress.errors import CompressionError, refuse_missing
+from lightning_compress.monitoring import names
 
 _FIELD = "wandb-workspace"
 SERIES = {
-    "Sparsity": ("compress/sparsity/global", "compress/sparsity/target"),
-    "Bits": ("compress/bits/weight", "compress/bits/activation"),
-    "Size, packed, MB": ("compress/size_mb/packed",),
-    "Phase": ("compress/phase",),
+    "Sparsity": (names.SPARSITY, names.SPARSITY_TARGET),
+    "Bits": (names.WEIGHT_BITS, names.ACTIVATION_BITS),
+    "Size, packed, MB": (names.PACKED_MB,),
+    "Phase": (names.PHASE,),
 }
 """Title → series of a run that is compressed."""
 HEALTH = {
-    "Saturation of activations": ("compress/saturation/mean", "compress/saturation/max"),
-    "Drift of ranges, powers of two": ("compress/drift/mean", "compress/drift/max"),
-    "Batches that are not finite": ("compress/nonfinite",),
-    "Mask churn": ("compress/churn",),
-    "Dead channels": ("compress/dead_channels",),
+    "Saturation of activations": (names.SATURATION_MEAN, names.SATURATION_MAX),
+    "Drift of ranges, powers of two": (names.DRIFT_MEAN, names.DRIFT_MAX),
+    "Batches that are not finite": (names.NONFINITE,),
+    "Mask churn": (names.CHURN,),
+    "Dead channels": (names.DEAD_CHANNELS,),
 }
 """Title → series by which a run that goes wrong is seen."""
 
@@ -46,7 +47,7 @@ def workspace(entity: str, project: str, *, metric: str = "test/acc") -> Any:
         return panels.ScatterPlot(
             title=title,
             x=panels.SummaryMetric(key),
-            y=panels.SummaryMetric(f"compress/deployed/{metric}"),
+            y=panels.SummaryMetric(names.of_report("deployed", metric)),
             log_x=True,
         )
 
@@ -62,9 +63,9 @@ def workspace(entity: str, project: str, *, metric: str = "test/acc") -> Any:
                 name="Which to choose",
                 is_open=True,
                 panels=[
-                    against("compress/packed/bytes", f"{metric} against bytes of the packed file"),
-                    against("compress/deployed/bytes", f"{metric} against bytes of the deployed file"),
-                    against("compress/deployed/latency_ms", f"{metric} against latency, ms"),
+                    against(names.of_report("packed", "bytes"), f"{metric} against bytes of the packed file"),
+                    against(names.of_report("deployed", "bytes"), f"{metric} against bytes of the deployed file"),
+                    against(names.of_report("deployed", "latency_ms"), f"{metric} against latency, ms"),
                 ],
             ),
             Section(name="Training", is_open=True, panels=lines(SERIES)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning_compress.monitoring import alerts
+from lightning_compress.monitoring import alerts, names
 from lightning_compress.monitoring.range_drift import drifts, read_ranges
 from lightning_compress.monitoring.saturation import Saturation
 from lightning_compress.quantization import Quantization
@@ -41,8 +41,8 @@ class BatchSignals:
             return
         shares = [seen.share for seen in found.values()]
         self.saturation = {
-            "compress/saturation/mean": sum(shares) / len(shares),
-            "compress/saturation/max": max(shares),
+            names.SATURATION_MEAN: sum(shares) / len(shares),
+            names.SATURATION_MAX: max(shares),
         }
         yield from alerts.find([], found, before=self._first_shares, sparsity=0.0, target=0.0)
         for name, seen in found.items():
@@ -59,9 +59,9 @@ class BatchSignals:
         moved = drifts(self._widths, found.widths) or [0.0]
         self._widths = dict(found.widths)
         self.ranges = {
-            "compress/drift/mean": sum(moved) / len(moved),
-            "compress/drift/max": max(moved),
-            "compress/nonfinite": float(max([nonfinite_steps, *found.nonfinite.values()])),
+            names.DRIFT_MEAN: sum(moved) / len(moved),
+            names.DRIFT_MAX: max(moved),
+            names.NONFINITE: float(max([nonfinite_steps, *found.nonfinite.values()])),
         }
         counts = (
             found.nonfinite if any(found.nonfinite.values()) else {"The gradient of a learned range": nonfinite_steps}

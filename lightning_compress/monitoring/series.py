@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_compress.metrics import functional
 from lightning_compress.metrics.layer_table import LayerRow
+from lightning_compress.monitoring import names
 
 if TYPE_CHECKING:
     from lightning_compress.pruning.schedule import SparsitySchedule
@@ -45,16 +46,16 @@ def series(rows: Sequence[LayerRow], *, target: float = 0.0, extra: int = 0, pro
     """
     dense, packed = functional.dense_bytes(rows, extra), functional.packed_bytes(rows, extra)
     found = {
-        "compress/sparsity/global": functional.sparsity(rows),
-        "compress/sparsity/target": target,
-        "compress/bits/weight": functional.weight_bits(rows),
-        "compress/bits/activation": functional.activation_bits(rows),
-        "compress/size_mb/dense": dense / MEGABYTE,
-        "compress/size_mb/packed": packed / MEGABYTE,
-        "compress/compression_ratio": dense / packed if packed else 1.0,
+        names.SPARSITY: functional.sparsity(rows),
+        names.SPARSITY_TARGET: target,
+        names.WEIGHT_BITS: functional.weight_bits(rows),
+        names.ACTIVATION_BITS: functional.activation_bits(rows),
+        names.DENSE_MB: dense / MEGABYTE,
+        names.PACKED_MB: packed / MEGABYTE,
+        names.COMPRESSION_RATIO: dense / packed if packed else 1.0,
     }
     operations = functional.bit_operations(rows, products)
-    return found if operations is None else {**found, "compress/bops": operations}
+    return found if operations is None else {**found, names.BOPS: operations}
 
 
 def phase(step: int, schedule: SparsitySchedule | None, quantization: Quantization | None) -> str:
@@ -82,10 +83,10 @@ def history_point(step: int, found: Mapping[str, float], phase: str) -> dict[str
     """
     return {
         "step": step,
-        "sparsity": found["compress/sparsity/global"],
-        "sparsity_target": found["compress/sparsity/target"],
-        "weight_bits": found["compress/bits/weight"],
-        "activation_bits": found["compress/bits/activation"],
+        "sparsity": found[names.SPARSITY],
+        "sparsity_target": found[names.SPARSITY_TARGET],
+        "weight_bits": found[names.WEIGHT_BITS],
+        "activation_bits": found[names.ACTIVATION_BITS],
         "phase": phase,
     }
 
@@ -100,7 +101,7 @@ def own_metrics(logged: Mapping[str, Any]) -> dict[str, float]:
         >>> own_metrics({"val/acc": 0.5, "train/loss": float("nan"), "compress/bits/weight": 8.0})
         {'val/acc': 0.5}
     """
-    found = {name: float(value) for name, value in logged.items() if not name.startswith("compress/")}
+    found = {name: float(value) for name, value in logged.items() if not name.startswith(names.PREFIX)}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -112,8 +113,8 @@ def bar_text(found: Mapping[str, float]) -> dict[str, str]:
         >>> bar_text({"compress/sparsity/global": 0.8, **bits})
         {'sparsity': '80.0%', 'bits': '8/8'}
     """
-    weight, activation = found["compress/bits/weight"], found["compress/bits/activation"]
+    weight, activation = found[names.WEIGHT_BITS], found[names.ACTIVATION_BITS]
     return {
-        "sparsity": f"{found['compress/sparsity/global']:.1%}",
+        "sparsity": f"{found[names.SPARSITY]:.1%}",
         "bits": f"{weight:.3g}/{activation:.3g}",
     }

@@ -123,9 +123,9 @@ def test_states_are_tensors_and_primitives(tmp_path: Path) -> None:
         (
             lambda folder: [CompressedCheckpoint(folder, save_on_exception=True)],
             {"accumulate_grad_batches": 4},
-            ["up to 3 batches", "keeps no place"],
+            ["up to 3 batches", "does not save its position"],
         ),
-        (lambda folder: [CompressedCheckpoint(folder, every_n_train_steps=3)], {}, ["keeps no place"]),
+        (lambda folder: [CompressedCheckpoint(folder, every_n_train_steps=3)], {}, ["does not save its position"]),
     ],
 )
 def test_a_run_says_what_a_resume_would_not_give_back(

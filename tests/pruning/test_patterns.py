@@ -59,6 +59,15 @@ def test_a_gradual_n_of_m_prunes_whole_groups_with_nested_masks_and_exact_counts
         before = mask
 
 
+def test_half_way_the_groups_whose_pruned_weights_are_smallest_come_first() -> None:
+    layer = nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        # By their sums the second group would be the smaller one.
+        layer.weight.copy_(torch.tensor([[0.1, 0.1, 9.0, 9.0], [1.0, 1.0, 1.0, 1.0]]))
+    Pruner(layer, final_sparsity=0.5, start=0, end=10, every=5, pattern="2:4", schedule="linear").step(5)
+    assert (layer.weight == 0).tolist() == [[True, True, False, False], [False] * 4]
+
+
 @settings(max_examples=40)
 @given(
     size=st.sampled_from([(1, 4), (4, 1), (2, 2), (8, 2)]),

@@ -12,9 +12,10 @@ from torch import nn
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.shards import WHOLE
 from lightning_compress.pruning import Pruner
-from lightning_compress.pruning.patterns import Pattern
+from lightning_compress.pruning.patterns import Pattern, parse_pattern
 from lightning_compress.pruning.prunable import Site
-from lightning_compress.pruning.regrowth import move_connections
+from lightning_compress.pruning.regrowth import drop_fraction_at, move_connections
+from lightning_compress.pruning.schedule import CURVES, SparsitySchedule
 
 
 def rigl(weight, mask, gradient, fraction):
@@ -177,3 +178,21 @@ def test_churn_is_the_share_of_masks_that_changed():
             assert pruner.churn == pytest.approx(float((now ^ before).double().mean()))
             return
     pytest.fail("no update changed a mask")
+
+
+def test_the_weakest_connections_are_dropped_whatever_their_sign():
+    layer = nn.Linear(6, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[-5.0, 0.1, 3.0, -0.2, 0.0, 0.0]]))
+    pattern = parse_pattern("unstructured", "pattern")
+    site = Site.of("weight", layer.weight, pattern, initial=0.0, final=0.3, floor=0.0, own=False)
+    site.infer_mask()
+    growth = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0, 2.0]])
+    assert move_connections([site], [growth], 0.5, [2], WHOLE) == 4
+    assert site.mask.tolist() == [[True, False, True, False, True, True]]
+
+
+def test_the_share_that_moves_falls_from_the_start_of_the_schedule():
+    schedule = SparsitySchedule(0.9, 0.9, 20, 120, 10, CURVES["constant"])
+    assert drop_fraction_at(70, schedule, 0.3) == pytest.approx(0.15)
+    assert drop_fraction_at(21, schedule, 0.3) == pytest.approx(0.3, abs=1e-3)

@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_compress import CompressionError
 from lightning_compress.quantization import find, prepare
+from lightning_compress.quantization.bit_schedule import BitSchedule
 from lightning_compress.quantization.model import Quantization
 from lightning_compress.quantization.quantizers.searched import _EVERY
 from lightning_compress.quantization.ranges import observers
@@ -161,3 +162,9 @@ def test_a_squared_error_range_of_activations_is_searched_for_at_every_tenth_for
         model(torch.randn(64, 4))
         moved.append(not torch.equal(before.nan_to_num(), quantizer.range.nan_to_num()))
     assert [step for step, one in enumerate(moved) if one] == [0, 10, 20]
+
+
+@pytest.mark.parametrize("plan", [{}, {0: 4, 0.5: 8}, {0: 8, 0.5: 8}, {0: 8, 0.5: None}])
+def test_bits_that_do_not_fall_are_refused(plan: dict[float, int | None]) -> None:
+    with pytest.raises(CompressionError, match="weight_bits"):
+        BitSchedule.of(plan, "weights", "demo.weight_bits")

@@ -155,7 +155,7 @@ def _expected(pruner: Pruner | None, settings: Settings | None, found: Diagnosis
         return {}
     if kind_of(settings.criterion).needs_gradient:
         found.notes.append(
-            "Which weights go is decided by gradients, so that sparsity by layer and sizes are not known beforehand."
+            "Which weights are pruned depends on gradients, so sparsity by layer and sizes are not known beforehand."
         )
         return {}
     with warnings.catch_warnings():
@@ -167,7 +167,7 @@ def _expected(pruner: Pruner | None, settings: Settings | None, found: Diagnosis
     if cut:
         listed = "; ".join(f"{name} keeps {kept[name]} of {pruner.masks[name].numel()} weights" for name in cut)
         found.warnings.append(
-            f"Cut dead or nearly so, judging by the present weights: {listed}. Next to nothing passes such a layer. "
+            f"Pruned completely or nearly so, by the present weights: {listed}. Almost nothing passes such a layer. "
             f"Set a higher layer_floor, distribution='erk', or a lower final_sparsity."
         )
     for name, mask in pruner.masks.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_compress.errors import CompressionError, closest
+from lightning_compress.monitoring.names import PREFIX
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -174,7 +175,7 @@ def read_report(folder: str | Path) -> Report | None:
 
 def _evaluations(metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics of validation and test passes, without those of training steps and of the compression itself."""
-    return {name: value for name, value in metrics.items() if not name.startswith(("train/", "compress/"))}
+    return {name: value for name, value in metrics.items() if not name.startswith(("train/", PREFIX))}
 
 
 def _flat(row: Row) -> Iterator[tuple[str, float]]:

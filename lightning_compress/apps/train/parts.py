@@ -71,7 +71,7 @@ class Parts:
                 continue
             logger = instantiate(node, f"logger.{name!s}")
             if reason := loggers.sink(logger).connect(silent=bool(OmegaConf.select(node, "settings.silent"))):
-                log.warning("W&B cannot be reached, and the run goes on offline (later: wandb sync). %s", reason)
+                log.warning("W&B cannot be reached, and the run continues offline (later: wandb sync). %s", reason)
                 # W&B has read its environment by now, which is all that WandbLogger's own switch would set.
                 logger = instantiate(node, f"logger.{name!s}", offline=True, mode="offline")
             found.append(logger)

@@ -49,8 +49,8 @@ def resume_limits(trainer: L.Trainer, pl_module: L.LightningModule) -> list[str]
     inside = [saver for saver in savers if _saves_inside_epochs(saver)]
     if inside and not _keeps_place(tree_leaves(trainer.train_dataloader)):
         found.append(
-            "a checkpoint from inside an epoch restarts that epoch's data, since the training loader keeps no place "
-            "(state_dict and load_state_dict, as torchdata's StatefulDataLoader has)."
+            "a checkpoint from inside an epoch restarts that epoch's data, since the training loader does not save its "
+            "position (state_dict and load_state_dict, as torchdata's StatefulDataLoader has)."
         )
     return [f"Resume: {line}" for line in found]
 

@@ -189,8 +189,9 @@ def _float_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _store(checkpoint: _Checkpoint, name: str, quantizer: WeightQuantizer, inputs: ActivationQuantizer | None) -> None:
-    bits, group = quantizer.spec.bits, quantizer.spec.group_size
-    integers, scale = quantizer.integers().cpu(), quantizer.scale().detach().float().cpu().clone()
+    weight = quantizer.quantized()
+    bits, group = weight.bits, weight.group_size
+    integers, scale = weight.integers.cpu(), weight.scale.float().cpu().clone()
     if group and integers.shape[1] % group:
         raise CompressionError(
             f"save_compressed_tensors: {name}: groups of {group} do not divide its {integers.shape[1]} inputs, which "

@@ -20,7 +20,7 @@ from lightning_compress.export.packed.codec.nonzero_values import LARGEST
 from lightning_compress.export.packed.layout import INTEGERS, PLAIN, POOLED, SAME, SPARSE, Entry
 from lightning_compress.export.packed.state_json import DEEPEST, is_deep, without_tensors
 from lightning_compress.quantization import Quantization, find
-from lightning_compress.quantization.fake_quantize.integers import quantize_weight_integers
+from lightning_compress.quantization.fake_quantize.integers import QuantizedWeight
 from lightning_compress.quantization.quantizers.weight import WeightQuantizer
 
 
@@ -106,9 +106,9 @@ class Packing:
             if memory in first:
                 entry = replace(entry, kind=SAME, chunk=first[memory])
             elif name in layers and tensor.numel():
-                scale = layers[name].scale().detach()
-                entry = self._add_integers(entry, layers[name], scale, index)
-                scales.append((index, scale))
+                weight = layers[name].quantized()
+                entry = self._add_integers(entry, weight, layers[name].channel_axis, index)
+                scales.append((index, weight.scale))
             elif (coded := self._add_sparse(entry, tensor, index)) is not None:
                 entry = coded
             else:
@@ -137,13 +137,10 @@ class Packing:
         self._add_plain(added, "quantizers")
         return tree
 
-    def _add_integers(self, entry: Entry, layer: WeightQuantizer, scale: torch.Tensor, index: int) -> Entry:
-        # As layer.integers(), without finding the scale a second time: that is a pass over the weight.
-        qmax, group = layer.spec.qmax, layer.spec.group_size
-        found = quantize_weight_integers(layer.weight.detach(), scale, layer.axis, -qmax, qmax, group_size=group)
-        integers = found.cpu().numpy()
+    def _add_integers(self, entry: Entry, weight: QuantizedWeight, channel_axis: int, index: int) -> Entry:
+        integers = weight.integers.cpu().numpy()
         if integers.size and max(int(integers.max()), -int(integers.min())) > LARGEST:
-            raise CompressionError(f"{entry.name}: its integers pass ±{LARGEST}, which the packed format ends at.")
+            raise CompressionError(f"{entry.name}: its integers exceed ±{LARGEST}, the largest of the packed format.")
         coded = weights.encode_integers(integers)
         self._bounds[index] = coded.entropy_bound
         self._add_chunk(coded, index, "values")
@@ -151,10 +148,10 @@ class Packing:
             entry,
             kind=INTEGERS,
             chunk=len(self.chunks) - 1,
-            axis=layer.axis,
+            axis=weight.axis,
             # A group that is wider than a channel is the channel.
-            group=min(group or 0, integers.size // max(integers.shape[layer.channel_axis], 1)),
-            bits=layer.spec.bits,
+            group=min(weight.group_size or 0, integers.size // max(integers.shape[channel_axis], 1)),
+            bits=weight.bits,
         )
 
     def _add_sparse(self, entry: Entry, tensor: torch.Tensor, index: int) -> Entry | None:

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.fake_quantize import reference as eager
 from lightning_compress.quantization.fake_quantize.scale_shapes import check_scale, spread_scale
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """A weight in integers, from which every file format is written: weight ≈ integers × scale.
+
+    Attributes:
+        integers: int8, the weight's shape.
+        scale: ``[]``, ``[C]`` along ``axis``, or ``[C, groups]``.
+        axis: Dimension along which scales differ; ``None`` with a single scale.
+        group_size: Inputs that share a scale, or ``None``.
+        bits: Bit width.
+    """
+
+    integers: torch.Tensor
+    scale: torch.Tensor
+    axis: int | None
+    group_size: int | None
+    bits: int
 
 
 def quantize_integers(

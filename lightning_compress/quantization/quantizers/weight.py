@@ -12,7 +12,7 @@ from torch import nn
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.candidates import Use, Weight
 from lightning_compress.quantization.fake_quantize import functional as kernels
-from lightning_compress.quantization.fake_quantize.integers import quantize_weight_integers
+from lightning_compress.quantization.fake_quantize.integers import QuantizedWeight, quantize_weight_integers
 from lightning_compress.quantization.quantizers.substitute import Shadow, Shadows
 from lightning_compress.quantization.quantizers.switch import Switch
 from lightning_compress.quantization.quantizers.weight_group import Ready, WeightGroup, connected
@@ -123,10 +123,15 @@ class WeightQuantizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
 
+    def quantized(self) -> QuantizedWeight:
+        """The weight as an export stores it."""
+        scale, group, qmax = self.scale().detach(), self.spec.group_size, self.spec.qmax
+        found = quantize_weight_integers(self.weight.detach(), scale, self.axis, -qmax, qmax, group_size=group)
+        return QuantizedWeight(found, scale, self.axis, group, self.spec.bits)
+
     def integers(self) -> torch.Tensor:
         """The integers that an export stores: int8, the weight's shape."""
-        grid = (self.scale(), self.axis, -self.spec.qmax, self.spec.qmax)
-        return quantize_weight_integers(self.weight.detach(), *grid, group_size=self.spec.group_size)
+        return self.quantized().integers
 
 
 class WeightShadows(Shadows):
