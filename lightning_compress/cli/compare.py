@@ -145,6 +145,7 @@ def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
     from rich.table import Table
 
     from lightning_compress.apps.compare.table import count, heads_for, rows
+    from lightning_compress.report.markdown_text import printable
 
     console = Console()
     best, kept = {job.name for job in choice.front}, {job.name for job in choice.kept}
@@ -154,11 +155,11 @@ def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
     # A narrow terminal has no room for how long the training took.
     shown = [index for index, head in enumerate(heads) if head != "Training" or console.width >= 100]
     for index in shown:
-        table.add_column(escape(heads[index]), justify="left" if index < 2 else "right", no_wrap=True)
+        table.add_column(escape(printable(heads[index])), justify="left" if index < 2 else "right", no_wrap=True)
     for job, cells in rows(sweep, limits, choice):
         chosen = choice.job is not None and job.name == choice.job.name
         mark = "→" if chosen else "◆" if job.name in best else ""
-        found = (escape(cells[index]) for index in shown)
+        found = (escape(printable(cells[index])) for index in shown)
         table.add_row(mark, *found, style="bold" if chosen else None if job.name in kept else "dim")
     console.print(f"{sweep.path}: {count(sweep)}", markup=False, highlight=False, soft_wrap=True)
     console.print()
@@ -167,15 +168,15 @@ def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
     for job in sweep.jobs:
         if job.status != "finished":
             line = f"{job.status.capitalize()}: {job.name}: {job.error}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True, style="red")
+            console.print(printable(line), markup=False, highlight=False, soft_wrap=True, style="red")
     limited = ", ".join(limits.described()) or "none"
     console.print(f"\nLimits: {limited}.", markup=False, highlight=False, soft_wrap=True)
-    console.print(choice.verdict, style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(choice.verdict), style="bold", markup=False, highlight=False, soft_wrap=True)
     for reason in choice.reasons:
-        console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(f"  {reason}"), markup=False, highlight=False, soft_wrap=True)
     if choice.next:
         console.print("What to try next:", style="bold")
     for sentence, command in choice.next:
-        console.print(f"  {sentence}", markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(f"  {sentence}"), markup=False, highlight=False, soft_wrap=True)
         if command is not None:
-            console.print(f"    {command}", markup=False, highlight=False, soft_wrap=True, style="dim")
+            console.print(printable(f"    {command}"), markup=False, highlight=False, soft_wrap=True, style="dim")

@@ -61,6 +61,7 @@ def _show(console: Console, found: Inspection, *, every: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from lightning_compress.report.markdown_text import printable
     from lightning_compress.report.number_text import NOTHING, percent, size, times
 
     console.print(f"{found.path} ({found.kind})", style="bold", markup=False, highlight=False, soft_wrap=True)
@@ -72,7 +73,7 @@ def _show(console: Console, found: Inspection, *, every: bool) -> None:
     for row in shown:
         empty = f" ({row.empty_channels} empty)" if row.empty_channels else ""
         table.add_row(
-            escape(row.name),
+            escape(printable(row.name)),
             "×".join(map(str, row.shape)) or "scalar",
             percent(row.sparsity),
             (NOTHING if row.pattern == "none" else row.pattern) + empty,
@@ -103,4 +104,4 @@ def _show(console: Console, found: Inspection, *, every: bool) -> None:
         ratio = times(totals["compression_ratio"])
         console.print(f"On disk: {size(totals['bytes'])}{zipped}; dense float32 ÷ on disk: {ratio}")
     for name, value in found.facts.items():
-        console.print(f"{name}: {value}", markup=False, highlight=False)
+        console.print(printable(f"{name}: {value}"), markup=False, highlight=False)

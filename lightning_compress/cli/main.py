@@ -70,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             traceback.print_exc()
         else:
-            print(f"error: {error}", file=sys.stderr)
+            from lightning_compress.report.markdown_text import printable
+
+            print(f"error: {printable(error)}", file=sys.stderr)
         return WRONG_USE
     except OSError as error:
         # A full disk or a closed place, wherever the libraries below met it; anything else is a fault of ours.

@@ -1,8 +1,9 @@
-"""Escaping of names and other text for Markdown."""
+"""Escaping of names and other text for Markdown and terminals."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _SIGNS = re.compile(r"[\\`*<>\[\]|$~]|(?<!\w)_|_(?!\w)|^[#+-](?=[\s#])")
 
@@ -14,7 +15,7 @@ def escaped(text: object) -> str:
         >>> escaped("net.$x$ <b>"), escaped("val_loss")
         ('net.\\\\$x\\\\$ \\\\<b\\\\>', 'val_loss')
     """
-    return _SIGNS.sub(lambda found: f"\\{found[0]}", " ".join(str(text).split()))
+    return _SIGNS.sub(lambda found: f"\\{found[0]}", printable(" ".join(str(text).split())))
 
 
 def code(text: object) -> str:
@@ -24,7 +25,20 @@ def code(text: object) -> str:
         >>> code("fc.weight"), code("a`b")
         ('`fc.weight`', '``a`b``')
     """
-    line = " ".join(str(text).split()).replace("|", "\\|")
+    line = printable(" ".join(str(text).split())).replace("|", "\\|")
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     space = " " if line.startswith("`") or line.endswith("`") or not line else ""
     return f"{fence}{space}{line}{space}{fence}"
+
+
+def printable(text: object) -> str:
+    r"""Text whose control and direction characters, which a terminal obeys, are written as escapes; lines stay.
+
+    Example:
+        >>> print(printable("fc\x1b[2J.weight"))
+        fc\x1b[2J.weight
+    """
+    return "".join(
+        sign if sign == "\n" or unicodedata.category(sign)[0] != "C" else sign.encode("unicode_escape").decode()
+        for sign in str(text)
+    )

@@ -216,3 +216,13 @@ def test_the_folder_of_a_run_stands_for_the_one_export_in_it(
     (other / "report.json").write_text(json.dumps(report))
     with pytest.raises(CompressionError, match=r"Give one of .*compressed, .*other"):
         run(tmp_path / "run")
+
+
+def test_no_name_in_a_file_reaches_the_terminal_as_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"fc\x1b[2J\x9b\u202e.weight": torch.ones(2, 2)}, tmp_path / "w.safetensors")
+    assert run(tmp_path / "w.safetensors") == 0
+    shown = capsys.readouterr().out
+    assert not set(shown) & set("\x1b\x9b\u202e")
+    assert "x1b" in shown
