@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -193,6 +194,37 @@ def test_a_limit_that_does_not_hold_is_a_warning_where_asked(tmp_path):
         fit(made(Module), export(tmp_path / "a", ("packed",), **limits))
     with pytest.warns(UserWarning, match="val/acc drops by"):
         fit(made(Module), export(tmp_path / "b", ("packed",), on_error="warn", **limits))
+
+
+def test_targets_that_a_stopped_training_did_not_reach_are_failures_of_the_report(tmp_path):
+    stopped = EarlyStopping("val/acc", mode="max", patience=1, min_delta=2.0)
+    found = export(tmp_path, ("packed",))
+    fit(made(Module), stopped, GradualMagnitudePruning(0.5), QuantizationAwareTraining(start=0.9), found, max_epochs=9)
+    sparsity, bits = read(tmp_path)["failures"]
+    assert "not 50.0%: training ended at optimizer step 8, before the last mask update at step 22" in sparsity
+    assert "Nothing is quantized: training ended at optimizer step 8, and quantization begins at step 32" in bits
+    whole = export(tmp_path / "whole", ("packed",))
+    fit(made(Module), GradualMagnitudePruning(0.5), QuantizationAwareTraining(start=0.5), whole)
+    assert whole.failures == ()
+
+
+class Packs(Module):
+    """A recurrent network over sequences of given lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(4, 4, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        lengths = torch.full((len(x),), 4)
+        packed = nn.utils.rnn.pack_padded_sequence(x[:, 0], lengths, batch_first=True, enforce_sorted=False)
+        return self.head(self.gru(packed)[1][-1])
+
+
+def test_packed_sequences_are_refused_by_their_name(tmp_path):
+    with pytest.raises(CompressionError, match=r"pack_padded_sequence reads the lengths .* padded sequence, and mask"):
+        fit(made(Packs), QuantizationAwareTraining(start=2), export(tmp_path, ("onnx",)))
 
 
 @pytest.mark.parametrize("sanity", [2, 0])

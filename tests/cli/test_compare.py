@@ -81,6 +81,13 @@ def test_nothing_that_keeps_the_limits_is_exit_code_1(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("sweep_dir")
+def test_where_packed_files_alone_keep_the_size_their_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "sweep", "--max-size", "30KB"]) == 1
+    assert "lightning-compress compare sweep --format packed" in capsys.readouterr().out
+    assert main(["compare", "sweep", "--max-size", "30KB", "--format", "packed"]) == 0
+
+
+@pytest.mark.usefixtures("sweep_dir")
 def test_the_terminal_shows_the_table_the_failure_and_the_choice(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "sweep", "--format", "packed"]) == 0
     text = capsys.readouterr().out

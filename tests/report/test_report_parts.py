@@ -35,6 +35,12 @@ def test_the_table_shows_the_three_versions_side_by_side() -> None:
     assert ["Runtime", "ONNX Runtime, float32", "PyTorch", "ONNX Runtime, int8"] in lines
 
 
+def test_weights_that_a_fit_began_with_are_not_called_dense() -> None:
+    found = example_report()
+    found["results"]["dense"]["source"] = "at start of fit"
+    assert text.metric_change(found, "test/acc") == "−0.28 points against the start of the fit"
+
+
 def test_the_curves_are_the_headline_metric_and_the_loss_with_validation_first() -> None:
     found = plots.curves(example_report())
     assert {tail: list(lines) for tail, lines in found.items()} == {"acc": ["val"], "loss": ["val", "train"]}
