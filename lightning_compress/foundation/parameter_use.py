@@ -77,8 +77,10 @@ def record_use(model: nn.Module, example_inputs: Any, field: str) -> ParameterUs
         >>> record_use(nn.Linear(4, 2), torch.zeros(1, 4), "demo").weights
         {'weight': 1}
     """
-    parameters = dict(model.named_parameters())
-    device = next(iter(parameters.values())).device
+    first = next(model.parameters(), None)
+    if first is None:
+        return ParameterUse()
+    device = first.device
     args, kwargs = call_arguments(
         pytree.tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example_inputs)
     )

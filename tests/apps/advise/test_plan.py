@@ -49,7 +49,7 @@ def planner() -> Planner:
     with EntryWatch(model, redirected=False, field="test") as entries, torch.no_grad():
         model.training_step(batches[0], 0)
     among = places(model, PRUNING, QUANTIZATION, (0.0, 0.5, 0.9), (8, 4, 2))
-    return Planner(TrainingBatches(model, batches, entries.entry(), "test"), among, QUANTIZATION)
+    return Planner(TrainingBatches(model, batches, entries.entry(), {}, "test"), among, QUANTIZATION)
 
 
 @pytest.fixture
