@@ -1,8 +1,9 @@
-"""The one error that this package raises for bad input."""
+"""The one error that this package raises for bad input, and the text of messages."""
 
 from __future__ import annotations
 
 import importlib.util
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -74,3 +75,16 @@ def reason(error: BaseException) -> str:
         ('bits: expected 8.', "KeyError: 'x'")
     """
     return str(error) if isinstance(error, CompressionError) else f"{type(error).__name__}: {first_line(error)}"
+
+
+def printable(text: object) -> str:
+    r"""Text whose control and direction characters, which a terminal obeys, are written as escapes; lines stay.
+
+    Example:
+        >>> print(printable("fc\x1b[2J.weight"))
+        fc\x1b[2J.weight
+    """
+    return "".join(
+        sign if sign == "\n" or unicodedata.category(sign)[0] != "C" else sign.encode("unicode_escape").decode()
+        for sign in str(text)
+    )

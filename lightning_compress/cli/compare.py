@@ -145,7 +145,7 @@ def _show(sweep: Sweep, limits: Limits, choice: Choice) -> None:
     from rich.table import Table
 
     from lightning_compress.apps.compare.table import count, heads_for, rows
-    from lightning_compress.report.markdown_text import printable
+    from lightning_compress.errors import printable
 
     console = Console()
     best, kept = {job.name for job in choice.front}, {job.name for job in choice.kept}

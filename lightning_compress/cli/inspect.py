@@ -61,7 +61,7 @@ def _show(console: Console, found: Inspection, *, every: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from lightning_compress.report.markdown_text import printable
+    from lightning_compress.errors import printable
     from lightning_compress.report.number_text import NOTHING, percent, size, times
 
     console.print(f"{found.path} ({found.kind})", style="bold", markup=False, highlight=False, soft_wrap=True)

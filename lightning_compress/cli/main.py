@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             traceback.print_exc()
         else:
-            from lightning_compress.report.markdown_text import printable
+            from lightning_compress.errors import printable
 
             print(f"error: {printable(error)}", file=sys.stderr)
         return WRONG_USE

@@ -74,15 +74,15 @@ class EvaluationData:
                 got=self.split,
                 fix=f"{self._other(module)}Define {step}, or give verify=False.",
             )
-        own = self.datamodule is None
-        source: Any = module if own else self.datamodule
-        kind: type = L.LightningModule if own else L.LightningDataModule
+        source: Any = module if self.datamodule is None else self.datamodule
+        kind: type = L.LightningModule if source is module else L.LightningDataModule
         if self.dataloaders is None and not is_overridden(loader, source, kind):
             raise CompressionError.field(
                 f"{field}.split",
                 expected="a split that has data",
                 got=self.split,
-                fix=f"{type(source).__name__} has no {loader}: give CompressedExport dataloaders=..., or verify=False.",
+                fix=f"{type(source).__name__} has no {loader}, and fit() was given none, or limit_{self.split}_batches "
+                "is 0. Give CompressedExport dataloaders=..., or verify=False.",
             )
 
     def _other(self, module: L.LightningModule) -> str:

@@ -1,9 +1,10 @@
-"""Escaping of names and other text for Markdown and terminals."""
+"""Escaping of names and other text for Markdown."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
+
+from lightning_compress.errors import printable
 
 _SIGNS = re.compile(r"[\\`*<>\[\]|$~]|(?<!\w)_|_(?!\w)|^[#+-](?=[\s#])")
 
@@ -29,16 +30,3 @@ def code(text: object) -> str:
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     space = " " if line.startswith("`") or line.endswith("`") or not line else ""
     return f"{fence}{space}{line}{space}{fence}"
-
-
-def printable(text: object) -> str:
-    r"""Text whose control and direction characters, which a terminal obeys, are written as escapes; lines stay.
-
-    Example:
-        >>> print(printable("fc\x1b[2J.weight"))
-        fc\x1b[2J.weight
-    """
-    return "".join(
-        sign if sign == "\n" or unicodedata.category(sign)[0] != "C" else sign.encode("unicode_escape").decode()
-        for sign in str(text)
-    )

@@ -575,9 +575,9 @@ def test_masked_scores_are_compared_and_reported(tmp_path):
     assert report["agreement"] >= 0.95
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["seen", "given"])
 @pytest.mark.parametrize(
-    ("precision", "dtype"), [("bf16-true", torch.float32), ("64-true", torch.float32), ("64-true", torch.float64)]
+    ("precision", "dtype", "given"),
+    [("bf16-true", torch.float32, False), ("64-true", torch.float32, True), ("64-true", torch.float64, False)],
 )
 def test_files_of_a_run_in_another_precision_are_in_float32(tmp_path, precision, dtype, given):
     data = DataLoader([(x.to(dtype), y) for x, y in dataset(64, 0)], batch_size=32)

@@ -112,7 +112,7 @@ def test_the_callback_exports_what_is_left_and_says_so(tmp_path: Path) -> None:
     ).fit(module, loader, loader)
     report = export.report
     assert report is not None
-    assert any("pruned channels and attention heads are gone" in note for note in report["notes"])
+    assert any("pruned channels and attention heads were removed" in note for note in report["notes"])
     shapes = [tuple(item.dims) for item in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer]
     assert (4, 4, 3, 3) in shapes
     assert (16, 16, 3, 3) not in shapes

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.shards import WHOLE, Shards
-from lightning_compress.pruning.masks import count_kept, stacked
+from lightning_compress.pruning.masks import count_kept, pack, stacked, unpack
 from lightning_compress.pruning.patterns import Pattern
 from lightning_compress.pruning.prunable import Prunable
 from lightning_compress.pruning.ranking.smallest import Pool, prune_pools
@@ -111,7 +111,8 @@ class _Ranked:
         # Of a single site ``check_floors`` has seen to it, and what was pruned before lies within its cap.
         alone = len(job.sites) == 1 and isinstance(job.count, Tensor)
         capped = not alone and any(site.cap < min(site.units, most) for site in job.sites)
-        before = [mask.clone() for mask in kept] if capped else []
+        # One bit an entry; an accelerator would have to wait for the packing.
+        before = [pack(mask) if mask.device.type == "cpu" else mask.clone() for mask in kept] if capped else []
         return cls(job.sites, job.scores, ranks, kept, before, list(range(len(job.sites))), [], job.count, job.absolute)
 
     def pool(self, members: Sequence[int], count: int | Tensor) -> Pool:
@@ -129,7 +130,8 @@ class _Ranked:
     def hold(self, over: Sequence[int]) -> None:
         """Start again, with the sites that went below their floors held at them."""
         for i in self.free:
-            self.kept[i].copy_(self.before[i])
+            kept, before = self.kept[i], self.before[i]
+            kept.copy_(before if before.dtype == torch.bool else unpack(before, kept.shape))
         self.held = [self.pool([i], self.sites[i].cap) for i in over]
         self.count -= sum(self.sites[i].cap for i in over)
         self.free = [i for i in self.free if i not in over]
