@@ -128,6 +128,43 @@ def _new_parameters() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_new_parameters")
+@pytest.mark.parametrize("range_", ["percentile", "mse"])
+def test_searched_ratios_of_weights_follow_a_network_that_is_moved(range_: str) -> None:
+    network, x = counts.Network(), torch.randn(4, 3, 16, 16)
+    quantization.prepare(network, range=range_, example_inputs=x)
+    network(x)
+    found, mode = quantization.find(network), counts.Simulated()
+    assert found is not None
+    assert {one.ratio.device.type for one in found.layers.values()} == {"cpu"}  # type: ignore[attr-defined]
+    with mode:
+        network.to(counts.DEVICE)
+        network(mode.tensor(x))
+    assert {one.ratio.device for one in found.layers.values()} == {counts.DEVICE}  # type: ignore[attr-defined]
+
+
+def test_learned_scales_are_moved_before_all_weights_are_quantized_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The data of a tensor with values cannot become that of one without, so that the move itself is not simulated.
+    network, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(2, 4)
+    quantization.prepare(network, range="learned", example_inputs=x)
+    found = list(quantization.find(network).layers.values())  # type: ignore[union-attr]
+    moved: list[Any] = []
+    monkeypatch.setattr(type(found[0]), "_follow", lambda one: moved.append(one))
+    type(found[0]).begin(found)
+    assert moved == found
+
+
+def test_a_restored_ratio_is_no_tensor_of_the_checkpoint() -> None:
+    network, x = nn.Linear(4, 4), torch.randn(2, 4)
+    quantization.prepare(network, range="mse", example_inputs=x)
+    network(x)
+    (one,) = quantization.find(network).layers.values()  # type: ignore[union-attr]
+    state = one.state_dict()
+    one.load_state_dict(state)
+    assert one.ratio.data_ptr() != state["ratio"].data_ptr()  # type: ignore[attr-defined]
+    assert torch.equal(one.ratio, state["ratio"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("_new_parameters")
 @pytest.mark.parametrize("range_", ["minmax", "percentile", "mse"])
 def test_ranges_follow_a_network_that_is_moved_after_it_was_prepared(range_: str) -> None:
     network, x = counts.Network(), torch.randn(4, 3, 16, 16)

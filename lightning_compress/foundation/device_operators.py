@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from lightning_compress.foundation import pytree
+
 _library = torch.library.Library("lightning_compress", "FRAGMENT")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -22,14 +24,15 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def served(x: torch.Tensor) -> bool:
     """Whether the operators serve a tensor: on a CUDA or ROCm device with Triton, or a fake tensor on any accelerator.
 
-    Not while ``torch.compile`` or ``torch.export`` traces: they fuse plain operations themselves.
+    Not while ``torch.compile`` or ``torch.export`` traces: they fuse plain operations themselves. Nor inside of
+    ``torch.func``, whose transforms take plain operations apart.
 
     Args:
         x: A tensor of any device, dtype and shape.
     """
     if x.device.type in ("cpu", "meta") or x.dtype not in _DTYPES or x.layout is not torch.strided or not x.numel():
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return False
     if isinstance(x, FakeTensor):
         return True
@@ -54,9 +57,23 @@ def operator(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) 
     """
     name = schema.partition("(")[0]
     _library.define(schema)
-    _library.impl(name, launch, "CompositeExplicitAutograd")
+    _library.impl(name, on_device_of_arguments(launch), "CompositeExplicitAutograd")
     _library.impl(name, fake, "Meta")
     return getattr(torch.ops.lightning_compress, name).default
+
+
+def on_device_of_arguments(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """A launch on the device of its first tensor: Triton launches on the current one, whatever the tensors' is."""
+
+    @functools.wraps(launch)
+    def launched(*arguments: Any) -> Any:
+        first = next(x for x in pytree.tree_leaves(arguments) if isinstance(x, torch.Tensor))
+        if first.device.type != "cuda":
+            return launch(*arguments)
+        with torch.cuda.device(first.device):
+            return launch(*arguments)
+
+    return launched
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:

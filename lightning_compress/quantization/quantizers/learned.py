@@ -64,14 +64,18 @@ class LearnedWeightQuantizer(WeightQuantizer):
             return value
         if self.fixed_scale is not None or not (self.started or self.switch.learning):
             return super().fake_quantize()
-        if self.log_scale.device != self.weight.device:
-            self.log_scale.data = self.log_scale.data.to(self.weight.device)
+        self._follow()
         if not self.started and transformed():
             look(self.weight, self._start)
         else:
             self.begin([self])
         qmax, log_scale = self.spec.qmax, self.log_scale if self.switch.learning else self.log_scale.detach()
         return learned_fake_quantize(self.weight, log_scale.exp(), -qmax, qmax, self._factor, axis=self.axis or 0)
+
+    def _follow(self) -> None:
+        """Move the scales to where the weight is."""
+        if self.log_scale.device != self.weight.device:
+            self.log_scale.data = self.log_scale.data.to(self.weight.device)
 
     @property
     def _factor(self) -> float:
@@ -85,6 +89,8 @@ class LearnedWeightQuantizer(WeightQuantizer):
     @classmethod
     def begin(cls, quantizers: Sequence[LearnedWeightQuantizer]) -> None:
         """Give those without scales the ones of least squared error, all at once where an operator does."""
+        for one in quantizers:
+            one._follow()
         new = [one for one in quantizers if not one.started]
         if not new:
             return

@@ -58,6 +58,9 @@ class SearchedWeightQuantizer(WeightQuantizer):
     @classmethod
     def begin(cls, quantizers: Sequence[SearchedWeightQuantizer]) -> None:
         """Search for the ratios that are due, all at once where an operator does."""
+        for one in quantizers:
+            if one.ratio is not None and one.ratio.device != one.weight.device:
+                one.ratio = one.ratio.to(one.weight.device)
         learning = [one for one in quantizers if one.switch.learning]
         due = [one for one in learning if one.ratio is None or one._forwards == _EVERY]
         if due:
@@ -82,7 +85,7 @@ class SearchedWeightQuantizer(WeightQuantizer):
     @classmethod
     def factors(cls, quantizers: Sequence[SearchedWeightQuantizer]) -> tuple[torch.Tensor, bool]:
         """The ratios in a row."""
-        ratios = [torch.as_tensor(one.ratio, device=one.weight.device) for one in quantizers]
+        ratios = [one.ratio for one in quantizers if one.ratio is not None]
         return torch.cat([ratio if ratio.ndim == 1 else ratio.reshape(-1) for ratio in ratios]), False
 
     def change(self, spec: WeightSpec) -> None:
@@ -96,7 +99,7 @@ class SearchedWeightQuantizer(WeightQuantizer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
-        self.ratio = state["ratio"]
+        self.ratio = None if state["ratio"] is None else state["ratio"].clone()
         self._forwards = int(state["forwards"])
 
     def _largest(self) -> torch.Tensor:

@@ -184,7 +184,7 @@ class _PlacedLearned(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
         ctx.group.drop()
         if grad is None:
-            return [None] * 6
+            return (None,) * 6
         (weight,) = ctx.saved_tensors
         axis, qmax, factor = ctx.settings
         adds = ctx.log_scale.requires_grad and accumulates(ctx, 1)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lightning_compress.errors import CompressionError
 from lightning_compress.foundation.device_operators import dense
 from lightning_compress.quantization.fake_quantize.gpu import operators
 
@@ -152,6 +153,11 @@ class _Learn(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
         if grad is None:
             return None, None, None
+        if torch.is_grad_enabled():
+            raise CompressionError(
+                "range='learned' gives no gradients of gradients on an accelerator (create_graph=True): take "
+                "range='minmax', 'percentile' or 'mse' for a loss that needs them."
+            )
         codes, grid = ctx.saved_tensors
         log_scale, shift, width = ctx.parameters
         adds = log_scale.requires_grad and accumulates(ctx, 1)
