@@ -10,10 +10,8 @@ import lightning as L
 from torch import Tensor
 
 from lightning_compress.delivery.dense_baseline import read_dense, refuse_other_model, save_dense
-from lightning_compress.export.formats import GIVEN
+from lightning_compress.export.formats import AT_RESUME, AT_START, GIVEN
 from lightning_compress.foundation.checksum import sha256
-
-AT_START, AT_RESUME = "at start of fit", "at resume, compressed already"
 
 
 class DenseWeights:

@@ -195,13 +195,13 @@ def _fixed(model: nn.Module, computed: Mapping[str, ComputedWeight], example_inp
 
 
 def _kept(module: nn.Module, attribute: str, computed: torch.Tensor) -> torch.Tensor:
-    """What a module keeps in the place of what it computes."""
+    """What a module keeps instead of what it computes."""
     kept: torch.Tensor = getattr(module, attribute)
     return kept
 
 
 def _each(weight: ComputedWeight, function: Callable[[str, torch.Tensor], torch.Tensor]) -> CallHandle:
-    """Put what a function makes of a name and a tensor in the place of a computed weight and its bias."""
+    """Replace a computed weight and its bias by what a function makes of a name and the tensor."""
     at = weight.use.place
     paths = {f"computed_{at.function}_{at.call}": at.path}
     if weight.use.bias is not None:

@@ -69,7 +69,7 @@ class FileFormat:
         """Refuse a model that the format cannot hold and that can be traced all the same.
 
         Raises:
-            CompressionError: It is such a model.
+            CompressionError: The format cannot hold it.
         """
 
     def run_notes(self, path: Path) -> list[str]:

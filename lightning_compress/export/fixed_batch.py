@@ -1,15 +1,60 @@
-"""Running a file whose batch is fixed on any number of samples."""
+"""Files whose batch is fixed: written once they gave what the model gives, and run on any number of samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.foundation.atomic_write import replacing
+from lightning_compress.foundation.output_difference import same_outputs
+from lightning_compress.foundation.pytree import tree_leaves
 
 Run = Callable[[list[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class FixedBatchFile:
+    """A written file.
+
+    Attributes:
+        path: Where it is.
+        bytes: Its size.
+        batch_size: Samples of one call, which are fixed.
+    """
+
+    path: Path
+    bytes: int
+    batch_size: int
+
+
+def write_checked(
+    path: Path, data: bytes, run: Callable[[Path], list[Tensor]], expected: Any, batch_size: int, field: str
+) -> FixedBatchFile:
+    """Write a file, replaced atomically once it gave what the program gives.
+
+    Args:
+        path: Where to write.
+        data: The file's contents.
+        run: Runs a file on the inputs of ``expected``.
+        expected: What the program gives, a tensor or a structure of tensors.
+        batch_size: Samples of one call.
+        field: Name of the caller, for messages.
+
+    Raises:
+        CompressionError: The file gives other outputs, or nothing can be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+        leaves = [leaf for leaf in tree_leaves(expected) if isinstance(leaf, Tensor)]
+        if not same_outputs(run(temporary), leaves, least=1e-6):
+            raise CompressionError(f"{field}: {path} gives other outputs than the program it was written from.")
+    return FixedBatchFile(path, path.stat().st_size, batch_size)
 
 
 def run_in_batches(run: Run, given: list[Tensor], shapes: Sequence[Sequence[object]], name: str) -> list[Tensor]:

@@ -21,7 +21,8 @@ FORMATS: dict[str, FileFormat] = {
 }
 """In the order in which one counts as deployed: what a runtime computes in integers before what is only stored."""
 DENSE_STATE, DENSE_ONNX = "dense.safetensors", "dense.onnx"
-GIVEN = "given"
+GIVEN, AT_START, AT_RESUME = "given", "at start of fit", "at resume, compressed already"
+"""Where the dense weights of a comparison are from, as reports name it."""
 REPORTS = ("report.json", "report.md", "report.html")
 
 

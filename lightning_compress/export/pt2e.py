@@ -6,7 +6,10 @@ look for their patterns. Runtimes of fully integer graphs share the passes that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +20,19 @@ from lightning_compress.errors import CompressionError
 
 # What moves values without changing them: quantized before it, they are quantized behind it.
 _MOVES = frozenset({"flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "slice", "select"})
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What converters of this form and their imports report: progress, hardware and libraries that are not there."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def register() -> Any:

@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lightning_compress.foundation import pytree
-
 _library = torch.library.Library("lightning_compress", "FRAGMENT")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -63,15 +61,19 @@ def operator(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) 
 
 
 def on_device_of_arguments(launch: Callable[..., Any]) -> Callable[..., Any]:
-    """A launch on the device of its first tensor: Triton launches on the current one, whatever the tensors' is."""
+    """A launch on the device of its first argument: Triton launches on the current one, whatever the tensors' is.
+
+    Args:
+        launch: Its first argument is a tensor or a list of them.
+    """
 
     @functools.wraps(launch)
-    def launched(*arguments: Any) -> Any:
-        first = next(x for x in pytree.tree_leaves(arguments) if isinstance(x, torch.Tensor))
-        if first.device.type != "cuda":
-            return launch(*arguments)
-        with torch.cuda.device(first.device):
-            return launch(*arguments)
+    def launched(first: Any, *rest: Any) -> Any:
+        device = (first if isinstance(first, torch.Tensor) else first[0]).device
+        if device.type != "cuda":
+            return launch(first, *rest)
+        with torch.cuda.device(device):
+            return launch(first, *rest)
 
     return launched
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_compress.export.formats import AT_RESUME, AT_START
 from lightning_compress.report.number_text import (
     NOTHING,
     change,
@@ -17,8 +18,8 @@ from lightning_compress.report.number_text import (
     times,
 )
 
-BEGINNINGS = ("at start", "at resume")
-"""How the source of weights begins that a fit began with."""
+BEGINNINGS = (AT_START, AT_RESUME)
+"""Sources of weights that a fit began with."""
 VERSIONS = {"dense": "Dense", "fake_quantized": "Fake-quantized", "deployed": "Deployed"}
 
 
@@ -100,7 +101,7 @@ def metric_change(report: Mapping[str, Any], name: str) -> str | None:
     after = None if deployed is None else deployed["metrics"].get(name)
     if before is None or after is None:
         return None
-    control = "the start of the fit" if (dense["source"] or "").startswith(BEGINNINGS) else "dense"
+    control = "the start of the fit" if dense["source"] in BEGINNINGS else "dense"
     samples = report["samples"]
     if samples and is_share(name) and 0 <= before <= 1 and 0 <= after <= 1:
         error = math.sqrt((before * (1 - before) + after * (1 - after)) / samples)

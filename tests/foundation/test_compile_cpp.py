@@ -53,7 +53,7 @@ def test_the_first_compile_says_what_it_does_and_the_next_process_finds_it(
     assert not caplog.messages
 
 
-def test_a_changed_header_is_compiled_anew(cache: Path, tmp_path: Path) -> None:
+def test_a_changed_header_is_compiled_again(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "answer.cpp").write_text('#include "number.h"\nextern "C" int answer() { return NUMBER; }\n')
     for number in (42, 43, 42):
         (tmp_path / "number.h").write_text(f"#define NUMBER {number}\n")

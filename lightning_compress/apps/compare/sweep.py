@@ -253,7 +253,7 @@ def _job(
         overrides=overrides,
         metrics=_finite(deployed["metrics"]),
         dense_metrics={} if dense is None else _finite(dense["metrics"]),
-        dense_trained=dense is not None and not (dense["source"] or "").startswith(BEGINNINGS),
+        dense_trained=dense is not None and dense["source"] not in BEGINNINGS,
         bytes=int(size),
         files=files,
         dense_bytes=None if dense is None else dense["bytes"],

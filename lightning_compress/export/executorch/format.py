@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from lightning_compress.export.executorch.write import (
-    ExecuTorchFile,
     ExecuTorchModel,
     executorch_name,
     to_executorch,
 )
 from lightning_compress.export.file_format import GraphFormat, OpenFile, one_by_one
+from lightning_compress.export.fixed_batch import FixedBatchFile
 
 
 class ExecuTorch(GraphFormat):
@@ -22,7 +22,7 @@ class ExecuTorch(GraphFormat):
 
     name, file, package, dense = "executorch", "model.pte", "ExecuTorch", "own"
 
-    def write(self, model: nn.Module, example_inputs: Any, path: Path, **settings: Any) -> ExecuTorchFile:
+    def write(self, model: nn.Module, example_inputs: Any, path: Path, **settings: Any) -> FixedBatchFile:
         """Write a model."""
         return to_executorch(model, example_inputs, path)
 

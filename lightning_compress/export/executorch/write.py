@@ -7,11 +7,7 @@ Train with ``backend="executorch"``: XNNPACK's integer operators write integers,
 from __future__ import annotations
 
 import importlib
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +16,15 @@ from torch import nn
 
 from lightning_compress.errors import CompressionError, first_line, refuse_missing
 from lightning_compress.export.executorch.xnnpack import for_xnnpack
-from lightning_compress.export.pt2e import to_pt2e
+from lightning_compress.export.fixed_batch import FixedBatchFile, write_checked
+from lightning_compress.export.pt2e import quiet, to_pt2e
 from lightning_compress.export.signatures import input_names
 from lightning_compress.export.trace import trace
-from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.foundation.example_inputs import call_arguments, first_samples
 from lightning_compress.foundation.nested import mapped
-from lightning_compress.foundation.output_difference import same_outputs
-from lightning_compress.foundation.pytree import tree_leaves
 
 
-@dataclass(frozen=True)
-class ExecuTorchFile:
-    """A written ``.pte`` file.
-
-    Attributes:
-        path: Where it is.
-        bytes: Its size.
-        batch_size: Samples of one call, which are fixed.
-    """
-
-    path: Path
-    bytes: int
-    batch_size: int
-
-
-def to_executorch(model: nn.Module, example_inputs: Any, path: str | Path, *, batch_size: int = 1) -> ExecuTorchFile:
+def to_executorch(model: nn.Module, example_inputs: Any, path: str | Path, *, batch_size: int = 1) -> FixedBatchFile:
     """Write a model, quantized or float, as a ``.pte`` file, and load and run it once.
 
     Memory for every intermediate value is planned in the file, so the batch size is fixed.
@@ -70,13 +49,14 @@ def to_executorch(model: nn.Module, example_inputs: Any, path: str | Path, *, ba
     to_pt2e(program, signed=True)
     for_xnnpack(program)
     data = _lowered(program)
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-        actual = ExecuTorchModel(temporary, model.forward)(*args, **kwargs)
-        theirs = [leaf for leaf in tree_leaves(expected) if isinstance(leaf, torch.Tensor)]
-        if not same_outputs(actual, theirs, least=1e-6):
-            raise CompressionError(f"to_executorch: {path} gives other outputs than the program it was written from.")
-    return ExecuTorchFile(path, path.stat().st_size, batch_size)
+    return write_checked(
+        path,
+        data,
+        lambda file: ExecuTorchModel(file, model.forward)(*args, **kwargs),
+        expected,
+        batch_size,
+        "to_executorch",
+    )
 
 
 class ExecuTorchModel:
@@ -143,19 +123,6 @@ def executorch_name() -> str:
     from importlib.metadata import version
 
     return f"ExecuTorch {version('executorch')}, XNNPACK, CPU"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """ExecuTorch's imports report libraries for processors that are not there."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def _lowered(program: torch.export.ExportedProgram) -> bytes:

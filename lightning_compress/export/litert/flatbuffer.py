@@ -52,7 +52,7 @@ def changed(data: bytes, *, floats: bool, last: bool) -> bytes:
 def _converted(
     model: Any, tensors: list[int], names: list[Any], kind: str, order: Callable[[int, int], tuple[int, int]]
 ) -> list[Any]:
-    """Put float tensors in the place of integer ones; gives the operators between the two."""
+    """Replace integer tensors by float ones; gives the operators between the two."""
     from ai_edge_litert import schema_py_generated as schema
 
     graph, operators = model.subgraphs[0], []

@@ -11,11 +11,12 @@ from torch import nn
 
 from lightning_compress.export.activations import Activation, Activations
 from lightning_compress.export.file_format import GraphFormat, OpenFile
+from lightning_compress.export.fixed_batch import FixedBatchFile
 from lightning_compress.export.integer_share import IntegerShare
 from lightning_compress.export.litert.integer_operators import litert_integer_share
 from lightning_compress.export.litert.run import LiteRTModel, litert_name
 from lightning_compress.export.litert.settings import LiteRTSettings
-from lightning_compress.export.litert.write import LiteRTFile, to_litert
+from lightning_compress.export.litert.write import to_litert
 
 
 class LiteRT(GraphFormat):
@@ -32,7 +33,7 @@ class LiteRT(GraphFormat):
         *,
         litert: LiteRTSettings | None = None,
         **settings: Any,
-    ) -> LiteRTFile:
+    ) -> FixedBatchFile:
         """Write a model."""
         return to_litert(model, example_inputs, path, **asdict(litert or LiteRTSettings()))
 

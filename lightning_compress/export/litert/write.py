@@ -7,11 +7,6 @@ integer kernels read and write integers, so every output needs a quantizer.
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError, first_line, refuse_missing
+from lightning_compress.export.fixed_batch import FixedBatchFile, write_checked
 from lightning_compress.export.litert.flatbuffer import changed
 from lightning_compress.export.litert.program import for_litert
 from lightning_compress.export.litert.run import LiteRTModel
 from lightning_compress.export.litert.settings import Layout, LiteRTSettings, Values
-from lightning_compress.export.pt2e import to_pt2e
+from lightning_compress.export.pt2e import quiet, to_pt2e
 from lightning_compress.export.trace import trace
-from lightning_compress.foundation.atomic_write import replacing
 from lightning_compress.foundation.example_inputs import call_arguments, first_samples
 from lightning_compress.foundation.nested import mapped
-from lightning_compress.foundation.output_difference import same_outputs
-from lightning_compress.foundation.pytree import tree_leaves
-
-
-@dataclass(frozen=True)
-class LiteRTFile:
-    """A written ``.tflite`` file.
-
-    Attributes:
-        path: Where it is.
-        bytes: Its size.
-        batch_size: Samples of one call, which are fixed.
-    """
-
-    path: Path
-    bytes: int
-    batch_size: int
 
 
 def to_litert(
@@ -55,7 +33,7 @@ def to_litert(
     batch_size: int = 1,
     layout: Layout = "channels_first",
     values: Values = "float32",
-) -> LiteRTFile:
+) -> FixedBatchFile:
     """Write a model, quantized or float, as a ``.tflite`` file, and load and run it once.
 
     Args:
@@ -89,12 +67,9 @@ def to_litert(
     data = _converted(program.module(), (*example, *named.values()), layout)
     if values == "float32" or layout == "channels_last":
         data = changed(data, floats=values == "float32", last=layout == "channels_last")
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-        actual = LiteRTModel(temporary, model.forward)(*args, **kwargs)
-        if not same_outputs(actual, [leaf for leaf in tree_leaves(expected) if isinstance(leaf, Tensor)], least=1e-6):
-            raise CompressionError(f"to_litert: {path} gives other outputs than the program it was written from.")
-    return LiteRTFile(path, path.stat().st_size, batch_size)
+    return write_checked(
+        path, data, lambda file: LiteRTModel(file, model.forward)(*args, **kwargs), expected, batch_size, "to_litert"
+    )
 
 
 class _ChannelsLast(nn.Module):
@@ -128,16 +103,3 @@ def _converted(module: nn.Module, example: tuple[Tensor, ...], layout: Layout) -
             return bytes(litert_torch.convert(module, example, quant_config=quantized).model_content())
     except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, KeyError) as error:
         raise CompressionError(f"to_litert: litert-torch cannot convert the model: {first_line(error)}.") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """litert-torch and what it imports report progress and hardware that is not there."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
